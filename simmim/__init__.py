@@ -1,0 +1,31 @@
+"""simmim: SimMIM pretraining, fine-tuning and resolution transfer of Swin Transformer encoders.
+
+Names load on first use, so that the command line answers without importing torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simmim.checkpoints.encoder_file import load_encoder, save_encoder
+    from simmim.encoder import create_encoder
+
+try:
+    __version__ = version("simmim")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "0+unknown"
+
+_HOME = {
+    "create_encoder": "simmim.encoder",
+    "load_encoder": "simmim.checkpoints.encoder_file",
+    "save_encoder": "simmim.checkpoints.encoder_file",
+}
+
+__all__ = ["create_encoder", "load_encoder", "save_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'simmim' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -1,0 +1,99 @@
+"""Checkpoints by steps and by time, written beside and renamed, so that none is ever half there."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from simmim.errors import UserError
+
+
+class Checkpoints(pl.Callback):
+    """Writes `checkpoints/step-….ckpt` and `checkpoints/last.ckpt` below the run directory.
+
+    Args:
+        every_n_steps: write after every so many optimiser steps (None: not by steps).
+        every_minutes: write when so much time has passed since the last one (None: not by time).
+        keep: how many of the newest to keep; `last.ckpt` is the newest of them.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 30.0,
+        keep: int = 1,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(
+                f"save.every_n_steps {every_n_steps} is not positive; use 1000, or null"
+            )
+        if every_minutes is not None and every_minutes <= 0:
+            raise UserError(f"save.every_minutes {every_minutes} is not positive; use 30, or null")
+        if keep < 1:
+            raise UserError(f"save.keep {keep} would keep no checkpoint; use 1 or more")
+        self.folder = Path(run_dir, "checkpoints")
+        self.every_n_steps = every_n_steps
+        self.every_seconds = every_minutes * 60 if every_minutes is not None else None
+        self.keep = keep
+        self._saved_step = -1
+        self._saved_time = time.monotonic()
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock; what a resumed run starts from is saved already."""
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Writes where a step just finished and one is due."""
+        if trainer.global_step == self._saved_step:
+            return
+        by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        waited = time.monotonic() - self._saved_time
+        by_time = self.every_seconds is not None and waited >= self.every_seconds
+        # All ranks write together: the first one's clock decides.
+        if by_steps or trainer.strategy.broadcast(by_time):
+            self.save(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the final state."""
+        if trainer.global_step != self._saved_step:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Writes the run's state and removes what is older than the newest `keep`."""
+        path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        beside = path.with_suffix(".partial")
+        trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            os.replace(beside, path)
+            _point(self.last, path)
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink()
+        trainer.strategy.barrier("checkpoint written")
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+
+
+def _point(last: Path, newest: Path) -> None:
+    """Makes `last` the same file as `newest` at once: a second name, or a copy where none can be."""
+    beside = last.with_suffix(".partial")
+    beside.unlink(missing_ok=True)
+    try:
+        os.link(newest, beside)
+    except OSError:
+        shutil.copyfile(newest, beside)
+    os.replace(beside, last)

@@ -1,0 +1,114 @@
+"""One bar for the whole run: step, loss, images/s, time left."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from simmim.callbacks.throughput import Throughput
+
+# Where no terminal shows a bar (a log file, a batch job), a line this often.
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class RunProgress(ProgressBar):
+    """A rich bar over all optimiser steps on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        super().__init__()
+        self.throughput = throughput
+        self._console = get_console()
+        self._progress: Progress | None = None
+        self._started = 0.0
+        self._first_step = 0
+        self._total_steps = 0
+        self._last_line = 0.0
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Shows nothing (Lightning calls this on all ranks but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows the bar."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the bar up."""
+        super().on_train_start(trainer, pl_module)
+        self._started = self._last_line = time.monotonic()
+        self._first_step = trainer.global_step
+        self._total_steps = int(trainer.estimated_stepping_batches)
+        if self._enabled and self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[figures]}"),
+                console=self._console,
+            )
+            self._progress.add_task("train", total=self._total_steps, figures="")
+            self._progress.start()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Moves the bar, or prints a line if it is time for one."""
+        if not self._enabled:
+            return
+        now = time.monotonic()
+        if self._progress is not None:
+            task = self._progress.task_ids[0]
+            self._progress.update(
+                task, completed=trainer.global_step, figures=self._figures(trainer, now)
+            )
+        elif not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            step = f"step {trainer.global_step}/{self._total_steps}"
+            self._console.print(
+                f"{step}  {self._figures(trainer, now)}", highlight=False, soft_wrap=True
+            )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the finished bar on the screen."""
+        self._stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Gives the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _figures(self, trainer: pl.Trainer, now: float) -> str:
+        figures = []
+        loss = trainer.callback_metrics.get("train/loss")
+        if loss is not None:
+            figures.append(f"loss {float(loss):.4f}")
+        rate = self.throughput.images_per_second
+        if rate is not None:
+            figures.append(f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s")
+        done = trainer.global_step - self._first_step
+        if done > 0:
+            left = (now - self._started) / done * (self._total_steps - trainer.global_step)
+            figures.append(f"{show_duration(left)} left")
+        return "  ".join(figures)
+
+
+def show_duration(seconds: float) -> str:
+    """`1:05` for 65 seconds, `2:00:00` for two hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,82 @@
+"""How fast a run goes and how much memory it takes."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+# The first steps compile, tune and fill caches; they are no measure of the rest.
+_WARMUP_BATCHES = 5
+
+
+class Throughput(pl.Callback):
+    """Logs `train/images_per_second` over all devices, data and logging included.
+
+    `images_per_second` is the mean over the run but for its first batches and its validations;
+    `first_step_seconds` is how long after its creation the first batch began.
+    """
+
+    def __init__(self, batch_size: int, log_every_n_steps: int) -> None:
+        self.batch_size = batch_size
+        self.log_every_n_steps = log_every_n_steps
+        self._created = time.monotonic()
+        self._batches = 0
+        self._seconds = 0.0
+        self._last_end: float | None = None
+        self._recent: tuple[int, float] = (0, 0.0)
+        self._images_per_batch = batch_size
+        self.first_step_seconds: float | None = None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Mean rate so far; None before it can be told."""
+        if self._seconds == 0:
+            return None
+        return self._batches * self._images_per_batch / self._seconds
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts the images of all devices."""
+        self._images_per_batch = self.batch_size * trainer.world_size
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Notes when the first step began."""
+        if self.first_step_seconds is None:
+            self.first_step_seconds = time.monotonic() - self._created
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Times from the end of one batch to the end of the next, so that waiting for data counts."""
+        now = time.monotonic()
+        if self._last_end is not None and trainer.global_step > _WARMUP_BATCHES:
+            self._batches += 1
+            self._seconds += now - self._last_end
+        self._last_end = now
+        if trainer.global_step % self.log_every_n_steps == 0:
+            batches, seconds = self._batches - self._recent[0], self._seconds - self._recent[1]
+            if batches:
+                rate = batches * self._images_per_batch / seconds
+                pl_module.log("train/images_per_second", rate, batch_size=self.batch_size)
+                self._recent = (self._batches, self._seconds)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the validation out of the next batch's time."""
+        self._last_end = None
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held at once: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

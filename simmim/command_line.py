@@ -1,0 +1,122 @@
+"""Commands: a Hydra configuration in, one clear line out for whatever the user can mend.
+
+Nothing here imports torch before a configuration is composed, so that `--help` answers at once.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from simmim.errors import UserError
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def config_directory() -> Path:
+    """`conf/`: inside the package where a wheel put it, beside the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def run_command(stage: str) -> None:
+    """Composes `conf/<stage>.yaml` with the command line and runs `simmim.stages.<stage>`.
+
+    A mistake that the user can mend is one line on stderr and exit code 2; `HYDRA_FULL_ERROR=1`
+    shows the traceback instead.
+    """
+    wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+
+    @hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=stage)
+    def command(config: DictConfig) -> None:
+        hydra_config = HydraConfig.get()
+        try:
+            run_stage(stage, config, hydra_config.runtime.output_dir)
+        except Exception as error:
+            # In a sweep, Hydra notes the job's failure and goes on.
+            if wants_traceback or hydra_config.mode == RunMode.MULTIRUN:
+                raise
+            exit_if_mendable(error, stage)
+            raise
+
+    # Hydra then lets errors through instead of printing them in its own way.
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        command()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        if not wants_traceback:
+            exit_if_mendable(error, stage)
+        raise
+    finally:
+        if not wants_traceback:
+            os.environ.pop(_FULL_ERROR, None)
+
+
+def run_stage(stage: str, config: DictConfig, run_dir: str) -> Any:
+    """Checks the configuration and calls `simmim.stages.<stage>` with it; imports torch."""
+    from simmim import configuration, stages
+
+    function: Callable[..., Any] = getattr(stages, stage)
+    with open_dict(config):
+        config.run_dir = run_dir
+    configuration.check(config, function)
+    return function(**{str(name): value for name, value in config.items()})
+
+
+def exit_if_mendable(error: BaseException, stage: str) -> None:
+    """Prints one line and exits with code 2 if the error, or what caused it, is the user's to mend."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    mendable = cause or error
+    if isinstance(mendable, (UserError, ConfigCompositionException, OmegaConfBaseException)):
+        print(f"error: {explain(mendable, stage)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: BaseException, stage: str) -> str:
+    """One line for a mistake: the value, the constraint, the way out."""
+    message = str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={choice} is unknown; use {', '.join(sorted(error.options))}"
+    if unknown := re.search(r"Could not override '([^']+)'", message):
+        return _unknown_option(unknown[1], list(_option_names(stage)))
+    if unknown := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        choices = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
+        return f"{unknown[1]}={unknown[2]} is unknown; use {', '.join(sorted(choices))}"
+    return "; ".join(line.strip() for line in message.splitlines() if line.strip())
+
+
+def _unknown_option(option: str, known_options: list[str]) -> str:
+    close = difflib.get_close_matches(option, known_options, n=3, cutoff=0.6)
+    last = option.rpartition(".")[2]
+    same_name = [name for name in known_options if name.rpartition(".")[2] == last]
+    meant = list(dict.fromkeys(same_name + close))[:3]
+    hint = f"did you mean {' or '.join(meant)}?" if meant else "--cfg job shows all options"
+    return f"{option} is no option; {hint}"
+
+
+def _option_names(stage: str) -> Iterator[str]:
+    """Dotted names of all options, with the default choices."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+        config = OmegaConf.to_container(hydra.compose(config_name=stage), resolve=False)
+    yield from _names(config, "")
+
+
+def _names(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _names(value, f"{prefix}{name}.")

@@ -1,0 +1,76 @@
+"""Checks a composed configuration against the signatures of what it will build."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from simmim.errors import UserError
+
+# An int serves where a float is asked for.
+_NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
+
+
+def check(config: DictConfig, stage: Callable[..., Any]) -> None:
+    """Compares the options with the stage's parameters, and each node that names a `_target_` with its.
+
+    Raises:
+        UserError: a key that the stage or target does not take, or a value of another type.
+    """
+    options = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(options, dict)
+    _check_arguments(stage, options, "")
+    for path, node in _targets(options, ""):
+        _check_arguments(get_object(node["_target_"]), node, f"{path}.")
+
+
+def _check_arguments(function: Callable[..., Any], arguments: dict[Any, Any], prefix: str) -> None:
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    for name, value in arguments.items():
+        if str(name).startswith("_"):
+            continue
+        if name not in parameters and not takes_any:
+            raise UserError(f"{prefix}{name} is no option; there are {', '.join(parameters)}")
+        # A node is checked against what builds it.
+        if isinstance(value, dict):
+            continue
+        hint = hints.get(str(name), Any)
+        if not is_bearable(value, hint, conf=_NUMERIC_TOWER):
+            raise UserError(f"{prefix}{name}={_show(value)} {_constraint(hint)}")
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[Any, Any]]]:
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        yield path, node
+    for name, value in node.items():
+        yield from _targets(value, f"{path}.{name}" if path else str(name))
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _constraint(hint: Any) -> str:
+    choices = [str(choice) for part in (hint, *get_args(hint)) for choice in _choices(part)]
+    if choices:
+        return f"is unknown; use {' or '.join(choices)}"
+    return f"is not of type {_show_type(hint)}"
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _show_type(hint: Any) -> str:
+    name = hint.__name__ if inspect.isclass(hint) else str(hint)
+    for verbose in ("typing.", "collections.abc.", "pathlib."):
+        name = name.replace(verbose, "")
+    return name.replace("None", "null")

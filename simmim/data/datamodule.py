@@ -1,0 +1,168 @@
+"""Sources into batches: the loaders of a run, and one function for each kind of data."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from simmim.data.demo import DemoImages
+from simmim.data.imagefolder import split_folder
+from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
+from simmim.data.sampling import EvaluationSampler, TrainSampler
+from simmim.errors import UserError
+from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
+from simmim.sizes import Size, as_pair
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Loaders over a training and a held-out source.
+
+    Workers send uint8; `normalisation` is applied on the device. `batch_size` is per device.
+    `num_workers` None means a worker for each core but one, at most 8.
+    """
+
+    def __init__(
+        self,
+        train: ImageSource,
+        val: ImageSource,
+        *,
+        train_transform: Transform,
+        val_transform: Transform,
+        batch_size: int,
+        num_workers: int | None = None,
+        normalisation: Normalisation = Normalisation(),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"data.batch_size {batch_size} is not positive; use 64")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"data.num_workers {num_workers} is negative; use 0 for none")
+        self.train = train
+        self.val = val
+        self.train_transform = train_transform
+        self.val_transform = val_transform
+        self.batch_size = batch_size
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.normalisation = normalisation
+        self.seed = seed
+
+    def require_batches(self, world_size: int) -> None:
+        """Raises UserError where one global batch takes more images than there are."""
+        if len(self.train) < self.batch_size * world_size:
+            raise UserError(
+                f"data.batch_size {self.batch_size} on {world_size} device(s) needs "
+                f"{self.batch_size * world_size} training images and there are {len(self.train)}; "
+                f"use data.batch_size={max(1, len(self.train) // world_size)} or less"
+            )
+
+    def batches_per_epoch(self, world_size: int) -> int:
+        """Training batches of each rank in an epoch."""
+        return len(self.train) // (self.batch_size * world_size)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled, augmented batches; a resumed run goes on at the next one."""
+        sampler = TrainSampler(
+            len(self.train), self.batch_size, seed=self.seed, **self._rank_and_world_size()
+        )
+        if self.trainer is not None:
+            # Workers ask for keys as soon as they start, before Lightning tells the epoch.
+            accumulation = self.trainer.accumulate_grad_batches
+            steps_per_epoch = -(-sampler.num_batches // accumulation)
+            epoch, step = divmod(self.trainer.global_step, steps_per_epoch)
+            sampler.set_epoch(epoch)
+            sampler.skip_batches(step * accumulation)
+        images = TransformedImages(self.train, self.train_transform, self.seed)
+        return self._loader(images, sampler)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Every held-out image once, in order."""
+        sampler = EvaluationSampler(len(self.val), **self._rank_and_world_size())
+        images = TransformedImages(self.val, self.val_transform, self.seed)
+        return self._loader(images, sampler)
+
+    def _loader(
+        self, images: TransformedImages, sampler: TrainSampler | EvaluationSampler
+    ) -> DataLoader[Sample]:
+        workers: dict[str, Any] = (
+            {"persistent_workers": True, "prefetch_factor": 4} if self.num_workers else {}
+        )
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            **workers,
+        )
+
+    def _rank_and_world_size(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {}
+        return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def demo(
+    *,
+    image_size: Size,
+    train_size: int,
+    val_size: int,
+    batch_size: int,
+    train_transform: Transform,
+    val_transform: Transform,
+    num_workers: int | None = None,
+    seed: int = 0,
+) -> ImageDataModule:
+    """Pictures that simmim draws itself."""
+    size = as_pair(image_size, "model.image_size")
+    return ImageDataModule(
+        DemoImages(split="train", size=train_size, image_size=size, seed=seed),
+        DemoImages(split="val", size=val_size, image_size=size, seed=seed),
+        train_transform=train_transform,
+        val_transform=val_transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def imagefolder(
+    *,
+    root: str | Path | None,
+    batch_size: int,
+    train_transform: Transform,
+    val_transform: Transform,
+    val_ratio: float = 0.05,
+    num_workers: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    seed: int = 0,
+) -> ImageDataModule:
+    """A folder of images.
+
+    Raises:
+        UserError: no folder given, or none that holds readable images.
+    """
+    if root is None:
+        raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
+    train, val = split_folder(root, val_ratio)
+    return ImageDataModule(
+        train,
+        val,
+        train_transform=train_transform,
+        val_transform=val_transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        normalisation=Normalisation(tuple(mean), tuple(std)),
+        seed=seed,
+    )
+
+
+def default_workers() -> int:
+    """A worker for each core that this process may use but one, from 1 to 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(8, (cores or 2) - 1))

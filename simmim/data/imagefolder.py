@@ -1,0 +1,131 @@
+"""A folder of images: nested as it likes, with or without class folders."""
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from simmim.data.decode import IMAGE_SUFFIXES, read_image
+from simmim.errors import UserError
+
+# How many files are tried before a folder is said to hold no readable image.
+_PROBED_FILES = 100
+
+
+class ImageFolder:
+    """Images below `root`, in the order of their paths.
+
+    Labels are the first folder below `root`, where every image lies in one (`classes` is empty and
+    labels are -1 otherwise).
+    """
+
+    def __init__(self, root: Path, paths: Sequence[str], classes: tuple[str, ...] = ()) -> None:
+        self.root = root
+        self.paths = list(paths)
+        self.classes = classes
+        self._label_of = {name: label for label, name in enumerate(classes)}
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def load(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], int]:
+        """Decodes one image; UserError names a file that cannot be read."""
+        path = self.paths[index]
+        label = self._label_of[path.split("/", 1)[0]] if self.classes else -1
+        return read_image(self.root / path), label
+
+    def identifier(self, index: int) -> str:
+        """The path below the root."""
+        return self.paths[index]
+
+
+class FolderSplits(NamedTuple):
+    """What a run trains on, and what it holds out."""
+
+    train: ImageFolder
+    val: ImageFolder
+
+
+def split_folder(root: str | Path, val_ratio: float) -> FolderSplits:
+    """Images of `root/train` and `root/val` where both exist, else `val_ratio` of `root` held out.
+
+    Which images are held out depends on their paths alone, so that a file added later moves few.
+
+    Raises:
+        UserError: a folder that is missing, empty or without a readable image, or a ratio that
+            leaves either part empty.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root {root} {what}; set data.root to a folder of images")
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        train, val = open_folder(root / "train"), open_folder(root / "val")
+        # Numbered together, for either may lack a class that the other has.
+        both = train.classes and val.classes
+        classes = tuple(sorted({*train.classes, *val.classes})) if both else ()
+        return FolderSplits(
+            ImageFolder(train.root, train.paths, classes), ImageFolder(val.root, val.paths, classes)
+        )
+    if not 0 < val_ratio < 1:
+        raise UserError(
+            f"data.val_ratio {val_ratio} is not between 0 and 1 (both excluded); use 0.05, "
+            f"or put the images into {root}/train and {root}/val"
+        )
+    whole = open_folder(root)
+    if len(whole) < 2:
+        raise UserError(f"{root} holds one image, none is left to validate on; add more images")
+    by_hash = sorted(whole.paths, key=lambda path: zlib.crc32(os.fsencode(path)))
+    held_out = set(by_hash[: min(max(1, round(val_ratio * len(whole))), len(whole) - 1)])
+    return FolderSplits(
+        ImageFolder(root, [path for path in whole.paths if path not in held_out], whole.classes),
+        ImageFolder(root, [path for path in whole.paths if path in held_out], whole.classes),
+    )
+
+
+def open_folder(root: Path) -> ImageFolder:
+    """All images below `root`; UserError if there is none, or none that can be read."""
+    paths = sorted(find_images(root))
+    if not paths:
+        kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+        raise UserError(f"{root} holds no image ({kinds}); set data.root to a folder of images")
+    _require_readable(root, paths)
+    in_folders = all("/" in path for path in paths)
+    classes = sorted({path.split("/", 1)[0] for path in paths}) if in_folders else []
+    return ImageFolder(root, paths, tuple(classes))
+
+
+def find_images(root: Path) -> Iterator[str]:
+    """Paths below `root` (with `/`) that end like images, but for hidden files and folders.
+
+    Links are followed, circles are not.
+    """
+    seen: set[str] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in names:
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _require_readable(root: Path, paths: Sequence[str]) -> None:
+    """Raises UserError if none of the first files can be decoded, with the first one's reason."""
+    reason: UserError | None = None
+    for path in paths[:_PROBED_FILES]:
+        try:
+            read_image(root / path)
+        except UserError as error:
+            reason = reason or error
+        else:
+            return
+    raise UserError(f"{root} holds no readable image among {len(paths)} files: {reason}")

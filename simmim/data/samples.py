@@ -1,0 +1,96 @@
+"""What flows through the data path: a source of images, keys that name samples, samples."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simmim.randomness import derive_seed
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class SampleKey(NamedTuple):
+    """Names one sample of one epoch: all that its augmentation depends on, with the seed."""
+
+    epoch: int
+    sample_index: int
+    is_padding: bool = False
+
+
+class Sample(NamedTuple):
+    """One image or, collated, a batch of them.
+
+    `label` is -1 where there is none. `sample_index` is the image's place in its source, or -1 for a
+    repeat that only evens out the ranks and must not be counted.
+    """
+
+    image: UInt8[Tensor, "*b c h w"]
+    label: Int[Tensor, "*b"] | int
+    sample_index: Int[Tensor, "*b"] | int
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Decoded images by index: the one thing that each kind of data has to provide."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; empty without labels."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def load(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int]:
+        """The image as uint8 at its own size, and its label (-1 where there is none)."""
+
+    def identifier(self, index: int) -> str:
+        """What names the image to a person: a path, or a place in a stream."""
+
+
+class TransformedImages(Dataset[Sample]):
+    """A source seen through a transform whose randomness depends on (seed, epoch, index) alone."""
+
+    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Loads and transforms one image."""
+        image, label = self.source.load(key.sample_index)
+        with seeded(derive_seed(self.seed, key.epoch, key.sample_index)):
+            image = self.transform(image)
+        return Sample(image, label, -1 if key.is_padding else key.sample_index)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy and PyTorch (CPU) within the block, and puts their states back after.
+
+    Makes any library's transform a function of `seed`, whichever generator it draws from.
+    """
+    python_state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.random.get_rng_state(),
+    )
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed % 2**63)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.random.set_rng_state(torch_state)

@@ -1,0 +1,6 @@
+"""Swin Transformer encoders, pure PyTorch, one idea a file."""
+
+from simmim.encoder.architectures import ARCHITECTURES, create_encoder
+from simmim.encoder.swin import SwinTransformer
+
+__all__ = ["ARCHITECTURES", "SwinTransformer", "create_encoder"]

@@ -1,0 +1,86 @@
+"""The published encoders by name, and `create_encoder` that builds one.
+
+Sizes from Swin V2 (arXiv 2111.09883, section 3.5 and appendix), Swin V1 (arXiv 2103.14030, section
+3.3) and the official configurations. `swinv2_nano` is ours, for CPUs and small pictures.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from simmim.encoder.attention import AttentionBackend, PositionBias, Similarity
+from simmim.encoder.patches import Norm
+from simmim.encoder.swin import SwinTransformer
+from simmim.errors import UserError
+from simmim.sizes import Size
+
+_V1: dict[str, Any] = {"norm": "pre", "similarity": "dot", "position_bias": "table"}
+
+
+def _family(embed_dim: int, depths: tuple[int, ...], **arguments: Any) -> dict[str, Any]:
+    """Heads of 32 channels everywhere, as in all published sizes."""
+    num_heads = tuple(embed_dim * 2**stage // 32 for stage in range(len(depths)))
+    return {"embed_dim": embed_dim, "depths": depths, "num_heads": num_heads, **arguments}
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "swinv2_nano": _family(64, (2, 4, 2)),
+    "swinv2_t": _family(96, (2, 2, 6, 2)),
+    "swinv2_s": _family(96, (2, 2, 18, 2)),
+    "swinv2_b": _family(128, (2, 2, 18, 2)),
+    "swinv2_l": _family(192, (2, 2, 18, 2)),
+    "swinv2_h": _family(352, (2, 2, 18, 2), main_branch_norm_every=6),
+    "swinv2_g": _family(512, (2, 2, 42, 4), main_branch_norm_every=6),
+    "swin_t": _family(96, (2, 2, 6, 2), **_V1),
+    "swin_s": _family(96, (2, 2, 18, 2), **_V1),
+    "swin_b": _family(128, (2, 2, 18, 2), **_V1),
+    "swin_l": _family(192, (2, 2, 18, 2), **_V1),
+}
+
+
+def create_encoder(
+    name: str,
+    *,
+    image_size: Size = 192,
+    window_size: Size = 12,
+    in_channels: int = 3,
+    pretrained_window_sizes: Sequence[Size] | None = None,
+    patch_size: int | None = None,
+    embed_dim: int | None = None,
+    depths: Sequence[int] | None = None,
+    num_heads: Sequence[int] | None = None,
+    norm: Norm | None = None,
+    similarity: Similarity | None = None,
+    position_bias: PositionBias | None = None,
+    main_branch_norm_every: int | None = None,
+    drop_path_rate: float = 0.0,
+    attention_backend: AttentionBackend = "sdpa",
+) -> SwinTransformer:
+    """Builds the named encoder; every argument that is not None replaces the name's own.
+
+    Raises:
+        UserError: an unknown name, or sizes that do not fit together.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(f"model name {name!r} is unknown; use one of {', '.join(ARCHITECTURES)}")
+    changes = {
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": num_heads,
+        "norm": norm,
+        "similarity": similarity,
+        "position_bias": position_bias,
+        "main_branch_norm_every": main_branch_norm_every,
+    }
+    arguments = ARCHITECTURES[name] | {
+        key: value for key, value in changes.items() if value is not None
+    }
+    return SwinTransformer(
+        image_size=image_size,
+        window_size=window_size,
+        in_channels=in_channels,
+        pretrained_window_sizes=pretrained_window_sizes,
+        drop_path_rate=drop_path_rate,
+        attention_backend=attention_backend,
+        **arguments,
+    )

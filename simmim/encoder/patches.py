@@ -1,0 +1,44 @@
+"""Where tokens come from: patches of the image, and patches of tokens between stages."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Norm = Literal["res_post", "pre"]
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts the image into patches and embeds each with one linear layer and a LayerNorm."""
+
+    def __init__(self, in_channels: int, channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, images: Float[Tensor, "b in_c H W"]) -> Float[Tensor, "b h w c"]:
+        """Returns one token a patch."""
+        return self.norm(self.projection(images).permute(0, 2, 3, 1))
+
+
+class PatchMerging(nn.Module):
+    """Joins each 2×2 tokens into one of twice the channels.
+
+    V2 (`res_post`) normalises what the linear layer gives, V1 (`pre`) what it takes.
+    """
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.norm_first = norm == "pre"
+        self.norm = nn.LayerNorm(4 * channels if self.norm_first else 2 * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
+        """Halves height and width (both even), doubles the channels."""
+        rows = (features[:, 0::2], features[:, 1::2])
+        # The published weights expect this order: down the left column, then down the right.
+        joined = torch.cat([row[:, :, column::2] for column in (0, 1) for row in rows], dim=-1)
+        if self.norm_first:
+            return self.reduction(self.norm(joined))
+        return self.norm(self.reduction(joined))

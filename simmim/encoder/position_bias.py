@@ -1,0 +1,101 @@
+"""Relative position bias: what each head adds to a pair's attention logit for their offset.
+
+Swin Transformer V2 (arXiv 2111.09883), section 3.3: a small network over log-spaced offsets, which
+carries over to other windows; its linear-spaced form; and the table of Swin Transformer V1.
+"""
+
+import math
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from simmim.sizes import Pair
+
+
+def relative_offsets(window_size: Pair) -> Float[Tensor, "rows columns 2"]:
+    """Every `(vertical, horizontal)` offset between two tokens of a window, in tokens."""
+    axes = [torch.arange(-(side - 1), side, dtype=torch.float32) for side in window_size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def relative_offset_index(window_size: Pair) -> Int[Tensor, "tokens tokens"]:
+    """For each (query, key) pair of a window, the row of its offset in the flattened offsets."""
+    height, width = window_size
+    places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(-1, 2)
+    offset = places[:, None] - places[None, :]
+    return (offset[..., 0] + height - 1) * (2 * width - 1) + offset[..., 1] + width - 1
+
+
+def normalised_offsets(
+    window_size: Pair, pretrained_window_size: Pair, *, log_spaced: bool
+) -> Float[Tensor, "rows columns 2"]:
+    """Offsets as the bias network takes them: 1 is the far side of the pretrained window.
+
+    Log-spaced: `sign(x) · log2(1 + |8x|) / log2(8)` (equation 4, with the official scale).
+    """
+    # A side of one token has no offset but zero: any divisor serves.
+    reach = torch.tensor([max(side - 1, 1) for side in pretrained_window_size])
+    offsets = relative_offsets(window_size) / reach
+    if not log_spaced:
+        return offsets
+    return offsets.sign() * torch.log2(1 + 8 * offsets.abs()) / math.log2(8)
+
+
+class ContinuousPositionBias(nn.Module):
+    """Bias from a two-layer network over offsets: `16 · sigmoid(mlp(offset))`.
+
+    Computed in float32 whatever the precision. `pretrained_window_size` is the window whose offsets
+    the network learned; at another `window_size` the same network is read at finer or wider offsets.
+    """
+
+    offsets: Tensor
+    index: Tensor
+
+    def __init__(
+        self, num_heads: int, window_size: Pair, pretrained_window_size: Pair, *, log_spaced: bool
+    ) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False)
+        )
+        offsets = normalised_offsets(window_size, pretrained_window_size, log_spaced=log_spaced)
+        self.register_buffer("offsets", offsets.view(-1, 2), persistent=False)
+        self.register_buffer("index", relative_offset_index(window_size), persistent=False)
+
+    def forward(self) -> Float[Tensor, "heads tokens tokens"]:
+        """The bias of every head and (query, key) pair, float32."""
+        hidden, output = self.mlp[0], self.mlp[2]
+        assert isinstance(hidden, nn.Linear)
+        assert isinstance(output, nn.Linear)
+        device = self.offsets.device.type
+        # Without autocast; the meta device, on which runs are planned, has none.
+        with (
+            torch.autocast(device, enabled=False)
+            if torch.amp.is_autocast_available(device)
+            else nullcontext()
+        ):
+            learned = F.relu(
+                F.linear(self.offsets.float(), hidden.weight.float(), hidden.bias.float())
+            )
+            by_offset = 16 * torch.sigmoid(F.linear(learned, output.weight.float()))
+        return by_offset.T[:, self.index]
+
+
+class TablePositionBias(nn.Module):
+    """Bias from a table with one learned value for each head and offset (Swin V1)."""
+
+    index: Tensor
+
+    def __init__(self, num_heads: int, window_size: Pair) -> None:
+        super().__init__()
+        height, width = window_size
+        self.table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), num_heads))
+        self.register_buffer("index", relative_offset_index(window_size), persistent=False)
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self) -> Float[Tensor, "heads tokens tokens"]:
+        """The bias of every head and (query, key) pair, float32."""
+        return self.table.T.float()[:, self.index]

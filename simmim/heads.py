@@ -1,0 +1,33 @@
+"""What stands on the encoder: pixels for SimMIM, classes for a classifier."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class ReconstructionHead(nn.Module):
+    """One linear layer a token, its outputs laid out as the token's pixels (SimMIM, section 3.4)."""
+
+    def __init__(self, channels: int, stride: int, out_channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, stride**2 * out_channels)
+        self.shuffle = nn.PixelShuffle(stride)
+
+    def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b out_c H W"]:
+        """The image that the tokens predict, at `stride` pixels a token."""
+        pixels: Tensor = self.shuffle(self.linear(features).permute(0, 3, 1, 2))
+        return pixels
+
+
+class ClassificationHead(nn.Module):
+    """Global average pooling, then one linear layer."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b classes"]:
+        """Logits of each class."""
+        logits: Tensor = self.linear(features.mean(dim=(1, 2)))
+        return logits

@@ -1,0 +1,83 @@
+"""SimMIM's loss and its targets (arXiv 2111.09886, section 3.4). All in float32."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from simmim.errors import UserError
+
+
+def masked_l1(
+    prediction: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
+    mask: Bool[Tensor, "b H W"],
+) -> Float[Tensor, ""]:
+    """Mean absolute difference over the masked pixels (True) and their channels."""
+    difference = (prediction.float() - target.float()).abs() * mask.unsqueeze(1)
+    return difference.sum() / (mask.sum() * target.shape[1])
+
+
+class LocalStatistics(NamedTuple):
+    """Mean and standard deviation around each pixel, by channel."""
+
+    mean: Float[Tensor, "b c H W"]
+    std: Float[Tensor, "b c H W"]
+
+    def normalise(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
+        """Images in units of their own neighbourhoods."""
+        return (images - self.mean) / self.std
+
+    def invert(self, normalised: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
+        """Undoes `normalise`."""
+        return normalised * self.std + self.mean
+
+
+def local_statistics(images: Float[Tensor, "b c H W"], window: int) -> LocalStatistics:
+    """Statistics over `window × window` pixels (odd), fewer at the border, for normalised targets.
+
+    The variance is unbiased and gets 1e-6 added, as in the official SwinV2 recipe (window 47).
+
+    Raises:
+        UserError: an even window, or one under 3.
+    """
+    check_target_window(window)
+    images = images.float()
+    ones = images.new_ones(1, 1, *images.shape[-2:])
+    count = _box_mean(ones, window, include_padding=True) * window**2
+    mean = _box_mean(images, window)
+    variance = (_box_mean(images**2, window) - mean**2) * (count / (count - 1))
+    return LocalStatistics(mean, (variance.clamp(min=0) + 1e-6).sqrt())
+
+
+def check_target_window(window: int) -> None:
+    """Raises UserError unless `window` is an odd number of pixels, 3 or more."""
+    if window < 3 or window % 2 == 0:
+        raise UserError(
+            f"target window {window} must be odd and at least 3, to have a centre; use 47"
+        )
+
+
+def _box_mean(
+    images: Float[Tensor, "b c H W"], window: int, *, include_padding: bool = False
+) -> Float[Tensor, "b c H W"]:
+    """Mean over a square, one axis after the other: 2 · window reads a pixel, not window²."""
+    half = window // 2
+    rows = F.avg_pool2d(
+        images, (window, 1), stride=1, padding=(half, 0), count_include_pad=include_padding
+    )
+    return F.avg_pool2d(
+        rows, (1, window), stride=1, padding=(0, half), count_include_pad=include_padding
+    )
+
+
+@torch.no_grad()
+def visible_mean(
+    images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b H W"]
+) -> Float[Tensor, "b c H W"]:
+    """The baseline that a model must beat: each image's mean over its visible pixels, everywhere."""
+    visible = ~mask.unsqueeze(1)
+    total = (images.float() * visible).sum(dim=(2, 3), keepdim=True)
+    return (total / visible.sum(dim=(2, 3), keepdim=True).clamp(min=1)).expand_as(images)

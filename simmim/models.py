@@ -1,0 +1,46 @@
+"""Whole models: an encoder with what a stage needs around it."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from simmim.encoder import SwinTransformer
+from simmim.heads import ClassificationHead, ReconstructionHead
+
+
+class SimMIM(nn.Module):
+    """Masked image modelling: masked tokens become one learned vector, the head predicts pixels.
+
+    SimMIM (arXiv 2111.09886), section 3.
+    """
+
+    def __init__(self, encoder: SwinTransformer) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
+        self.head = ReconstructionHead(encoder.channels[-1], encoder.stride, encoder.in_channels)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self, images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b h w"]
+    ) -> Float[Tensor, "b c H W"]:
+        """Predicts the whole image from its visible part; `mask` has one entry a token."""
+        tokens = self.encoder.embed(images)
+        tokens = torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+        prediction: Tensor = self.head(self.encoder.encode(tokens))
+        return prediction
+
+
+class Classifier(nn.Module):
+    """An encoder with average pooling and one linear layer."""
+
+    def __init__(self, encoder: SwinTransformer, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = ClassificationHead(encoder.channels[-1], num_classes)
+
+    def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b classes"]:
+        """Logits of each class."""
+        features = self.encoder.encode(self.encoder.embed(images))
+        logits: Tensor = self.head(features)
+        return logits

@@ -1,0 +1,5 @@
+"""LightningModules: model, loss, optimiser and logging of each stage."""
+
+from simmim.tasks.simmim import SimMIMTask
+
+__all__ = ["SimMIMTask"]

@@ -1,0 +1,158 @@
+"""A Lightning Trainer for this machine, or a clear word on why there is none."""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+
+from simmim.errors import UserError
+
+# Lightning tells of devices that it did not use and of its makers' products.
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+for _untrue_here in (
+    ".*is deprecated, use `isinstance.treespec, TreeSpec.*",
+    ".*smaller than the logging interval.*",  # short epochs are no mistake
+    ".*your dataloader is not resumable.*",  # data.sampling resumes at the next batch
+    ".*does not have many workers.*",
+):
+    warnings.filterwarnings("ignore", message=_untrue_here)
+
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", "bf16-true", "16-true")
+
+
+def create_trainer(
+    *,
+    accelerator: str,
+    devices: int | str | Sequence[int],
+    num_nodes: int,
+    strategy: str,
+    precision: str | int,
+    max_epochs: int | None,
+    max_steps: int,
+    accumulate_grad_batches: int,
+    check_val_every_n_epoch: int | None,
+    val_check_interval: int | float | None,
+    log_every_n_steps: int,
+    deterministic: bool,
+    clip_norm: float | None,
+    run_dir: str | Path,
+    loggers: Sequence[Logger],
+    callbacks: Sequence[pl.Callback],
+) -> pl.Trainer:
+    """Builds the Trainer of a run; `precision` auto is bf16 on GPUs that have it, else float32.
+
+    Raises:
+        UserError: an accelerator or devices that this machine does not have, an unknown precision,
+            or no end to the run.
+    """
+    accelerator = available_accelerator(accelerator, devices)
+    if (max_epochs is None or max_epochs < 0) and max_steps < 0:
+        raise UserError(
+            "the run has no end; set trainer.max_epochs=100 or trainer.max_steps=100000"
+        )
+    for name, value in (
+        ("num_nodes", num_nodes),
+        ("accumulate_grad_batches", accumulate_grad_batches),
+        ("log_every_n_steps", log_every_n_steps),
+    ):
+        if value < 1:
+            raise UserError(f"trainer.{name} {value} is not positive; use 1 or more")
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=devices if isinstance(devices, (int, str)) else list(devices),
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate_grad_batches,
+        check_val_every_n_epoch=check_val_every_n_epoch,
+        val_check_interval=val_check_interval,
+        log_every_n_steps=log_every_n_steps,
+        gradient_clip_val=clip_norm,
+        deterministic=deterministic,
+        benchmark=not deterministic,
+        default_root_dir=run_dir,
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        enable_checkpointing=False,  # callbacks.Checkpoints writes them
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # data.sampling deals samples to ranks
+    )
+
+
+class RunLength(NamedTuple):
+    """How long a run is in optimiser steps, by its plan."""
+
+    total_steps: int
+    steps_per_epoch: int
+
+
+def run_length(
+    *, max_epochs: int | None, max_steps: int, batches_per_epoch: int, accumulation: int
+) -> RunLength:
+    """The run ends at `max_epochs` or at `max_steps`, whichever comes first.
+
+    Batches left over at the end of an epoch make a step by themselves, as Lightning has it.
+    """
+    steps_per_epoch = -(-batches_per_epoch // accumulation)
+    ends = [max_steps] if max_steps >= 0 else []
+    if max_epochs is not None and max_epochs >= 0:
+        ends.append(max_epochs * steps_per_epoch)
+    return RunLength(min(ends), steps_per_epoch)
+
+
+def available_accelerator(accelerator: str, devices: int | str | Sequence[int]) -> str:
+    """`accelerator` with auto resolved; UserError where it, or so many devices, do not exist."""
+    there = {"gpu": torch.cuda.device_count(), "cpu": os.cpu_count() or 1}
+    if torch.backends.mps.is_available():
+        there["mps"] = 1
+    if accelerator == "auto":
+        accelerator = next(kind for kind in ("gpu", "mps", "cpu") if there.get(kind))
+    if accelerator == "cuda":
+        accelerator = "gpu"
+    if accelerator not in ("gpu", "mps", "cpu"):
+        raise UserError(f"trainer.accelerator={accelerator} is unknown; use auto, gpu, mps or cpu")
+    count = there.get(accelerator, 0)
+    if count == 0:
+        raise UserError(
+            f"this machine has no {accelerator.upper()}; use trainer=auto or trainer=cpu"
+        )
+    if devices == "auto":
+        return accelerator
+    if isinstance(devices, str):
+        if not devices.lstrip("-").isdigit():
+            raise UserError(f"trainer.devices={devices} is neither a number nor auto; use auto")
+        devices = int(devices)
+    wanted = devices if isinstance(devices, int) else max(devices, default=-1) + 1
+    if devices == -1 and accelerator == "gpu":
+        return accelerator
+    what = "CPU cores" if accelerator == "cpu" else f"{accelerator.upper()}s"
+    if wanted < 1:
+        raise UserError(f"trainer.devices={devices} names no device; use 1 to {count}, or auto")
+    if wanted > count:
+        raise UserError(
+            f"trainer.devices={devices} is more than this machine's {count} {what}; "
+            f"use trainer.devices={count} or fewer, or auto"
+        )
+    return accelerator
+
+
+def resolve_precision(precision: str | int, accelerator: str) -> str:
+    """Lightning's name of a precision; auto is bf16 on GPUs that have it, else float32."""
+    name = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
+        str(precision), str(precision)
+    )
+    if name not in PRECISIONS:
+        raise UserError(f"trainer.precision={precision} is unknown; use {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return name
+    return "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"

@@ -1,0 +1,59 @@
+"""What many tests share: configurations composed as the command line does it, and tiny runs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from simmim.command_line import config_directory, run_stage
+
+# Small enough for a run to take about a second.
+TINY = [
+    "model.image_size=32",
+    "model.window_size=4",
+    "model.embed_dim=32",
+    "model.depths=[1,1]",
+    "model.num_heads=[1,2]",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "trainer=cpu",
+]
+TINY_DEMO = [*TINY, "data.train_size=16", "data.val_size=6"]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# On busy cores, waiting for each other's threads takes longer than the work.
+torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--official",
+        metavar="PATH",
+        help="a work tree of github.com/microsoft/Swin-Transformer to compare with",
+    )
+
+
+def compose(stage: str, overrides: list[str]) -> DictConfig:
+    """The configuration that `python -m simmim.<stage> <overrides>` runs with."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+        return hydra.compose(stage, overrides, return_hydra_config=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs a stage within this process; `name` is the run directory below `tmp_path`."""
+
+    def run_within(stage: str, *overrides: str, name: str = "run") -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        config = compose(stage, [*overrides, f"run_dir={folder}"])
+        return run_stage(stage, config, str(folder))
+
+    return run_within

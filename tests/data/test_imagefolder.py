@@ -1,0 +1,247 @@
+"""Folders of images: what is found, how it is labelled and split, and every refusal."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from simmim.data.imagefolder import find_images, open_folder, split_folder
+from simmim.errors import UserError
+
+
+def add(root: Path, *paths: str, shade: int = 0) -> Path:
+    """Writes small images below a folder."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (2, 3), shade).save(root / path)
+    return root
+
+
+def refusal(root: str | Path, val_ratio: float = 0.5) -> str:
+    with pytest.raises(UserError) as caught:
+        split_folder(root, val_ratio)
+    return str(caught.value)
+
+
+def test_images_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    add(tmp_path, "b/2.png", "b/10.png", "a/deep/er/1.jpg", "a/0.png")
+    folder = open_folder(tmp_path)
+    assert folder.paths == ["a/0.png", "a/deep/er/1.jpg", "b/10.png", "b/2.png"]
+    assert [folder.identifier(index) for index in range(len(folder))] == folder.paths
+
+
+def test_labels_are_the_first_folder_where_every_image_lies_in_one(tmp_path: Path) -> None:
+    add(tmp_path, "dog/1.png", "cat/left/1.png", "cat/2.png")
+    folder = open_folder(tmp_path)
+    assert folder.classes == ("cat", "dog")
+    assert [folder.load(index)[1] for index in range(3)] == [0, 0, 1]
+
+
+def test_one_image_outside_all_folders_means_that_there_are_no_labels(tmp_path: Path) -> None:
+    add(tmp_path, "dog/1.png", "cat/1.png", "stray.png")
+    folder = open_folder(tmp_path)
+    assert folder.classes == ()
+    assert {folder.load(index)[1] for index in range(3)} == {-1}
+
+
+def test_an_index_loads_the_image_that_it_names(tmp_path: Path) -> None:
+    for number in range(4):
+        add(tmp_path, f"{number}.png", shade=10 * number)
+    folder = open_folder(tmp_path)
+    for index in range(4):
+        image, label = folder.load(index)
+        assert image.shape == (3, 3, 2)
+        assert (image == 10 * int(folder.identifier(index)[0])).all()
+        assert label == -1
+
+
+def test_hidden_files_and_folders_and_other_kinds_of_files_are_passed_over(tmp_path: Path) -> None:
+    add(tmp_path, "a.png", ".hidden.png", ".ipynb_checkpoints/a.png", "sub/.thumbs/b.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "png").write_text("no suffix")
+    assert list(find_images(tmp_path)) == ["a.png"]
+
+
+def test_a_hidden_folder_may_be_the_root(tmp_path: Path) -> None:
+    assert open_folder(add(tmp_path / ".data", "a.png")).paths == ["a.png"]
+
+
+def test_the_case_of_a_suffix_does_not_matter(tmp_path: Path) -> None:
+    add(tmp_path, "a.PNG", "b.Jpg", "c.jpeg", "d.TIFF")
+    assert sorted(find_images(tmp_path)) == ["a.PNG", "b.Jpg", "c.jpeg", "d.TIFF"]
+
+
+def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    add(root, "a/1.png", "a/b/2.png")
+    add(elsewhere, "3.png")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "a" / "b" / "up").symlink_to(root)
+    (root / "a" / "self").symlink_to(root / "a")
+    (elsewhere / "back").symlink_to(elsewhere)
+    assert sorted(find_images(root)) == ["a/1.png", "a/b/2.png", "linked/3.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of any bytes are a thing of POSIX")
+def test_names_that_are_not_utf_8_are_read_and_split_like_others(tmp_path: Path) -> None:
+    add(tmp_path, "a.png", "b.png")
+    try:
+        (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    train, val = split_folder(tmp_path, 0.5)
+    assert sorted([*train.paths, *val.paths]) == ["b.png", os.fsdecode(b"\xff.png")]
+    assert train.load(0)[0].shape == val.load(0)[0].shape == (3, 3, 2)
+
+
+def test_train_and_val_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+    add(tmp_path, "train/cat/1.png", "train/dog/2.png", "val/cat/3.png", "val/dog/4.png")
+    train, val = split_folder(tmp_path, 0.9)
+    assert train.paths == ["cat/1.png", "dog/2.png"]
+    assert val.paths == ["cat/3.png", "dog/4.png"]
+    assert train.classes == val.classes == ("cat", "dog")
+    assert [val.load(index)[1] for index in (0, 1)] == [0, 1]
+
+
+def test_labels_mean_the_same_in_both_where_one_lacks_a_class(tmp_path: Path) -> None:
+    add(tmp_path, "train/ant/1.png", "train/cat/1.png", "train/dog/1.png")
+    add(tmp_path, "val/bee/1.png", "val/dog/1.png")
+    train, val = split_folder(tmp_path, 0.5)
+    assert train.classes == val.classes == ("ant", "bee", "cat", "dog")
+    assert [train.load(index)[1] for index in range(3)] == [0, 2, 3]
+    assert [val.load(index)[1] for index in range(2)] == [1, 3]
+
+
+def test_there_are_no_labels_where_one_part_has_none(tmp_path: Path) -> None:
+    add(tmp_path, "train/ant/1.png", "train/cat/1.png", "val/1.png")
+    train, val = split_folder(tmp_path, 0.5)
+    assert train.classes == val.classes == ()
+    assert train.load(0)[1] == val.load(0)[1] == -1
+
+
+def test_a_train_folder_without_a_val_folder_is_a_folder_like_any(tmp_path: Path) -> None:
+    add(tmp_path, "train/1.png", "train/2.png")
+    train, val = split_folder(tmp_path, 0.5)
+    assert sorted([*train.paths, *val.paths]) == ["train/1.png", "train/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("count", "ratio", "held_out"), [(20, 0.25, 5), (20, 0.01, 1), (3, 0.99, 2), (2, 0.5, 1)]
+)
+def test_the_asked_share_is_held_out_but_at_least_one_image_on_each_side(
+    tmp_path: Path, count: int, ratio: float, held_out: int
+) -> None:
+    add(tmp_path, *(f"{number}.png" for number in range(count)))
+    train, val = split_folder(tmp_path, ratio)
+    assert len(val) == held_out
+    assert sorted([*train.paths, *val.paths]) == sorted(open_folder(tmp_path).paths)
+
+
+def test_both_parts_know_all_classes(tmp_path: Path) -> None:
+    add(tmp_path, *(f"class{number}/image.png" for number in range(6)))
+    train, val = split_folder(tmp_path, 0.5)
+    assert train.classes == val.classes == tuple(f"class{number}" for number in range(6))
+    for part in (train, val):
+        for index, path in enumerate(part.paths):
+            assert part.load(index)[1] == int(path[len("class")])
+
+
+def test_a_file_added_later_moves_at_most_one_other(tmp_path: Path) -> None:
+    add(tmp_path, *(f"image{number:03}.png" for number in range(40)))
+    before = set(split_folder(tmp_path, 0.25).val.paths)
+    for number in range(8):
+        add(tmp_path, f"new{number}.png")
+        after = set(split_folder(tmp_path, 0.25).val.paths)
+        old = {path for path in after if path.startswith("image")}
+        assert len(before - after) <= 1
+        assert len(old - before) <= 1
+        before = after
+
+
+def test_the_split_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(12)]
+    one, other = add(tmp_path / "one", *names), add(tmp_path / "other", *reversed(names))
+    assert split_folder(one, 0.3).val.paths == split_folder(other, 0.3).val.paths
+
+
+def test_held_out_images_come_from_all_over_the_order_of_paths(tmp_path: Path) -> None:
+    names = [f"image{number:03}.png" for number in range(100)]
+    add(tmp_path, *names)
+    places = [names.index(path) for path in split_folder(tmp_path, 0.3).val.paths]
+    assert np.mean(places) == pytest.approx(49.5, abs=3 * 100 / np.sqrt(12 * 30))
+
+
+def test_a_home_folder_may_be_named_by_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    add(tmp_path / "images", "a.png", "b.png")
+    assert split_folder("~/images", 0.5).train.root == tmp_path / "images"
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "none") == (
+        f"data.root {tmp_path}/none does not exist; set data.root to a folder of images"
+    )
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
+    add(tmp_path, "a.png")
+    assert refusal(tmp_path / "a.png") == (
+        f"data.root {tmp_path}/a.png is not a folder; set data.root to a folder of images"
+    )
+
+
+def test_a_folder_without_an_image_is_refused_with_the_kinds_that_count(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds no image (bmp, gif, jpeg, jpg, png, tif, tiff, webp); "
+        "set data.root to a folder of images"
+    )
+
+
+def test_an_empty_val_folder_is_refused_by_its_name(tmp_path: Path) -> None:
+    add(tmp_path, "train/1.png")
+    (tmp_path / "val").mkdir()
+    assert refusal(tmp_path).startswith(f"{tmp_path}/val holds no image (")
+
+
+def test_a_folder_of_unreadable_files_is_refused_with_the_first_one_s_reason(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_text("no picture")
+    message = refusal(tmp_path)
+    start = f"{tmp_path} holds no readable image among 2 files: cannot read image {tmp_path}/a.png"
+    assert message.startswith(start)
+    assert "b.jpg" not in message
+
+
+def test_an_unreadable_file_among_readable_ones_is_refused_only_when_it_is_loaded(
+    tmp_path: Path,
+) -> None:
+    add(tmp_path, "b.png")
+    (tmp_path / "a.png").write_text("no picture")
+    folder = open_folder(tmp_path)
+    assert folder.load(1)[0].shape == (3, 3, 2)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/a.png")):
+        folder.load(0)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 7.0])
+def test_a_share_that_leaves_a_part_empty_is_refused(tmp_path: Path, ratio: float) -> None:
+    add(tmp_path, "a.png", "b.png")
+    assert refusal(tmp_path, ratio) == (
+        f"data.val_ratio {ratio} is not between 0 and 1 (both excluded); use 0.05, "
+        f"or put the images into {tmp_path}/train and {tmp_path}/val"
+    )
+
+
+def test_a_single_image_is_refused(tmp_path: Path) -> None:
+    add(tmp_path, "a.png")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds one image, none is left to validate on; add more images"
+    )

@@ -1,0 +1,1 @@
+"""Our models against the public implementations, with the same weights."""

@@ -1,0 +1,131 @@
+"""Commands as a user types them: answers in time, one clear line for each mistake."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simmim.command_line import config_directory
+
+
+def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "simmim.pretrain", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"HYDRA_FULL_ERROR": "0"} | environment,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["model=swinv2_g", "--cfg", "job"]])
+def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
+    started = time.monotonic()
+    code = (
+        "import runpy, sys; sys.argv[1:] = " + repr(arguments) + "\n"
+        "try: runpy.run_module('simmim.pretrain', run_name='__main__', alter_sys=True)\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip().endswith("False"), done.stderr
+    assert "model" in done.stdout
+    # 2 s is the promise; a busy CI machine gets some room.
+    assert time.monotonic() - started < 6
+    assert list(tmp_path.iterdir()) == []
+
+
+MISTAKES = {
+    "optim.lrr=1": "optim.lrr is no option; did you mean optim.lr",
+    "lr=1": "lr is no option; did you mean optim.lr?",
+    "+extra=1": "extra is no option; there are",
+    "+mask.size=1": "mask.size is no option; there are image_size, patch_size",
+    "model=resnet": "model=resnet is unknown; use",
+    "model.image_size=200": "image size 200 is not a multiple of 16",
+    "mask.patch_size=24": "mask patch 24 does not divide image size 64",
+    "mask.patch_size=6": "mask patch 6 is not a multiple of the encoder's patch 4",
+    "mask.ratio=1": "mask ratio 1 is not between 0 and 1",
+    "mask.ratio=half": "mask.ratio=half is not of type float",
+    "model.num_heads=[3,5,8]": "3 heads do not divide the 64 channels of stage 1",
+    "model.window_size=1": "window size 1",
+    "optim.schedule=linear": "optim.schedule=linear is unknown; use cosine or multistep",
+    "data=imagefolder": "set data.root=DIR",
+    "trainer.devices=1000": "trainer.devices=1000 is more than this machine's",
+    "trainer.precision=8": "trainer.precision=8 is unknown; use auto",
+    "trainer.max_epochs=null": "the run has no end",
+    "target_window=46": "target window 46 must be odd",
+    "resume=nowhere.ckpt": "resume=nowhere.ckpt does not exist",
+    "init.checkpoint=nowhere.ckpt": "checkpoint nowhere.ckpt does not exist",
+    "save.keep=0": "save.keep 0 would keep no checkpoint",
+    "data.batch_size=0": "data.batch_size 0 is not positive",
+    "augmentation.scale=[0,2]": "augmentation.scale [0, 2] is not within",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, mistake):
+    from simmim.command_line import run_command
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["simmim.pretrain", mistake])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit) as stopped:
+        run_command("pretrain")
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert MISTAKES[mistake] in lines[0]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_text("no image")
+    (tmp_path / "file.txt").write_text("no folder")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("missing", "does not exist"),
+        ("empty", "holds no image"),
+        ("broken", "holds no readable image"),
+        ("file.txt", "is not a folder"),
+    ],
+)
+def test_a_folder_without_images_is_one_line(folders, root, message):
+    done = command("data=imagefolder", f"data.root={root}", "run_dir=run", cwd=folders)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert root in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_full_error_brings_the_traceback_back(tmp_path):
+    done = command("mask.ratio=2", "run_dir=run", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "mask ratio 2" in done.stderr
+
+
+def test_a_multirun_gives_each_job_its_directory(tmp_path):
+    tiny = "model.image_size=32 model.depths=[1,1] model.num_heads=[2,4] data.train_size=8 "
+    tiny += "data.val_size=2 data.batch_size=4 data.num_workers=0 trainer=cpu trainer.max_steps=1"
+    done = command("-m", "seed=0,1", *tiny.split(), "run_dir=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep" / "0" / "summary.json").is_file()
+    assert (tmp_path / "sweep" / "1" / "encoder.safetensors").is_file()
+
+
+def test_configuration_directory_has_a_root_for_the_command():
+    assert (config_directory() / "pretrain.yaml").is_file()

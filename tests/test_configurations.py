@@ -1,0 +1,90 @@
+"""Every file under conf/ composes and builds what it names; every recipe says where it is from."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from conftest import compose
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from simmim import configuration, stages
+from simmim.command_line import config_directory
+
+FILES = sorted(path.relative_to(config_directory()) for path in config_directory().rglob("*.yaml"))
+ROOTS = [path.stem for path in FILES if len(path.parts) == 1]
+RECIPES = [path.stem for path in FILES if path.parts[0] == "experiment"]
+# Shared parts that stand in other files' defaults lists and are no choice by themselves.
+CHOICES = [
+    (path.parts[0], path.stem)
+    for path in FILES
+    if len(path.parts) == 2 and path.parts[0] != "experiment" and path.name != "swin.yaml"
+]
+
+
+def recipe_stage(recipe: str) -> str:
+    header = (config_directory() / "experiment" / f"{recipe}.yaml").read_text()
+    command = re.search(r"python -m simmim\.(\w+) experiment=(\w+)", header)
+    assert command, "the recipe's header names no command"
+    assert command[2] == recipe
+    return command[1]
+
+
+def build(config: DictConfig, tmp_path) -> None:
+    """Builds all parts that need neither data on disk nor another machine's devices."""
+    with torch.device("meta"):
+        encoder = instantiate(config.model)
+    instantiate(config.optim)
+    instantiate(config.save, run_dir=tmp_path)
+    instantiate(config.augmentation)
+    for logger in config.logger.values():
+        instantiate(logger, save_dir=tmp_path)
+    if "mask" in config:
+        instantiate(config.mask, image_size=encoder.image_size, token_size=encoder.patch_size)
+
+
+@pytest.mark.parametrize("stage", ROOTS)
+def test_a_stage_reads_every_option_and_no_other(stage):
+    config = compose(stage, [])
+    assert set(config) == set(inspect.signature(getattr(stages, stage)).parameters)
+    configuration.check(config, getattr(stages, stage))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_builds(tmp_path, group, choice):
+    config = compose("pretrain", [f"{group}={choice}", f"run_dir={tmp_path}"])
+    configuration.check(config, stages.pretrain)
+    build(config, tmp_path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_builds(tmp_path, recipe):
+    stage = recipe_stage(recipe)
+    config = compose(stage, [f"experiment={recipe}", f"run_dir={tmp_path}"])
+    configuration.check(config, getattr(stages, stage))
+    build(config, tmp_path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_tells_its_source_and_what_to_expect(recipe):
+    text = (config_directory() / "experiment" / f"{recipe}.yaml").read_text()
+    header = text[: text.index("defaults:")]
+    assert re.search(r"arXiv|microsoft/Swin-Transformer", header)
+    assert "Expected" in header
+
+
+def test_no_trainer_is_built_for_devices_that_do_not_exist():
+    from simmim.errors import UserError
+    from simmim.trainer import available_accelerator
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="this machine has no GPU; use trainer=auto"):
+        available_accelerator("gpu", 1)
+
+
+def test_configuration_has_no_unresolved_reference(tmp_path):
+    config = compose("pretrain", [f"run_dir={tmp_path}"])
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert resolved["augmentation"]["image_size"] == config.model.image_size

@@ -1,0 +1,83 @@
+"""Imports point down the flow: entry points > stages > tasks > models > encoder, data beside them."""
+
+import ast
+from pathlib import Path
+
+import simmim
+
+PACKAGE = Path(simmim.__file__).parent
+
+# A module may import from its own layer's row or from any row below, never from one above.
+LAYERS = [
+    ["pretrain"],
+    ["command_line"],
+    ["stages"],
+    ["configuration", "trainer", "summary", "metrics_csv"],
+    ["callbacks"],
+    ["tasks"],
+    ["optim", "data"],
+    ["checkpoints"],
+    ["models"],
+    ["heads", "losses", "masking"],
+    ["encoder"],
+    ["normalisation", "randomness", "sizes"],
+    ["errors"],
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def layer(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= set(names if node.module == "simmim" else [node.module])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("simmim.")}
+
+
+def modules() -> list[tuple[str, Path]]:
+    return [
+        (".".join(("simmim", *path.relative_to(PACKAGE).with_suffix("").parts)), path)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path != PACKAGE / "__init__.py"
+    ]
+
+
+def test_every_module_stands_in_a_layer():
+    assert {layer(name) for name, _ in modules()} == set(LEVEL)
+
+
+def test_imports_point_down():
+    upward = [
+        f"{name} imports {imported}"
+        for name, path in modules()
+        for imported in imports(path)
+        if LEVEL[layer(imported)] < LEVEL[layer(name)]
+    ]
+    assert upward == []
+
+
+def test_encoder_and_data_do_not_know_each_other():
+    crossing = [
+        f"{name} imports {imported}"
+        for name, path in modules()
+        for imported in imports(path)
+        if {layer(name), layer(imported)} == {"encoder", "data"}
+        or (
+            layer(name) == "data"
+            and layer(imported) in ("models", "heads", "losses", "checkpoints")
+        )
+    ]
+    assert crossing == []
+
+
+def test_no_grab_bags():
+    names = {part for name, _ in modules() for part in name.split(".")}
+    assert not names & {"utils", "util", "helpers", "common", "misc", "manager"}
