@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from simmim.command_line import config_directory, run_stage
@@ -54,6 +55,10 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         config = compose(stage, [*overrides, f"run_dir={folder}"])
-        return run_stage(stage, config, str(folder))
+        try:
+            return run_stage(stage, config, str(folder))
+        except InstantiationException as error:
+            # The command line shows the mistake itself, not who called what.
+            raise error.__cause__ or error from None
 
     return run_within

@@ -37,11 +37,13 @@ def build(config: DictConfig, tmp_path) -> None:
         encoder = instantiate(config.model)
     instantiate(config.optim)
     instantiate(config.save, run_dir=tmp_path)
-    instantiate(config.augmentation)
+    instantiate(config.augmentation, image_size=encoder.image_size)
     for logger in config.logger.values():
         instantiate(logger, save_dir=tmp_path)
     if "mask" in config:
         instantiate(config.mask, image_size=encoder.image_size, token_size=encoder.patch_size)
+    if "mixing" in config:
+        instantiate(config.mixing, num_classes=10, batch_size=config.data.batch_size)
 
 
 @pytest.mark.parametrize("stage", ROOTS)
@@ -53,8 +55,11 @@ def test_a_stage_reads_every_option_and_no_other(stage):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_builds(tmp_path, group, choice):
-    config = compose("pretrain", [f"{group}={choice}", f"run_dir={tmp_path}"])
-    configuration.check(config, stages.pretrain)
+    stage = (
+        "finetune" if choice in ("auto", "adamw_finetune") and group != "trainer" else "pretrain"
+    )
+    config = compose(stage, [f"{group}={choice}", f"run_dir={tmp_path}"])
+    configuration.check(config, getattr(stages, stage))
     build(config, tmp_path)
 
 
@@ -84,7 +89,7 @@ def test_no_trainer_is_built_for_devices_that_do_not_exist():
         available_accelerator("gpu", 1)
 
 
-def test_configuration_has_no_unresolved_reference(tmp_path):
-    config = compose("pretrain", [f"run_dir={tmp_path}"])
-    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert resolved["augmentation"]["image_size"] == config.model.image_size
+@pytest.mark.parametrize("stage", ROOTS)
+def test_a_configuration_has_no_unresolved_reference(tmp_path, stage):
+    config = compose(stage, [f"run_dir={tmp_path}"])
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

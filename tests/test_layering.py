@@ -9,7 +9,7 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["pretrain"],
+    ["finetune", "pretrain"],
     ["command_line"],
     ["stages"],
     ["configuration", "trainer", "summary", "metrics_csv"],

@@ -13,6 +13,7 @@ from simmim.data.demo import DemoImages
 from simmim.data.imagefolder import split_folder
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, TrainSampler
+from simmim.data.transforms import CenterCrop
 from simmim.errors import UserError
 from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from simmim.sizes import Size, as_pair
@@ -59,6 +60,21 @@ class ImageDataModule(pl.LightningDataModule):
                 f"{self.batch_size * world_size} training images and there are {len(self.train)}; "
                 f"use data.batch_size={max(1, len(self.train) // world_size)} or less"
             )
+
+    def require_classes(self) -> tuple[str, ...]:
+        """Names of the labels; UserError where images have none or a class is never trained on."""
+        if len(self.train.classes) < 2:
+            raise UserError(
+                f"the data has {len(self.train.classes)} classes; put the images into one folder a "
+                "class, below data.root or below its train and val"
+            )
+        untrained = sorted(set(self.val.present_classes()) - set(self.train.present_classes()))
+        if untrained:
+            raise UserError(
+                f"{len(untrained)} of the held-out classes have no training image "
+                f"({', '.join(untrained[:5])}); add some, or remove them from val"
+            )
+        return self.train.classes
 
     def batches_per_epoch(self, world_size: int) -> int:
         """Training batches of each rank in an epoch."""
@@ -113,17 +129,16 @@ def demo(
     val_size: int,
     batch_size: int,
     train_transform: Transform,
-    val_transform: Transform,
     num_workers: int | None = None,
     seed: int = 0,
 ) -> ImageDataModule:
-    """Pictures that simmim draws itself."""
+    """Pictures that simmim draws itself, with the shape that they show as their label."""
     size = as_pair(image_size, "model.image_size")
     return ImageDataModule(
         DemoImages(split="train", size=train_size, image_size=size, seed=seed),
         DemoImages(split="val", size=val_size, image_size=size, seed=seed),
         train_transform=train_transform,
-        val_transform=val_transform,
+        val_transform=CenterCrop(size),
         batch_size=batch_size,
         num_workers=num_workers,
         seed=seed,
@@ -133,9 +148,9 @@ def demo(
 def imagefolder(
     *,
     root: str | Path | None,
+    image_size: Size,
     batch_size: int,
     train_transform: Transform,
-    val_transform: Transform,
     val_ratio: float = 0.05,
     num_workers: int | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -154,7 +169,7 @@ def imagefolder(
         train,
         val,
         train_transform=train_transform,
-        val_transform=val_transform,
+        val_transform=CenterCrop(image_size),
         batch_size=batch_size,
         num_workers=num_workers,
         normalisation=Normalisation(tuple(mean), tuple(std)),

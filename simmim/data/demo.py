@@ -362,6 +362,11 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.load(index)
 
+    def present_classes(self) -> tuple[str, ...]:
+        """The classes that some picture here shows."""
+        labels = {self.load(index)[1] for index in range(min(len(self), 2 * len(self.classes)))}
+        return tuple(self.classes[label] for label in sorted(labels))
+
     def load(self, index: int) -> tuple[UInt8[torch.Tensor, "3 h w"], int]:
         """The picture and its label, a place in `classes`; IndexError where there is none."""
         self._check(index)

@@ -29,6 +29,12 @@ class ImageFolder:
         self.classes = classes
         self._label_of = {name: label for label, name in enumerate(classes)}
 
+    def present_classes(self) -> tuple[str, ...]:
+        """The classes that some image here has."""
+        if not self.classes:
+            return ()
+        return tuple(sorted({path.split("/", 1)[0] for path in self.paths}))
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.paths)

@@ -44,6 +44,9 @@ class ImageSource(Protocol):
     def classes(self) -> tuple[str, ...]:
         """Names of the labels; empty without labels."""
 
+    def present_classes(self) -> tuple[str, ...]:
+        """The classes that some image of this source has."""
+
     def __len__(self) -> int:
         """Number of images."""
 

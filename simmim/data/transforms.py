@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import UInt8
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from simmim.errors import UserError
+from simmim.normalisation import IMAGENET_MEAN
 from simmim.sizes import Pair, Size, as_pair
 
 
@@ -39,6 +42,67 @@ def light_augmentation(
         antialias=True,
     )
     return v2.Compose([crop, v2.RandomHorizontalFlip(flip)])
+
+
+def strong_augmentation(
+    image_size: Size,
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1",
+    random_erasing: float = 0.25,
+) -> v2.Transform:
+    """The augmentation that Swin is fine-tuned with (Swin V1, section 4.1), by timm.
+
+    `rand_augment` is timm's policy string (None: without); `random_erasing` the probability that a
+    rectangle is filled with noise. Mixup and CutMix act on batches and stand elsewhere.
+
+    Raises:
+        UserError: ranges outside their bounds.
+    """
+    if not 0 <= random_erasing <= 1:
+        raise UserError(
+            f"augmentation.random_erasing {random_erasing} is not a probability; use 0.25"
+        )
+    steps: list[nn.Module] = [light_augmentation(image_size, scale, ratio, flip)]
+    if rand_augment is not None:
+        steps.append(RandAugment(rand_augment))
+    if random_erasing > 0:
+        steps.append(NoiseErasing(random_erasing))
+    return v2.Compose(steps)
+
+
+class RandAugment(nn.Module):
+    """timm's RandAugment on uint8 tensors; holes that a rotation leaves are ImageNet's mean colour."""
+
+    def __init__(self, policy: str) -> None:
+        super().__init__()
+        mean = tuple(round(255 * value) for value in IMAGENET_MEAN)
+        try:
+            self.policy = rand_augment_transform(policy, {"img_mean": mean})
+        except (AssertionError, ValueError, KeyError) as error:
+            raise UserError(
+                f"augmentation.rand_augment={policy} is no policy of timm; use rand-m9-mstd0.5-inc1"
+            ) from error
+
+    def forward(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
+        """Augments one image."""
+        return F.pil_to_tensor(self.policy(F.to_pil_image(image)))
+
+
+class NoiseErasing(nn.Module):
+    """Fills a random rectangle (2% to a third of the area) with noise, with a probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.erase = v2.RandomErasing(probability, value=0)
+
+    def forward(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
+        """Erases from one image."""
+        # Where a marked copy was erased, noise of the normalised image's variance comes in.
+        kept = self.erase(torch.ones_like(image)).bool()
+        noise = (torch.randn(image.shape) * 57 + 114).clamp(0, 255).to(torch.uint8)
+        return torch.where(kept, image, noise)
 
 
 class CenterCrop(nn.Module):

@@ -4,7 +4,7 @@ Sizes from Swin V2 (arXiv 2111.09883, section 3.5 and appendix), Swin V1 (arXiv 
 3.3) and the official configurations. `swinv2_nano` is ours, for CPUs and small pictures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simmim.encoder.attention import AttentionBackend, PositionBias, Similarity
@@ -23,7 +23,7 @@ def _family(embed_dim: int, depths: tuple[int, ...], **arguments: Any) -> dict[s
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "swinv2_nano": _family(64, (2, 4, 2)),
+    "swinv2_nano": _family(64, (4, 2), patch_size=8),
     "swinv2_t": _family(96, (2, 2, 6, 2)),
     "swinv2_s": _family(96, (2, 2, 18, 2)),
     "swinv2_b": _family(128, (2, 2, 18, 2)),
@@ -83,4 +83,37 @@ def create_encoder(
         drop_path_rate=drop_path_rate,
         attention_backend=attention_backend,
         **arguments,
+    )
+
+
+def adapt_encoder(
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    image_size: Size | None = None,
+    window_size: Size | None = None,
+    in_channels: int | None = None,
+    pretrained_window_sizes: Sequence[Size] | None = None,
+    drop_path_rate: float = 0.0,
+    attention_backend: AttentionBackend = "sdpa",
+) -> SwinTransformer:
+    """Builds an encoder from another's `arguments`, with what is not None here in their place.
+
+    The windows that a continuous position bias was trained with are kept, so that it means the same
+    at another window. Without arguments, `swinv2_nano` for 64-px images with windows of 8.
+    """
+    if arguments is None:
+        arguments = ARCHITECTURES["swinv2_nano"] | {"image_size": 64, "window_size": 8}
+    changes = {
+        "image_size": image_size,
+        "window_size": window_size,
+        "in_channels": in_channels,
+        "pretrained_window_sizes": pretrained_window_sizes,
+    }
+    return SwinTransformer(
+        **{
+            **arguments,
+            **{name: value for name, value in changes.items() if value is not None},
+            "drop_path_rate": drop_path_rate,
+            "attention_backend": attention_backend,
+        }
     )

@@ -22,6 +22,7 @@ class AdamWRecipe:
     Attributes:
         lr: peak learning rate at a batch of `lr_batch_size` images; scaled linearly to the
             effective batch (None: `lr` is used as it stands).
+        layer_decay: each layer's rate over that of the layer after it (1: all learn alike).
         clip_norm: gradients are scaled down to this norm (None: never).
         warmup_epochs, warmup_steps: length of the linear warm-up; steps, where given, win.
         warmup_factor: share of the peak rate at the first step.
@@ -34,6 +35,7 @@ class AdamWRecipe:
     lr_batch_size: int | None = 512
     betas: Sequence[float] = (0.9, 0.999)
     eps: float = 1e-8
+    layer_decay: float = 1.0
     clip_norm: float | None = 5.0
     schedule: ScheduleName = "cosine"
     warmup_epochs: float = 0.0
@@ -48,6 +50,10 @@ class AdamWRecipe:
             raise UserError(f"optim.lr {self.lr} is not positive; use 1e-4")
         if self.weight_decay < 0:
             raise UserError(f"optim.weight_decay {self.weight_decay} is negative; use 0.05, or 0")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(
+                f"optim.layer_decay {self.layer_decay} is not in (0, 1]; use 0.75, or 1 for none"
+            )
         if self.lr_batch_size is not None and self.lr_batch_size < 1:
             raise UserError(f"optim.lr_batch_size {self.lr_batch_size} is not positive; use 512")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -67,11 +73,20 @@ class AdamWRecipe:
         """The learning rate after warm-up for this many images a step."""
         return self.lr * effective_batch / (self.lr_batch_size or effective_batch)
 
-    def optimizer(self, model: nn.Module, effective_batch: int) -> torch.optim.AdamW:
-        """AdamW over the model's parameters at the peak rate."""
+    def optimizer(
+        self, model: nn.Module, effective_batch: int, depths: Sequence[int]
+    ) -> torch.optim.AdamW:
+        """AdamW over the model's parameters at their peak rates; `depths` are the encoder's."""
+        peak_lr = self.peak_lr(effective_batch)
         return torch.optim.AdamW(
-            parameter_groups(model, self.weight_decay),
-            lr=self.peak_lr(effective_batch),
+            parameter_groups(
+                model,
+                lr=peak_lr,
+                weight_decay=self.weight_decay,
+                depths=depths,
+                layer_decay=self.layer_decay,
+            ),
+            lr=peak_lr,
             betas=(self.betas[0], self.betas[1]),
             eps=self.eps,
         )

@@ -1,5 +1,7 @@
-"""Which parameters decay."""
+"""Which parameters decay, and how far below the peak each layer's learning rate stays."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -10,10 +12,40 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and "position_bias" not in name
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in two optimiser groups: with weight decay, and without."""
-    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+def layer_index(name: str, depths: Sequence[int]) -> int:
+    """A parameter's layer: 0 for what makes tokens, then block by block, and last the rest.
+
+    Patch merging counts with the block before it, as in the official fine-tuning code.
+    """
+    if "patch_embedding." in name or name.endswith("mask_token"):
+        return 0
+    if block := re.search(r"stages\.(\d+)\.blocks\.(\d+)\.", name):
+        return sum(depths[: int(block[1])]) + int(block[2]) + 1
+    if merging := re.search(r"stages\.(\d+)\.merging\.", name):
+        return sum(depths[: int(merging[1])])
+    return sum(depths) + 1
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    depths: Sequence[int],
+    layer_decay: float = 1.0,
+) -> list[dict[str, Any]]:
+    """The trainable parameters, grouped by weight decay and learning rate.
+
+    The last layer learns at `lr`, each layer before it at `layer_decay` times the next one's.
+    """
+    last = sum(depths) + 1
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[weight_decay if decays(name, parameter) else 0.0].append(parameter)
-    return [{"params": params, "weight_decay": decay} for decay, params in groups.items() if params]
+            scale = layer_decay ** (last - layer_index(name, depths))
+            decay = weight_decay if decays(name, parameter) else 0.0
+            groups.setdefault((lr * scale, decay), []).append(parameter)
+    return [
+        {"params": params, "lr": group_lr, "weight_decay": decay}
+        for (group_lr, decay), params in groups.items()
+    ]

@@ -1,5 +1,6 @@
 """LightningModules: model, loss, optimiser and logging of each stage."""
 
+from simmim.tasks.classification import ClassificationTask
 from simmim.tasks.simmim import SimMIMTask
 
-__all__ = ["SimMIMTask"]
+__all__ = ["ClassificationTask", "SimMIMTask"]

@@ -157,7 +157,9 @@ class SimMIMTask(pl.LightningModule):
         """AdamW and its schedule, per step."""
         accumulation = self.trainer.accumulate_grad_batches
         optimizer = self.optimization.optimizer(
-            self.model, self.batch_size * self.trainer.world_size * accumulation
+            self.model,
+            self.batch_size * self.trainer.world_size * accumulation,
+            depths=self.model.encoder.depths,
         )
         scheduler = self.optimization.scheduler(
             optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch

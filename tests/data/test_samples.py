@@ -1,6 +1,7 @@
 """Samples: a function of (seed, epoch, index), whoever loads them, in whatever order."""
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -79,12 +80,16 @@ def test_seeds_epochs_and_indices_each_change_the_augmentation() -> None:
     assert len(noise) == 3 * 3 * 5
 
 
-@pytest.mark.parametrize("channel", range(3))
-def test_every_generator_that_a_transform_may_use_is_seeded(channel: int) -> None:
-    # The first two channels hold a number of NumPy's and Python's, all three PyTorch's.
+@pytest.mark.parametrize(
+    "generator",
+    [lambda: torch.rand(1).item(), np.random.rand, random.random],
+    ids=["torch", "numpy", "python"],
+)
+def test_every_generator_that_a_transform_may_use_is_seeded(
+    generator: Callable[[], float],
+) -> None:
     def transform(image: torch.Tensor) -> torch.Tensor:
-        draws = (torch.rand(()), np.random.rand(), random.random())  # noqa: NPY002
-        return torch.full_like(image, int(255 * draws[channel]))
+        return torch.full_like(image, int(255 * generator()))
 
     def draw(epoch: int) -> int:
         dataset = TransformedImages(GreySource(), transform, 0)

@@ -13,6 +13,7 @@ from torch import nn
 from simmim.encoder import ARCHITECTURES, SwinTransformer, create_encoder
 from simmim.encoder.attention import WindowAttention
 from simmim.encoder.blocks import SwinBlock
+from simmim.encoder.patches import PatchMerging
 from simmim.encoder.windows import WindowGrid, attention_mask, partition_windows
 from simmim.errors import UserError
 
@@ -221,6 +222,51 @@ def test_attention_on_a_padded_map_is_attention_on_the_map_alone() -> None:
     torch.testing.assert_close(real, alone(features.view(1, 1, 9, 8)))
 
 
+def attention_by_hand(attention: WindowAttention, window: torch.Tensor) -> torch.Tensor:
+    """One window's attention, head by head, in float64."""
+    state = {name: value.double() for name, value in attention.state_dict().items()}
+    zeros = torch.zeros_like(state["q_bias"])
+    bias = torch.cat((state["q_bias"], state.get("k_bias", zeros), state["v_bias"]))
+    query, key, value = (window.double() @ state["qkv.weight"].T + bias).chunk(3, dim=-1)
+    heads = []
+    for head, columns in enumerate(torch.arange(window.shape[1]).chunk(attention.num_heads)):
+        q, k = query[:, columns], key[:, columns]
+        if attention.similarity == "cosine":
+            factor = state["logit_scale"][head].exp().clamp(max=100)
+            logits = factor * (q @ k.T) / (q.norm(dim=1)[:, None] * k.norm(dim=1)[None, :])
+        else:
+            logits = q @ k.T / len(columns) ** 0.5
+        logits = logits + attention.position_bias()[head].double()
+        heads.append(logits.softmax(dim=1) @ value[:, columns])
+    return torch.cat(heads, dim=1) @ state["projection.weight"].T + state["projection.bias"]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@torch.no_grad()
+def test_attention_is_the_paper_s_formula(similarity: Any) -> None:
+    torch.manual_seed(0)
+    attention = WindowAttention(12, 3, (2, 3), (2, 3), similarity=similarity)
+    for parameter in attention.parameters():
+        parameter.add_(0.3 * torch.randn_like(parameter))
+    if similarity == "cosine":
+        attention.logit_scale[0] = 9.0  # held at a factor of 100
+    windows = torch.randn(2, 4, 6, 12)
+    expected = attention_by_hand(attention, windows[1, 2])
+    torch.testing.assert_close(attention(windows)[1, 2].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["res_post", "pre"])
+def test_merging_normalises_what_it_gives_in_v2_and_what_it_takes_in_v1(norm: Any) -> None:
+    torch.manual_seed(0)
+    merging, features = PatchMerging(3, norm), torch.randn(1, 2, 2, 3)
+    # The published order: down the left column, then down the right.
+    joined = torch.cat([features[0, y, x] for y, x in ((0, 0), (1, 0), (0, 1), (1, 1))])
+    layers = (merging.norm, merging.reduction)
+    for layer in layers if norm == "pre" else layers[::-1]:
+        joined = layer(joined)
+    torch.testing.assert_close(merging(features)[0, 0, 0], joined)
+
+
 def test_tokens_of_different_windows_do_not_meet_without_a_shift() -> None:
     encoder = tiny(depths=(1,), num_heads=(2,))
     images = torch.randn(1, 3, 16, 16)
@@ -359,8 +405,13 @@ def test_every_published_encoder_has_heads_of_32_channels() -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_the_compiled_encoder_is_one_graph_and_equals_the_eager_one() -> None:
     torch.manual_seed(0)
-    # 64 px at window 6: maps of 16, 8 and 4 tokens, with shift, padding and a shrunken window.
-    encoder = awaken(create_encoder("swinv2_nano", depths=(2, 2, 1), image_size=64, window_size=6))
+    # Maps of 16 and 8 tokens a side: shifts, padding, and a window that shrinks on one axis.
+    encoder = awaken(
+        create_encoder(
+            "swinv2_nano", patch_size=4, depths=(2, 1), image_size=64, window_size=(6, 10)
+        )
+    )
+    assert encoder.window_sizes == ((6, 10), (6, 8))
     compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
     images = torch.randn(2, 3, 64, 64)
 

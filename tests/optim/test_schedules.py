@@ -1,5 +1,6 @@
 """Schedules: their values at known steps."""
 
+import itertools
 import math
 
 import pytest
@@ -19,7 +20,7 @@ def test_the_cosine_stays_at_its_final_factor_beyond_the_end() -> None:
 
 def test_the_cosine_never_rises() -> None:
     values = [cosine(50, 5, 0.0)(step) for step in range(5, 51)]
-    assert all(later < earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
 def test_a_run_that_is_all_warm_up_has_a_cosine() -> None:

@@ -1,0 +1,124 @@
+"""Weights into a model, strictly: every tensor is accounted for by name."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from simmim.encoder import SwinTransformer
+from simmim.errors import UserError
+
+_LISTED = 8
+
+
+class Initialisation(NamedTuple):
+    """Which weights a model starts from (None: its own initial ones), and whether all must be there."""
+
+    checkpoint: str | None
+    strict: bool = True
+
+
+class Coverage(NamedTuple):
+    """What became of each tensor, by name; `reshaped` ones are loaded too."""
+
+    loaded: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """`178 tensors loaded, 2 of them reshaped (…), 0 missing, 1 unexpected (…)`."""
+        return (
+            f"{len(self.loaded)} tensors loaded, {len(self.reshaped)} of them reshaped"
+            f"{_listed(self.reshaped)}, {len(self.missing)} missing{_listed(self.missing)}, "
+            f"{len(self.unexpected)} unexpected{_listed(self.unexpected)}"
+        )
+
+
+def load_encoder_weights(
+    encoder: SwinTransformer, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True
+) -> Coverage:
+    """Loads an encoder's weights, fitted to its windows and input channels, and reports on each.
+
+    Position-bias tables of another window are interpolated bicubically; a patch embedding of other
+    channels is averaged or repeated. Nothing else may differ in shape.
+
+    Raises:
+        UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing.
+    """
+    own = encoder.state_dict()
+    fitted = {name: fit(name, tensors[name], own[name]) for name in own if name in tensors}
+    misfits = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
+    if misfits:
+        shapes = ", ".join(
+            f"{name} {_shape(tensors[name])} in the file, {_shape(own[name])} in the model"
+            for name in misfits[:3]
+        )
+        more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+        raise UserError(
+            f"{source} holds another architecture: {shapes}{more}; "
+            "set model= to the one that it was trained with"
+        )
+    coverage = Coverage(
+        loaded=tuple(fitted),
+        reshaped=tuple(name for name in fitted if tensors[name].shape != own[name].shape),
+        missing=tuple(name for name in own if name not in tensors),
+        unexpected=tuple(name for name in tensors if name not in own),
+    )
+    if strict and coverage.missing:
+        raise UserError(
+            f"{source} lacks {len(coverage.missing)} of the encoder's {len(own)} tensors"
+            f"{_listed(coverage.missing)}; set model= to the architecture that it was trained with, "
+            "or init.strict=false to leave them at their initial values"
+        )
+    encoder.load_state_dict(fitted, strict=False)
+    return coverage
+
+
+def fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
+    """The tensor in the model's shape where there is a right way to it, else as it is."""
+    if tensor.shape == own.shape:
+        return tensor
+    if name.endswith("position_bias.table") and tensor.shape[1:] == own.shape[1:]:
+        return resize_table(tensor, own.shape[0])
+    if name == "patch_embedding.projection.weight" and tensor.shape[2:] == own.shape[2:]:
+        return adapt_channels(tensor, own.shape[1])
+    return tensor
+
+
+def resize_table(table: Float[Tensor, "offsets heads"], rows: int) -> Float[Tensor, "rows heads"]:
+    """A square window's position-bias table at another square window, bicubic (Swin V1)."""
+    side, new_side = (round(count**0.5) for count in (table.shape[0], rows))
+    if side**2 != table.shape[0] or new_side**2 != rows:
+        return table
+    grid = table.float().T.view(1, -1, side, side)
+    resized = F.interpolate(grid, (new_side, new_side), mode="bicubic", align_corners=False)
+    return resized.view(-1, rows).T.to(table.dtype).contiguous()
+
+
+def adapt_channels(
+    kernel: Float[Tensor, "c old h w"], in_channels: int
+) -> Float[Tensor, "c new h w"]:
+    """A patch embedding for another number of input channels.
+
+    Old channels repeat in turn; the sum's scale is kept, so that activations keep theirs.
+    """
+    old = kernel.shape[1]
+    if in_channels == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    repeated = kernel[:, torch.arange(in_channels) % old]
+    return repeated * (old / in_channels)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f" ({', '.join(names[:_LISTED])}{more})"

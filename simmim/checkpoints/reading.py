@@ -1,0 +1,179 @@
+"""Weights from any file of the field, told apart by content, under our names.
+
+Nothing in a file is executed: pickles are read with `weights_only=True`.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from simmim.checkpoints.hugging_face import from_hf
+from simmim.checkpoints.official import from_official
+from simmim.checkpoints.timm import from_timm
+from simmim.errors import UserError
+
+# What other programs wrap a state dict in, outermost first.
+_WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
+_FOLDER_FILES = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")
+
+
+class EncoderDescription(TypedDict):
+    """What a file says of its encoder, in JSON's types."""
+
+    format_version: int
+    arguments: dict[str, Any]
+    window_sizes: list[list[int]]
+    mean: list[float]
+    std: list[float]
+
+
+class Weights(NamedTuple):
+    """A model's weights under our names: `encoder.…`, and a head's and mask token's if it has them.
+
+    `description` is there where simmim wrote the file; `origin` says whose names it had.
+    """
+
+    tensors: dict[str, Tensor]
+    description: EncoderDescription | None
+    origin: str
+
+    @property
+    def encoder(self) -> dict[str, Tensor]:
+        """The encoder's weights alone, without the prefix."""
+        return {
+            name.removeprefix("encoder."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith("encoder.")
+        }
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Reads simmim's, official, timm's, Hugging Face's or SatVision's weights.
+
+    `path` is a file, or a folder that Hugging Face's `save_pretrained` or a run of simmim wrote.
+
+    Raises:
+        UserError: the path is missing, the file is damaged, holds more than weights, or none that
+            are a Swin Transformer's.
+    """
+    path = _file(Path(path))
+    content, description = _open(path)
+    tensors = {name: value for name, value in _unwrap(content).items() if torch.is_tensor(value)}
+    if not tensors:
+        raise UserError(f"{path} holds no weights; give a file with a model's state dict")
+    if description is None:
+        # Lightning keeps the names of the task's attributes.
+        description = content.get("encoder") if _is_description(content.get("encoder")) else None
+    if description is not None or any(name.startswith("model.encoder.stages.") for name in tensors):
+        ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        return Weights(_with_prefix(ours), description, "simmim")
+    origin, convert = _dialect(tensors, path)
+    return Weights(_with_prefix(convert(tensors)), None, origin)
+
+
+def _file(path: Path) -> Path:
+    if path.is_dir():
+        for name in _FOLDER_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"{path} holds none of {', '.join(_FOLDER_FILES)}; give a file of weights")
+    if not path.is_file():
+        raise UserError(
+            f"checkpoint {path} does not exist; give a .safetensors, .ckpt or .pth file"
+        )
+    return path
+
+
+def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
+    """The file's content, and its description where it is simmim's `encoder.safetensors`."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    # A safetensors file opens with the length of its JSON header, eight bytes.
+    if start[8:9] == b"{":
+        return _open_safetensors(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        if "weights_only" in str(error) or "Unsupported global" in str(error):
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" ({named[1].rstrip(',.')})" if named else ""
+            raise UserError(
+                f"{path} holds more than weights{what}, and simmim runs no code from a checkpoint; "
+                "save the state dict alone and give that"
+            ) from error
+        raise UserError(
+            f"{path} is damaged or no checkpoint ({_first_line(error)}); copy or write it again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}; give a file with a state dict")
+    return content, None
+
+
+def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
+    if "simmim" not in metadata:
+        return tensors, None
+    try:
+        description = json.loads(metadata["simmim"])
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
+    if not _is_description(description):
+        raise UserError(f"{path} has metadata that no version of simmim writes; write it again")
+    return tensors, description
+
+
+def _is_description(value: Any) -> bool:
+    return isinstance(value, dict) and EncoderDescription.__required_keys__ <= value.keys()
+
+
+def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Opens `{"model": {...}}` and its like, however deep."""
+    for name in _WRAPPERS:
+        inner = content.get(name)
+        if isinstance(inner, Mapping):
+            return _unwrap(inner)
+    prefix = "module."  # DistributedDataParallel's
+    if content and all(str(name).startswith(prefix) for name in content):
+        return {str(name).removeprefix(prefix): value for name, value in content.items()}
+    return content
+
+
+def _dialect(
+    tensors: Mapping[str, Tensor], path: Path
+) -> tuple[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
+    """Whose names these are."""
+    names = set(tensors)
+    if any(
+        ".attention.self." in name or ".continuous_position_bias_mlp." in name for name in names
+    ):
+        return "Hugging Face", from_hf
+    if any(re.search(r"layers\.\d+\.blocks\.\d+\.attn\.", name) for name in names):
+        # In timm, patch merging belongs to the stage after it, so the first has none.
+        first_merges = any("layers.0.downsample." in name for name in names)
+        return ("official", from_official) if first_merges else ("timm", from_timm)
+    raise UserError(
+        f"{path} holds no Swin Transformer that is known here (its first weight is "
+        f"{min(names)}); give official, timm, Hugging Face or simmim weights"
+    )
+
+
+def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A bare encoder's names get the prefix that they have in a whole model."""
+    if any(name.startswith("encoder.") for name in tensors):
+        return dict(tensors)
+    return {f"encoder.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,39 @@
+"""Mixup and CutMix over a batch, by timm."""
+
+from timm.data.mixup import Mixup
+
+from simmim.errors import UserError
+
+
+def create_mixup(
+    *,
+    mixup: float,
+    cutmix: float,
+    label_smoothing: float,
+    num_classes: int,
+    batch_size: int,
+) -> Mixup | None:
+    """Timm's mixer with these alphas; None where both are 0.
+
+    Raises:
+        UserError: an alpha or a smoothing out of range, or an odd batch, whose halves cannot mix.
+    """
+    if mixup < 0 or cutmix < 0:
+        raise UserError(
+            f"mixing.mixup {mixup} and mixing.cutmix {cutmix} cannot be negative; use 0"
+        )
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"mixing.label_smoothing {label_smoothing} is not in [0, 1); use 0.1")
+    if mixup == 0 and cutmix == 0:
+        return None
+    if batch_size % 2:
+        raise UserError(
+            f"data.batch_size {batch_size} is odd and Mixup pairs images; use {batch_size + 1}, "
+            "or mixing.mixup=0 mixing.cutmix=0"
+        )
+    return Mixup(  # type: ignore[no-untyped-call]
+        mixup_alpha=mixup,
+        cutmix_alpha=cutmix,
+        label_smoothing=label_smoothing,
+        num_classes=num_classes,
+    )
