@@ -5,6 +5,7 @@ Names load on first use, so that the command line answers without importing torc
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ try:
     __version__ = version("simmim")
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
+
+# When this process began, near enough, for a run to say how long its start took.
+STARTED = monotonic()
 
 _HOME = {
     "create_encoder": "simmim.encoder",

@@ -8,12 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +43,10 @@ def run_command(stage: str) -> None:
     def command(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         try:
-            run_stage(stage, config, hydra_config.runtime.output_dir)
+            with _full_error(
+                "1" if wants_traceback else None
+            ):  # as the processes of a run inherit it
+                run_stage(stage, config, hydra_config.runtime.output_dir)
         except Exception as error:
             # In a sweep, Hydra notes the job's failure and goes on.
             if wants_traceback or hydra_config.mode == RunMode.MULTIRUN:
@@ -51,16 +55,27 @@ def run_command(stage: str) -> None:
             raise
 
     # Hydra then lets errors through instead of printing them in its own way.
-    os.environ[_FULL_ERROR] = "1"
     try:
-        command()
+        with _full_error("1"):
+            command()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if not wants_traceback:
             exit_if_mendable(error, stage)
         raise
+
+
+@contextmanager
+def _full_error(value: str | None) -> Iterator[None]:
+    """Sets Hydra's switch within the block (None: unset), and puts it back after."""
+    before = os.environ.pop(_FULL_ERROR, None)
+    if value is not None:
+        os.environ[_FULL_ERROR] = value
+    try:
+        yield
     finally:
-        if not wants_traceback:
-            os.environ.pop(_FULL_ERROR, None)
+        os.environ.pop(_FULL_ERROR, None)
+        if before is not None:
+            os.environ[_FULL_ERROR] = before
 
 
 def run_stage(stage: str, config: DictConfig, run_dir: str) -> Any:
@@ -83,14 +98,17 @@ def exit_if_mendable(error: BaseException, stage: str) -> None:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
     mendable = cause or error
-    if isinstance(mendable, (UserError, ConfigCompositionException, OmegaConfBaseException)):
+    composing = isinstance(mendable, (HydraException, OmegaConfBaseException))
+    building = isinstance(mendable, InstantiationException)
+    if isinstance(mendable, UserError) or (composing and not building):
         print(f"error: {explain(mendable, stage)}", file=sys.stderr)
         sys.exit(2)
 
 
 def explain(error: BaseException, stage: str) -> str:
     """One line for a mistake: the value, the constraint, the way out."""
-    message = str(error)
+    # What a loader's worker raises arrives with the worker's traceback before it.
+    message = str(error).rpartition("UserError: ")[2]
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={choice} is unknown; use {', '.join(sorted(error.options))}"

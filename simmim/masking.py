@@ -52,7 +52,7 @@ class RandomMaskGenerator:
         """Masks (True is masked), one entry a token, for these places in the batch of `step`."""
         patches = torch.arange(self.num_patches, device=places.device)
         counters = places[:, None] * self.num_patches + patches[None, :]
-        scores = random_bits(derive_seed(self.seed, step), counters)
+        scores = random_bits(derive_seed(self.seed, "mask", step), counters)
         rank = scores.argsort(dim=1).argsort(dim=1)
         mask = (rank < self.num_masked).view(-1, *self.grid_size)
         return enlarge(mask, self.patch_size // self.token_size)

@@ -21,6 +21,7 @@ class MetricsCsv(Logger):
         self.path = Path(save_dir, "metrics.csv")
         self._columns: list[str] = []
         self._opened = False
+        self._row: dict[str, float] = {}
 
     @property
     def name(self) -> str:
@@ -40,16 +41,31 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Writes one row."""
-        row = {"step": step if step is not None else -1, **metrics}
+        """Adds to the row of this step; it is written when another begins."""
+        step = -1 if step is None else step
+        if step != self._row.get("step"):
+            self._flush()
+            self._row = {"step": step}
+        self._row |= metrics
+
+    def _flush(self) -> None:
+        """Writes the row at hand."""
+        if not self._row:
+            return
         if not self._opened:
-            self._rewrite(before=row["step"])
+            self._rewrite(before=self._row["step"])
             self._opened = True
-        new = [name for name in row if name not in self._columns]
+        new = [name for name in self._row if name not in self._columns]
         if new:
             self._rewrite(added=new)
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns).writerow(self._row)
+        self._row = {}
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what is left."""
+        self._flush()
 
     def _rewrite(self, *, added: list[str] | None = None, before: float = float("inf")) -> None:
         """Writes the file again with more columns, or with the rows before a step alone."""

@@ -3,6 +3,7 @@
 SplitMix64's mixing of a 64-bit counter (Steele, Lea and Flood, OOPSLA 2014), in integer tensors.
 """
 
+import zlib
 from functools import reduce
 
 from jaxtyping import Int
@@ -12,9 +13,13 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-def derive_seed(*key: int) -> int:
-    """A 64-bit seed that depends on every number of the key and on their order."""
-    return reduce(lambda state, part: _mix(state ^ _mix(part + _GOLDEN)), key, _GOLDEN)
+def derive_seed(*key: int | str) -> int:
+    """A 64-bit seed that depends on every part of the key and on their order.
+
+    A word in the key says what the numbers are for, so that equal ones mean nothing elsewhere.
+    """
+    numbers = (zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)
+    return reduce(lambda state, part: _mix(state ^ _mix(part + _GOLDEN)), numbers, _GOLDEN)
 
 
 def random_bits(seed: int, counters: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

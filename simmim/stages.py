@@ -14,8 +14,9 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
 
-from simmim.callbacks import Checkpoints, RunProgress, Throughput, peak_memory_bytes
+from simmim.callbacks import Checkpoints, LearningRate, RunProgress, Throughput, peak_memory_bytes
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.loading import Initialisation, load_encoder_weights
 from simmim.checkpoints.reading import Weights, read_weights
@@ -31,6 +32,12 @@ from simmim.tasks.classification import Mode
 from simmim.trainer import RunLength, run_length
 
 log = logging.getLogger(__name__)
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Logs for the user, once however many devices there are."""
+    log.info(message)
 
 
 def pretrain(
@@ -52,8 +59,11 @@ def pretrain(
 ) -> dict[str, Any]:
     """SimMIM pretraining: mask, reconstruct, and leave an encoder. Returns the summary."""
     started = time.monotonic()
+    initialisation: Initialisation = instantiate(init)
+    start = read_start(initialisation)
+    inherited = inherit(model, start)
     with torch.device("meta"):
-        planned: SwinTransformer = instantiate(model)
+        planned: SwinTransformer = instantiate(model, **inherited)
     if target_window is not None:
         check_target_window(target_window)
     mask_generator = instantiate(
@@ -61,13 +71,11 @@ def pretrain(
     )
     pictures = instantiate(reconstructions, run_dir=run_dir)
     run = create_run(trainer, optim, save, resume, logger, data, run_dir, [pictures])
-    initialisation: Initialisation = instantiate(init)
-    start = read_start(initialisation)
     images = create_data(data, augmentation, planned, seed)
     length = measure(run.trainer, images)
 
     pl.seed_everything(seed, verbose=False)
-    encoder: SwinTransformer = instantiate(model)
+    encoder: SwinTransformer = instantiate(model, **inherited)
     start_from(encoder, start, initialisation)
     task = SimMIMTask(
         SimMIM(encoder),
@@ -84,11 +92,11 @@ def pretrain(
     summary = fit(run, task, encoder, images, stage="pretrain", started=started)
     if summary:
         metrics = summary["metrics"]
-        log.info(
+        say(
             f"held-out masked L1 {metrics['val/loss']:.4f}, {metrics['val/loss_over_baseline']:.2f} "
             f"of predicting each image's visible mean ({metrics['val/baseline_visible_mean']:.4f})"
         )
-        log.info(f"finished in {summary['seconds']:.0f} s: {run_dir}")
+        say(f"finished in {summary['seconds']:.0f} s: {run_dir}")
     return summary
 
 
@@ -112,11 +120,9 @@ def finetune(
     started = time.monotonic()
     initialisation: Initialisation = instantiate(init)
     start = read_start(initialisation)
-    own = {} if start is None or start.description is None else start.description["arguments"]
-    # `model=auto` builds what the checkpoint describes; a named model stands by itself.
-    origin = {"arguments": own or None} if "name" not in model else {}
+    inherited = inherit(model, start)
     with torch.device("meta"):
-        planned: SwinTransformer = instantiate(model, **origin)
+        planned: SwinTransformer = instantiate(model, **inherited)
     run = create_run(trainer, optim, save, resume, logger, data, run_dir, [])
     images = create_data(data, augmentation, planned, seed)
     classes = images.require_classes()
@@ -124,7 +130,7 @@ def finetune(
     length = measure(run.trainer, images)
 
     pl.seed_everything(seed, verbose=False)
-    encoder: SwinTransformer = instantiate(model, **origin)
+    encoder: SwinTransformer = instantiate(model, **inherited)
     start_from(encoder, start, initialisation)
     task = ClassificationTask(
         Classifier(encoder, len(classes)),
@@ -143,8 +149,8 @@ def finetune(
     summary = fit(run, task, encoder, images, stage="finetune", started=started)
     if summary:
         metrics = summary["metrics"]
-        log.info(f"held-out top-1 {metrics['val/top1']:.1%}, top-5 {metrics['val/top5']:.1%}")
-        log.info(f"finished in {summary['seconds']:.0f} s: {run_dir}")
+        say(f"held-out top-1 {metrics['val/top1']:.1%}, top-5 {metrics['val/top5']:.1%}")
+        say(f"finished in {summary['seconds']:.0f} s: {run_dir}")
     return summary
 
 
@@ -181,7 +187,7 @@ def create_run(
             throughput,
             RunProgress(throughput),
             checkpoints,
-            pl.callbacks.LearningRateMonitor("step"),
+            LearningRate(),
             *callbacks,
         ],
     )
@@ -235,29 +241,59 @@ def read_start(init: Initialisation) -> Weights | None:
     return None if init.checkpoint is None else read_weights(init.checkpoint)
 
 
+def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
+    """What a model takes over from the description in the file that it starts from.
+
+    `model=auto` takes the architecture; a named model the pretrained windows, without which a
+    continuous position bias would mean something else at another window.
+
+    Raises:
+        UserError: a named model whose equal shapes would hide that its blocks work differently.
+    """
+    described = (
+        None if start is None or start.description is None else start.description["arguments"]
+    )
+    if "name" not in model:
+        return {"arguments": described}
+    if described is None:
+        return {}
+    with torch.device("meta"):
+        named: SwinTransformer = instantiate(model)
+    for switch in ("norm", "similarity", "position_bias"):
+        mine, theirs = named.arguments[switch], described[switch]
+        if mine != theirs:
+            raise UserError(
+                f"model.{switch} is {mine} and init.checkpoint was trained with {theirs}; "
+                f"use model.{switch}={theirs}"
+            )
+    if model.pretrained_window_sizes is not None:
+        return {}
+    return {"pretrained_window_sizes": described["pretrained_window_sizes"]}
+
+
 def start_from(encoder: SwinTransformer, start: Weights | None, init: Initialisation) -> None:
     """Loads the encoder and says what became of each tensor, or that it starts from scratch."""
     if start is None:
-        log.info("from scratch: init.checkpoint is not set")
+        say("from scratch: init.checkpoint is not set")
         return
     coverage = load_encoder_weights(
         encoder, start.encoder, source=str(init.checkpoint), strict=init.strict
     )
-    log.info(f"from {init.checkpoint} ({start.origin}): {coverage}")
+    say(f"from {init.checkpoint} ({start.origin}): {coverage}")
 
 
 def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:
     """Logs what is about to run."""
     trainer = run.trainer
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-    log.info(f"run directory {run.run_dir}")
+    say(f"run directory {run.run_dir}")
     if run.resumed is not None:
-        log.info(f"going on from {run.resumed}")
-    log.info(
+        say(f"going on from {run.resumed}")
+    say(
         f"{count_parameters(model) / 1e6:.1f}M trained parameters, {len(images.train)} training and "
         f"{len(images.val)} held-out images, {trainer.world_size} × {kind}, {trainer.precision}"
     )
-    log.info(
+    say(
         describe_lr(
             run.optimization,
             devices=trainer.world_size,
@@ -288,7 +324,11 @@ def fit(
         Path(run.run_dir, "summary.json"),
         {
             "stage": stage,
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "metrics": {
+                name: float(value)
+                for name, value in trainer.callback_metrics.items()
+                if name.startswith("val/")
+            },
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "parameters": count_parameters(task.model),
@@ -296,7 +336,7 @@ def fit(
             "images_per_second": run.throughput.images_per_second,
             "first_step_seconds": run.throughput.first_step_seconds,
             "seconds": time.monotonic() - started,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 
 from simmim.errors import UserError
@@ -24,7 +25,7 @@ for _untrue_here in (
 ):
     warnings.filterwarnings("ignore", message=_untrue_here)
 
-PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true", "64-true", "bf16-true", "16-true")
+PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
 def create_trainer(
@@ -64,29 +65,32 @@ def create_trainer(
     ):
         if value < 1:
             raise UserError(f"trainer.{name} {value} is not positive; use 1 or more")
-    return pl.Trainer(
-        accelerator=accelerator,
-        devices=devices if isinstance(devices, (int, str)) else list(devices),
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
-        max_epochs=max_epochs,
-        max_steps=max_steps,
-        accumulate_grad_batches=accumulate_grad_batches,
-        check_val_every_n_epoch=check_val_every_n_epoch,
-        val_check_interval=val_check_interval,
-        log_every_n_steps=log_every_n_steps,
-        gradient_clip_val=clip_norm,
-        deterministic=deterministic,
-        benchmark=not deterministic,
-        default_root_dir=run_dir,
-        logger=list(loggers),
-        callbacks=list(callbacks),
-        enable_checkpointing=False,  # callbacks.Checkpoints writes them
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # data.sampling deals samples to ranks
-    )
+    try:
+        return pl.Trainer(
+            accelerator=accelerator,
+            devices=devices if isinstance(devices, (int, str)) else list(devices),
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            accumulate_grad_batches=accumulate_grad_batches,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            val_check_interval=val_check_interval,
+            log_every_n_steps=log_every_n_steps,
+            gradient_clip_val=clip_norm,
+            deterministic=deterministic,
+            benchmark=not deterministic,
+            default_root_dir=run_dir,
+            logger=list(loggers),
+            callbacks=list(callbacks),
+            enable_checkpointing=False,  # callbacks.Checkpoints writes them
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # data.sampling deals samples to ranks
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"Lightning cannot run this trainer: {error}") from error
 
 
 class RunLength(NamedTuple):
@@ -148,7 +152,7 @@ def available_accelerator(accelerator: str, devices: int | str | Sequence[int]) 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
     """Lightning's name of a precision; auto is bf16 on GPUs that have it, else float32."""
-    name = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
+    name = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
         str(precision), str(precision)
     )
     if name not in PRECISIONS:

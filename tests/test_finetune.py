@@ -12,6 +12,10 @@ from safetensors.torch import load_file
 
 import simmim
 from simmim.errors import UserError
+from simmim.models import Classifier
+from simmim.normalisation import Normalisation
+from simmim.optim import AdamWRecipe
+from simmim.tasks import ClassificationTask
 
 # `model=auto` takes its architecture from the checkpoint: no switch of it is given.
 FINETUNE = [option for option in TINY_DEMO if not option.startswith("model.")]
@@ -110,6 +114,38 @@ def test_a_larger_window_keeps_the_pretrained_ones(run, tmp_path, pretrained):
     encoder = simmim.load_encoder(tmp_path / "run" / "encoder.safetensors")
     assert encoder.window_sizes == ((8, 8), (4, 4))
     assert encoder.pretrained_window_sizes == ((4, 4), (2, 2))
+
+
+def test_a_named_model_keeps_the_pretrained_windows_too(run, tmp_path, pretrained):
+    sizes = ["model.image_size=64", "model.window_size=8"]
+    start = f"init.checkpoint={pretrained}"
+    run("finetune", *SCRATCH, *sizes, start, "trainer.max_steps=1")
+    encoder = simmim.load_encoder(tmp_path / "run" / "encoder.safetensors")
+    assert encoder.window_sizes == ((8, 8), (4, 4))
+    assert encoder.pretrained_window_sizes == ((4, 4), (2, 2))
+
+
+def test_a_switch_that_shapes_do_not_show_is_refused(run, pretrained):
+    options = [*SCRATCH, "model.position_bias=linear_cpb", f"init.checkpoint={pretrained}"]
+    with pytest.raises(UserError, match=r"model.position_bias is linear_cpb .* with log_cpb"):
+        run("finetune", *options)
+
+
+def test_a_frozen_encoder_drops_no_path_after_a_resume_either():
+    encoder = simmim.create_encoder("swinv2_nano", image_size=64, window_size=8, drop_path_rate=0.5)
+    task = ClassificationTask(
+        Classifier(encoder, 3),
+        classes=("a", "b", "c"),
+        normalisation=Normalisation(),
+        optimization=AdamWRecipe(lr=1e-3, weight_decay=0.05),
+        batch_size=2,
+        total_steps=1,
+        steps_per_epoch=1,
+        mode="linear",
+    )
+    task.train()
+    assert task.model.head.training
+    assert not any(module.training for module in encoder.modules())
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path):

@@ -57,7 +57,7 @@ def test_encoder_file_rebuilds_the_encoder_without_a_config(run, tmp_path):
         simmim.load_encoder(tmp_path / "run" / name).eval()(images)
         for name in ("encoder.safetensors", "checkpoints/last.ckpt")
     ]
-    assert outputs[0].shape == (2, 64, 4, 4)
+    assert outputs[0].shape == (2, 64, 2, 2)
     assert torch.equal(*outputs)
 
 
@@ -81,6 +81,34 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path, stop):
     run("pretrain", *options, f"resume={checkpoint}", name="resumed")
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("minutes", ["1e-9", "null"])
+def test_a_run_made_longer_equals_one_of_that_length(run, tmp_path, minutes):
+    """Stopped by max_steps in the middle of an epoch and of the accumulation's rhythm."""
+    options = [*TINY_DEMO, "optim.schedule=multistep", "trainer.accumulate_grad_batches=2"]
+    options += ["data.train_size=24", f"save.every_minutes={minutes}", "save.keep=9"]
+    run("pretrain", *options, "trainer.max_steps=7", name="whole")
+    run("pretrain", *options, "trainer.max_steps=4", name="longer")
+    run("pretrain", *options, "trainer.max_steps=7", name="longer")
+    whole, longer = weights(tmp_path / "whole"), weights(tmp_path / "longer")
+    assert all(torch.equal(whole[name], longer[name]) for name in whole)
+
+
+def test_a_new_run_in_an_old_directory_keeps_its_own_checkpoint(run, tmp_path):
+    run("pretrain", *TINY_DEMO, "trainer.max_steps=3")
+    run("pretrain", *TINY_DEMO, "trainer.max_steps=2", "resume=never")
+    folder = tmp_path / "run" / "checkpoints"
+    assert (folder / "step-00000002.ckpt").samefile(folder / "last.ckpt")
+
+
+def test_metrics_have_one_row_a_step(run, tmp_path):
+    run("pretrain", *TINY_DEMO, "trainer.max_steps=8", "trainer.log_every_n_steps=1")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(8))
+    assert all(float(row["train/lr"]) > 0 for row in rows)
+    assert rows[3]["val/loss"]
 
 
 def test_resume_auto_continues_the_run_directory(run, tmp_path):

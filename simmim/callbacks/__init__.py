@@ -1,8 +1,16 @@
 """What a run does beside training: checkpoints, progress, throughput, pictures."""
 
 from simmim.callbacks.checkpoints import Checkpoints
+from simmim.callbacks.learning_rate import LearningRate
 from simmim.callbacks.progress import RunProgress
 from simmim.callbacks.reconstructions import Reconstructions
 from simmim.callbacks.throughput import Throughput, peak_memory_bytes
 
-__all__ = ["Checkpoints", "Reconstructions", "RunProgress", "Throughput", "peak_memory_bytes"]
+__all__ = [
+    "Checkpoints",
+    "LearningRate",
+    "Reconstructions",
+    "RunProgress",
+    "Throughput",
+    "peak_memory_bytes",
+]

@@ -40,6 +40,7 @@ class Checkpoints(pl.Callback):
         self.every_seconds = every_minutes * 60 if every_minutes is not None else None
         self.keep = keep
         self._saved_step = -1
+        self._seen_step = -1
         self._saved_time = time.monotonic()
 
     @property
@@ -50,6 +51,7 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock; what a resumed run starts from is saved already."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self,
@@ -60,13 +62,18 @@ class Checkpoints(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Writes where a step just finished and one is due."""
-        if trainer.global_step == self._saved_step:
+        # A state in the middle of an accumulation would lose the gradients gathered so far.
+        if trainer.global_step == self._seen_step:
             return
+        self._seen_step = trainer.global_step
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         waited = time.monotonic() - self._saved_time
         by_time = self.every_seconds is not None and waited >= self.every_seconds
+        # Written here, where Lightning still counts the epoch as going on, for a longer run to go
+        # on from its middle.
+        is_last = trainer.global_step == trainer.max_steps
         # All ranks write together: the first one's clock decides.
-        if by_steps or trainer.strategy.broadcast(by_time):
+        if by_steps or is_last or trainer.strategy.broadcast(by_time):
             self.save(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,7 +89,9 @@ class Checkpoints(pl.Callback):
         if trainer.is_global_zero:
             os.replace(beside, path)
             _point(self.last, path)
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            # Later steps are left from before the run was started again; they are not ours to lose.
+            steps = [old for old in sorted(self.folder.glob("step-*.ckpt")) if old <= path]
+            for old in steps[: -self.keep]:
                 old.unlink()
         trainer.strategy.barrier("checkpoint written")
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()

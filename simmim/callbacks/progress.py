@@ -12,6 +12,7 @@ from simmim.callbacks.throughput import Throughput
 
 # Where no terminal shows a bar (a log file, a batch job), a line this often.
 _SECONDS_BETWEEN_LINES = 15.0
+_SECONDS_BETWEEN_REDRAWS = 0.5
 
 
 class RunProgress(ProgressBar):
@@ -66,10 +67,10 @@ class RunProgress(ProgressBar):
             return
         now = time.monotonic()
         if self._progress is not None:
-            task = self._progress.task_ids[0]
-            self._progress.update(
-                task, completed=trainer.global_step, figures=self._figures(trainer, now)
-            )
+            # Reading the loss waits for the device.
+            if now - self._last_line >= _SECONDS_BETWEEN_REDRAWS:
+                self._last_line = now
+                self._draw(self._progress, trainer, now)
         elif not self._console.is_terminal and now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = now
             step = f"step {trainer.global_step}/{self._total_steps}"
@@ -77,8 +78,14 @@ class RunProgress(ProgressBar):
                 f"{step}  {self._figures(trainer, now)}", highlight=False, soft_wrap=True
             )
 
+    def _draw(self, progress: Progress, trainer: pl.Trainer, now: float) -> None:
+        figures = self._figures(trainer, now)
+        progress.update(progress.task_ids[0], completed=trainer.global_step, figures=figures)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
+        if self._progress is not None:
+            self._draw(self._progress, trainer, time.monotonic())
         self._stop()
 
     def on_exception(

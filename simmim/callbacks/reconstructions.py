@@ -40,11 +40,10 @@ class Reconstructions(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the same images each time."""
-        if self.count == 0 or trainer.sanity_checking:
+        if self.count == 0:
             return
         assert isinstance(pl_module, SimMIMTask)
         batch = self._images(trainer, pl_module.device)
-        pl_module.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             result = pl_module.reconstruct_held_out(
                 batch.image, torch.as_tensor(batch.sample_index)
@@ -65,7 +64,7 @@ class Reconstructions(pl.Callback):
         if self._batch is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, ImageDataModule)
-            images = TransformedImages(data.val, data.val_transform, data.seed)
+            images = TransformedImages(data.val, data.val_transform, data.seed, data.on_error)
             shown = range(min(self.count, len(images)))
             batch: Sample = default_collate([images[SampleKey(0, index)] for index in shown])
             self._batch = Sample(

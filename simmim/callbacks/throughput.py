@@ -8,6 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+import simmim
+
 # The first steps compile, tune and fill caches; they are no measure of the rest.
 _WARMUP_BATCHES = 5
 
@@ -16,13 +18,13 @@ class Throughput(pl.Callback):
     """Logs `train/images_per_second` over all devices, data and logging included.
 
     `images_per_second` is the mean over the run but for its first batches and its validations;
-    `first_step_seconds` is how long after its creation the first batch began.
+    `first_step_seconds` is how long after the start of the command the first batch began.
     """
 
     def __init__(self, batch_size: int, log_every_n_steps: int) -> None:
         self.batch_size = batch_size
         self.log_every_n_steps = log_every_n_steps
-        self._created = time.monotonic()
+        self._seen = 0
         self._batches = 0
         self._seconds = 0.0
         self._last_end: float | None = None
@@ -46,7 +48,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Notes when the first step began."""
         if self.first_step_seconds is None:
-            self.first_step_seconds = time.monotonic() - self._created
+            self.first_step_seconds = time.monotonic() - simmim.STARTED
 
     def on_train_batch_end(
         self,
@@ -58,7 +60,8 @@ class Throughput(pl.Callback):
     ) -> None:
         """Times from the end of one batch to the end of the next, so that waiting for data counts."""
         now = time.monotonic()
-        if self._last_end is not None and trainer.global_step > _WARMUP_BATCHES:
+        self._seen += 1
+        if self._last_end is not None and self._seen > _WARMUP_BATCHES:
             self._batches += 1
             self._seconds += now - self._last_end
         self._last_end = now
@@ -74,9 +77,9 @@ class Throughput(pl.Callback):
         self._last_end = None
 
 
-def peak_memory_bytes() -> int:
-    """Most memory held at once: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held at once: of the GPU where the run used one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

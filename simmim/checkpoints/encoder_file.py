@@ -6,12 +6,10 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from simmim.checkpoints.loading import load_encoder_weights
-from simmim.checkpoints.reading import EncoderDescription, read_weights
+from simmim.checkpoints.reading import FORMAT_VERSION, EncoderDescription, read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.normalisation import Normalisation
-
-FORMAT_VERSION = 1
 
 
 def describe_encoder(encoder: SwinTransformer, normalisation: Normalisation) -> EncoderDescription:

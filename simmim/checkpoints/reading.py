@@ -18,6 +18,8 @@ from simmim.checkpoints.official import from_official
 from simmim.checkpoints.timm import from_timm
 from simmim.errors import UserError
 
+FORMAT_VERSION = 1
+
 # What other programs wrap a state dict in, outermost first.
 _WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
 _FOLDER_FILES = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")
@@ -130,6 +132,11 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
     if not _is_description(description):
         raise UserError(f"{path} has metadata that no version of simmim writes; write it again")
+    if description["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path} was written by a newer simmim (format {description['format_version']}, this one "
+            f"reads {FORMAT_VERSION}); upgrade simmim"
+        )
     return tensors, description
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from simmim.data.demo import DemoImages
 from simmim.data.imagefolder import split_folder
-from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
+from simmim.data.samples import ImageSource, OnError, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, TrainSampler
 from simmim.data.transforms import CenterCrop
 from simmim.errors import UserError
@@ -37,12 +37,10 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         normalisation: Normalisation = Normalisation(),
         seed: int = 0,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise UserError(f"data.batch_size {batch_size} is not positive; use 64")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"data.num_workers {num_workers} is negative; use 0 for none")
+        check_loading(batch_size, num_workers)
         self.train = train
         self.val = val
         self.train_transform = train_transform
@@ -51,6 +49,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.normalisation = normalisation
         self.seed = seed
+        self.on_error: OnError = on_error
 
     def require_batches(self, world_size: int) -> None:
         """Raises UserError where one global batch takes more images than there are."""
@@ -92,13 +91,13 @@ class ImageDataModule(pl.LightningDataModule):
             epoch, step = divmod(self.trainer.global_step, steps_per_epoch)
             sampler.set_epoch(epoch)
             sampler.skip_batches(step * accumulation)
-        images = TransformedImages(self.train, self.train_transform, self.seed)
+        images = TransformedImages(self.train, self.train_transform, self.seed, self.on_error)
         return self._loader(images, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Every held-out image once, in order."""
         sampler = EvaluationSampler(len(self.val), **self._rank_and_world_size())
-        images = TransformedImages(self.val, self.val_transform, self.seed)
+        images = TransformedImages(self.val, self.val_transform, self.seed, self.on_error)
         return self._loader(images, sampler)
 
     def _loader(
@@ -153,6 +152,7 @@ def imagefolder(
     train_transform: Transform,
     val_ratio: float = 0.05,
     num_workers: int | None = None,
+    on_error: OnError = "skip",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     seed: int = 0,
@@ -164,6 +164,7 @@ def imagefolder(
     """
     if root is None:
         raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
+    check_loading(batch_size, num_workers)  # before the folder is read
     train, val = split_folder(root, val_ratio)
     return ImageDataModule(
         train,
@@ -174,7 +175,16 @@ def imagefolder(
         num_workers=num_workers,
         normalisation=Normalisation(tuple(mean), tuple(std)),
         seed=seed,
+        on_error=on_error,
     )
+
+
+def check_loading(batch_size: int, num_workers: int | None) -> None:
+    """Raises UserError for a batch of no image or fewer workers than none."""
+    if batch_size < 1:
+        raise UserError(f"data.batch_size {batch_size} is not positive; use 64")
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"data.num_workers {num_workers} is negative; use 0 for none")
 
 
 def default_workers() -> int:

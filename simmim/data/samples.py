@@ -1,9 +1,10 @@
 """What flows through the data path: a source of images, keys that name samples, samples."""
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,9 +12,16 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from simmim.errors import UserError
 from simmim.randomness import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
+OnError = Literal["skip", "raise"]
+
+log = logging.getLogger(__name__)
+
+# A source with so many unreadable images in a row is no source.
+_MOST_REPLACEMENTS = 100
 
 
 class SampleKey(NamedTuple):
@@ -58,12 +66,24 @@ class ImageSource(Protocol):
 
 
 class TransformedImages(Dataset[Sample]):
-    """A source seen through a transform whose randomness depends on (seed, epoch, index) alone."""
+    """A source seen through a transform whose randomness depends on (seed, epoch, index) alone.
 
-    def __init__(self, source: ImageSource, transform: Transform, seed: int) -> None:
+    With `on_error="skip"`, an image that cannot be read is named in a warning and the next one that
+    can takes its place, marked as a repeat; with `"raise"` its UserError goes on.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform,
+        seed: int,
+        on_error: OnError = "raise",
+    ) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
+        self.on_error = on_error
+        self._named: set[int] = set()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -71,10 +91,24 @@ class TransformedImages(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Loads and transforms one image."""
-        image, label = self.source.load(key.sample_index)
-        with seeded(derive_seed(self.seed, key.epoch, key.sample_index)):
+        image, label, replaced = self._load(key.sample_index)
+        with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
             image = self.transform(image)
-        return Sample(image, label, -1 if key.is_padding else key.sample_index)
+        return Sample(image, label, -1 if key.is_padding or replaced else key.sample_index)
+
+    def _load(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int, bool]:
+        """The image and label, and whether another stands in for them."""
+        for tried in range(_MOST_REPLACEMENTS):
+            place = (index + tried) % len(self)
+            try:
+                return *self.source.load(place), tried > 0
+            except UserError as error:
+                if self.on_error == "raise" or tried + 1 == _MOST_REPLACEMENTS:
+                    raise
+                if place not in self._named:
+                    self._named.add(place)
+                    log.warning(f"skipped: {error}")
+        raise AssertionError("unreachable")
 
 
 @contextmanager

@@ -48,7 +48,9 @@ class TrainSampler(Sampler[SampleKey]):
 
     def order(self) -> Int[Tensor, " length"]:
         """The epoch's order of all samples."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch) % 2**63)
+        generator = torch.Generator().manual_seed(
+            derive_seed(self.seed, "order", self.epoch) % 2**63
+        )
         return torch.randperm(self.length, generator=generator)
 
     def __iter__(self) -> Iterator[SampleKey]:

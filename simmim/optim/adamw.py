@@ -56,6 +56,10 @@ class AdamWRecipe:
             )
         if self.lr_batch_size is not None and self.lr_batch_size < 1:
             raise UserError(f"optim.lr_batch_size {self.lr_batch_size} is not positive; use 512")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(
+                f"optim.betas {list(self.betas)} are not two numbers in [0, 1); use [0.9, 0.999]"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise UserError(f"optim.clip_norm {self.clip_norm} is not positive; use 5, or null")
         if self.schedule not in get_args(ScheduleName):

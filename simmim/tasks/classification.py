@@ -66,16 +66,18 @@ class ClassificationTask(pl.LightningModule):
         self.top1 = MulticlassAccuracy(len(classes), average="micro")
         self.top5 = MulticlassAccuracy(len(classes), top_k=min(5, len(classes)), average="micro")
 
-    def on_train_epoch_start(self) -> None:
-        """A frozen encoder drops no path."""
+    def train(self, mode: bool = True) -> "ClassificationTask":
+        """Switches to training; a frozen encoder never drops a path."""
+        super().train(mode)
         if self.mode == "linear":
             self.model.encoder.eval()
+        return self
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
         """Makes drop path and Mixup a function of (seed, step, rank)."""
         accumulation = self.trainer.accumulate_grad_batches
         micro_step = self.global_step * accumulation + batch_idx % accumulation
-        seed = derive_seed(self.seed, micro_step, self.global_rank)
+        seed = derive_seed(self.seed, "step", micro_step, self.global_rank)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -88,7 +90,7 @@ class ClassificationTask(pl.LightningModule):
         assert isinstance(labels, Tensor)
         smoothing = 0.0 if self.mixup is not None else self.label_smoothing
         loss = F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
+        self.log("train/loss", loss, batch_size=len(images))
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:

@@ -114,7 +114,8 @@ class SimMIMTask(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
         """Makes drop path a function of (seed, step, rank)."""
-        torch.manual_seed(derive_seed(self.seed, self._micro_step(batch_idx), self.global_rank))
+        key = derive_seed(self.seed, "step", self._micro_step(batch_idx), self.global_rank)
+        torch.manual_seed(key)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch."""
@@ -123,7 +124,7 @@ class SimMIMTask(pl.LightningModule):
         first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
         places = torch.arange(first, first + count, device=self.device)
         loss = self.reconstruct(batch.image, places, step=self.global_step).loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=count)
+        self.log("train/loss", loss, batch_size=count)
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:

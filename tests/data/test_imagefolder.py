@@ -118,6 +118,14 @@ def test_labels_mean_the_same_in_both_where_one_lacks_a_class(tmp_path: Path) ->
     assert [val.load(index)[1] for index in range(2)] == [1, 3]
 
 
+def test_a_part_knows_which_of_the_classes_it_has(tmp_path: Path) -> None:
+    add(tmp_path, "train/ant/1.png", "train/cat/1.png", "val/bee/1.png", "val/cat/deep/1.png")
+    train, val = split_folder(tmp_path, 0.5)
+    assert train.present_classes() == ("ant", "cat")
+    assert val.present_classes() == ("bee", "cat")
+    assert open_folder(add(tmp_path / "loose", "1.png")).present_classes() == ()
+
+
 def test_there_are_no_labels_where_one_part_has_none(tmp_path: Path) -> None:
     add(tmp_path, "train/ant/1.png", "train/cat/1.png", "val/1.png")
     train, val = split_folder(tmp_path, 0.5)

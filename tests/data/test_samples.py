@@ -10,12 +10,16 @@ from torch.utils.data import DataLoader
 
 from simmim.data.samples import Sample, SampleKey, TransformedImages, seeded
 from simmim.data.sampling import EvaluationSampler, TrainSampler
+from simmim.errors import UserError
 
 
 class GreySource:
     """Five grey images; loading draws random numbers, which must have no effect."""
 
     classes = ("even", "odd")
+
+    def present_classes(self) -> tuple[str, ...]:
+        return self.classes
 
     def __len__(self) -> int:
         return 5
@@ -148,3 +152,41 @@ def test_batches_are_samples_of_tensors_that_mark_their_padding() -> None:
 
 def test_the_length_is_the_source_s() -> None:
     assert len(images()) == 5
+
+
+class Damaged:
+    """Ten images of which the third and fourth cannot be read."""
+
+    classes = ()
+
+    def present_classes(self):
+        return ()
+
+    def __len__(self):
+        return 10
+
+    def load(self, index):
+        if index in (2, 3):
+            raise UserError(f"cannot read image {index}")
+        return torch.full((3, 4, 4), index, dtype=torch.uint8), -1
+
+    def identifier(self, index):
+        return str(index)
+
+
+def test_the_next_readable_image_takes_an_unreadable_one_s_place(caplog):
+    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, on_error="skip")
+    samples = [images[SampleKey(0, index)] for index in (1, 2, 3, 4, 2)]
+    assert [int(sample.image[0, 0, 0]) for sample in samples] == [1, 4, 4, 4, 4]
+    assert [sample.sample_index for sample in samples] == [1, -1, -1, 4, -1]
+    # Each is named once.
+    assert [record.message for record in caplog.records] == [
+        "skipped: cannot read image 2",
+        "skipped: cannot read image 3",
+    ]
+
+
+def test_an_unreadable_image_raises_where_it_is_asked_to():
+    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, on_error="raise")
+    with pytest.raises(UserError, match="cannot read image 2"):
+        images[SampleKey(0, 2)]
