@@ -22,6 +22,7 @@ for _untrue_here in (
     ".*smaller than the logging interval.*",  # short epochs are no mistake
     ".*your dataloader is not resumable.*",  # data.sampling resumes at the next batch
     ".*does not have many workers.*",
+    ".*when logging on epoch level in distributed setting.*",  # torchmetrics has reduced them
 ):
     warnings.filterwarnings("ignore", message=_untrue_here)
 
