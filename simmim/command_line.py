@@ -43,9 +43,8 @@ def run_command(stage: str) -> None:
     def command(config: DictConfig) -> None:
         hydra_config = HydraConfig.get()
         try:
-            with _full_error(
-                "1" if wants_traceback else None
-            ):  # as the processes of a run inherit it
+            # The processes of a run inherit the user's own choice.
+            with _full_error("1" if wants_traceback else None):
                 run_stage(stage, config, hydra_config.runtime.output_dir)
         except Exception as error:
             # In a sweep, Hydra notes the job's failure and goes on.

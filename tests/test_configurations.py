@@ -24,7 +24,11 @@ CHOICES = [
 ]
 
 # The others serve both stages and are built for pretraining.
-OF_FINETUNING = {("model", "auto"), ("optim", "adamw_finetune")}
+OF_FINETUNING = {
+    ("model", "auto"),
+    ("optim", "adamw_finetune"),
+    ("finetune_settings", "demo"),
+}
 
 
 def recipe_stage(recipe: str) -> str:
