@@ -21,6 +21,14 @@ from simmim.tasks import ClassificationTask
 FINETUNE = [option for option in TINY_DEMO if not option.startswith("model.")]
 SCRATCH = [*FINETUNE, "model=swinv2_nano", *(option for option in TINY if "model." in option)]
 
+# What the papers augment with; drawn pictures do without by default.
+STRONG = [
+    "augmentation.rand_augment=rand-m9-mstd0.5-inc1",
+    "augmentation.random_erasing=0.25",
+    "mixing.mixup=0.8",
+    "mixing.cutmix=1.0",
+]
+
 
 @pytest.fixture
 def pretrained(run, tmp_path) -> Path:
@@ -44,6 +52,11 @@ def test_starts_from_what_pretraining_leaves(run, tmp_path, pretrained, file):
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=0)
     assert 0 <= summary["metrics"]["val/top1"] <= summary["metrics"]["val/top5"] <= 1
+
+
+def test_the_papers_augmentation_trains(run):
+    summary = run("finetune", *SCRATCH, *STRONG, "trainer.max_steps=2")
+    assert np.isfinite(summary["metrics"]["val/loss"])
 
 
 def test_without_a_checkpoint_it_says_that_it_starts_from_scratch(run, caplog):
@@ -141,6 +154,7 @@ def test_a_frozen_encoder_drops_no_path_after_a_resume_either():
         batch_size=2,
         total_steps=1,
         steps_per_epoch=1,
+        seed=0,
         mode="linear",
     )
     task.train()
@@ -149,8 +163,8 @@ def test_a_frozen_encoder_drops_no_path_after_a_resume_either():
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path):
-    """Mixup, drop path and RandAugment included."""
-    options = [*SCRATCH, "model.drop_path_rate=0.2", "trainer.max_steps=6"]
+    """Mixup, drop path, RandAugment and erasing included."""
+    options = [*SCRATCH, *STRONG, "model.drop_path_rate=0.2", "trainer.max_steps=6"]
     run("finetune", *options, "save.every_n_steps=3", "save.keep=9", name="whole")
     checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000003.ckpt"
     run("finetune", *options, f"resume={checkpoint}", name="resumed")
@@ -189,7 +203,7 @@ def test_another_architecture_names_tensors_and_shapes(run, pretrained):
 
 def test_odd_batches_do_not_mix(run):
     with pytest.raises(UserError, match=r"data\.batch_size 3 is odd"):
-        run("finetune", *SCRATCH, "data.batch_size=3")
+        run("finetune", *SCRATCH, *STRONG, "data.batch_size=3")
 
 
 def test_summary_says_what_it_was(run, tmp_path):

@@ -1,35 +1,29 @@
 """Supervised training as a LightningModule: fine-tuning, or a linear layer on a frozen encoder."""
 
-import random
 from typing import Any, Literal
 
-import numpy as np
-import pytorch_lightning as pl
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from timm.data.mixup import Mixup
 from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import Unpack
 
-from simmim.checkpoints.encoder_file import describe_encoder
 from simmim.data.samples import Sample
 from simmim.models import Classifier
-from simmim.normalisation import Normalisation
-from simmim.optim import AdamWRecipe
-from simmim.randomness import derive_seed
+from simmim.tasks.training import TrainingArguments, TrainingTask
 
 Mode = Literal["full", "linear"]
 
 
-class ClassificationTask(pl.LightningModule):
+class ClassificationTask(TrainingTask):
     """Trains a classifier: normalise, mix, cross-entropy against (smoothed, mixed) labels.
 
     Args:
         mode: `full` trains everything; `linear` freezes the encoder and trains the head alone.
         mixup: timm's Mixup and CutMix, or None for plain labels with `label_smoothing`.
-        total_steps, steps_per_epoch: optimiser steps, for the schedule.
+        training: see `TrainingArguments`.
     """
 
     def __init__(
@@ -37,29 +31,16 @@ class ClassificationTask(pl.LightningModule):
         model: Classifier,
         *,
         classes: tuple[str, ...],
-        normalisation: Normalisation,
-        optimization: AdamWRecipe,
-        batch_size: int,
-        total_steps: int,
-        steps_per_epoch: int,
-        seed: int = 0,
         mode: Mode = "full",
         mixup: Mixup | None = None,
         label_smoothing: float = 0.0,
+        **training: Unpack[TrainingArguments],
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model, **training)
         self.classes = classes
-        self.normalisation = normalisation
-        self.optimization = optimization
-        self.batch_size = batch_size
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
         self.mode = mode
         self.mixup = mixup
         self.label_smoothing = label_smoothing
-        self.validated_step: int | None = None
         if mode == "linear":
             model.encoder.requires_grad_(False)
         self.val_loss = MeanMetric()
@@ -72,15 +53,6 @@ class ClassificationTask(pl.LightningModule):
         if self.mode == "linear":
             self.model.encoder.eval()
         return self
-
-    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
-        """Makes drop path and Mixup a function of (seed, step, rank)."""
-        accumulation = self.trainer.accumulate_grad_batches
-        micro_step = self.global_step * accumulation + batch_idx % accumulation
-        seed = derive_seed(self.seed, "step", micro_step, self.global_rank)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch."""
@@ -108,29 +80,9 @@ class ClassificationTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures."""
-        metrics = {"val/loss": self.val_loss, "val/top1": self.top1, "val/top5": self.top5}
-        self.log_dict({name: metric.compute() for name, metric in metrics.items()})
-        for metric in metrics.values():
-            metric.reset()
-        self.validated_step = self.global_step
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, per step."""
-        accumulation = self.trainer.accumulate_grad_batches
-        optimizer = self.optimization.optimizer(
-            self.model,
-            self.batch_size * self.trainer.world_size * accumulation,
-            depths=self.model.encoder.depths,
-        )
-        scheduler = self.optimization.scheduler(
-            optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        self.log_held_out({"val/loss": self.val_loss, "val/top1": self.top1, "val/top5": self.top5})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the encoder and names the classes without a config."""
-        checkpoint["encoder"] = describe_encoder(self.model.encoder, self.normalisation)
+        """Adds the classes' names, in the order of the head's outputs."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["classes"] = list(self.classes)

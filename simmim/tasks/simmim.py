@@ -1,14 +1,13 @@
 """Pretraining as a LightningModule: what one step does, and what it logs."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torchmetrics import MeanMetric
+from typing_extensions import Unpack
 
-from simmim.checkpoints.encoder_file import describe_encoder
 from simmim.data.samples import Sample
 from simmim.losses import (
     LocalStatistics,
@@ -19,9 +18,7 @@ from simmim.losses import (
 )
 from simmim.masking import RandomMaskGenerator, enlarge
 from simmim.models import SimMIM
-from simmim.normalisation import Normalisation
-from simmim.optim import AdamWRecipe
-from simmim.randomness import derive_seed
+from simmim.tasks.training import TrainingArguments, TrainingTask
 
 
 class Reconstruction(NamedTuple):
@@ -51,14 +48,12 @@ class Reconstruction(NamedTuple):
         return torch.where(self.mask.unsqueeze(1), prediction, self.images)
 
 
-class SimMIMTask(pl.LightningModule):
+class SimMIMTask(TrainingTask):
     """SimMIM pretraining: normalise, mask, predict, masked L1.
 
     Args:
-        batch_size: images per device and forward; with the trainer's world size and accumulation
-            it gives each image's place in the global batch.
-        total_steps, steps_per_epoch: optimiser steps, for the schedule.
         target_window: pixels of the neighbourhood for normalised targets (None: plain pixels).
+        training: see `TrainingArguments`.
     """
 
     def __init__(
@@ -66,27 +61,14 @@ class SimMIMTask(pl.LightningModule):
         model: SimMIM,
         *,
         mask_generator: RandomMaskGenerator,
-        normalisation: Normalisation,
-        optimization: AdamWRecipe,
-        batch_size: int,
-        total_steps: int,
-        steps_per_epoch: int,
-        seed: int = 0,
         target_window: int | None = None,
+        **training: Unpack[TrainingArguments],
     ) -> None:
-        super().__init__()
+        super().__init__(model, **training)
         if target_window is not None:
             check_target_window(target_window)
-        self.model = model
         self.mask_generator = mask_generator
-        self.normalisation = normalisation
-        self.optimization = optimization
-        self.batch_size = batch_size
-        self.total_steps = total_steps
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
         self.target_window = target_window
-        self.validated_step: int | None = None
         self.val_loss = MeanMetric()
         self.val_baseline = MeanMetric()
 
@@ -112,11 +94,6 @@ class SimMIMTask(pl.LightningModule):
         # No step of training is negative, so held-out masks are none of those trained on.
         return self.reconstruct(images, index, step=-1)
 
-    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
-        """Makes drop path a function of (seed, step, rank)."""
-        key = derive_seed(self.seed, "step", self._micro_step(batch_idx), self.global_rank)
-        torch.manual_seed(key)
-
     def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch."""
         count = len(batch.image)
@@ -141,39 +118,8 @@ class SimMIMTask(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures."""
-        loss, baseline = self.val_loss.compute(), self.val_baseline.compute()
-        self.log_dict(
-            {
-                "val/loss": loss,
-                "val/baseline_visible_mean": baseline,
-                "val/loss_over_baseline": loss / baseline,
-            },
-            sync_dist=False,  # the metrics have been reduced over the ranks
+        values = self.log_held_out(
+            {"val/loss": self.val_loss, "val/baseline_visible_mean": self.val_baseline}
         )
-        self.validated_step = self.global_step
-        self.val_loss.reset()
-        self.val_baseline.reset()
-
-    def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, per step."""
-        accumulation = self.trainer.accumulate_grad_batches
-        optimizer = self.optimization.optimizer(
-            self.model,
-            self.batch_size * self.trainer.world_size * accumulation,
-            depths=self.model.encoder.depths,
-        )
-        scheduler = self.optimization.scheduler(
-            optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the encoder without a config."""
-        checkpoint["encoder"] = describe_encoder(self.model.encoder, self.normalisation)
-
-    def _micro_step(self, batch_idx: int) -> int:
-        accumulation = self.trainer.accumulate_grad_batches
-        return self.global_step * accumulation + batch_idx % accumulation
+        ratio = values["val/loss"] / values["val/baseline_visible_mean"]
+        self.log("val/loss_over_baseline", ratio)

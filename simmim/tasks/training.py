@@ -1,0 +1,86 @@
+"""What both stages train alike: seeding, optimiser and schedule, what a checkpoint says of itself."""
+
+import random
+from typing import Any, TypedDict
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torchmetrics import Metric
+from typing_extensions import Unpack
+
+from simmim.checkpoints.encoder_file import describe_encoder
+from simmim.data.samples import Sample
+from simmim.models import Classifier, SimMIM
+from simmim.normalisation import Normalisation
+from simmim.optim import AdamWRecipe
+from simmim.randomness import derive_seed
+
+
+class TrainingArguments(TypedDict):
+    """What every task is told.
+
+    `batch_size` is images per device and forward: with the trainer's world size and accumulation it
+    gives each image's place in the global batch. `total_steps` and `steps_per_epoch` are optimiser
+    steps, for the schedule.
+    """
+
+    normalisation: Normalisation
+    optimization: AdamWRecipe
+    batch_size: int
+    total_steps: int
+    steps_per_epoch: int
+    seed: int
+
+
+class TrainingTask(pl.LightningModule):
+    """A model with an encoder, trained by a recipe over a known number of steps."""
+
+    def __init__(self, model: SimMIM | Classifier, **arguments: Unpack[TrainingArguments]) -> None:
+        super().__init__()
+        self.model = model
+        self.normalisation = arguments["normalisation"]
+        self.optimization = arguments["optimization"]
+        self.batch_size = arguments["batch_size"]
+        self.total_steps = arguments["total_steps"]
+        self.steps_per_epoch = arguments["steps_per_epoch"]
+        self.seed = arguments["seed"]
+        self.validated_step: int | None = None
+
+    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
+        """Makes drop path and Mixup a function of (seed, step, rank)."""
+        accumulation = self.trainer.accumulate_grad_batches
+        micro_step = self.global_step * accumulation + batch_idx % accumulation
+        seed = derive_seed(self.seed, "step", micro_step, self.global_rank)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    def log_held_out(self, metrics: dict[str, Metric]) -> dict[str, torch.Tensor]:
+        """Logs what these metrics came to over all ranks, resets them, and returns the values."""
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        self.log_dict(values)
+        for metric in metrics.values():
+            metric.reset()
+        self.validated_step = self.global_step
+        return values
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and its schedule, per step."""
+        effective_batch = (
+            self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        )
+        optimizer = self.optimization.optimizer(
+            self.model, effective_batch, depths=self.model.encoder.depths
+        )
+        scheduler = self.optimization.scheduler(
+            optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what rebuilds the encoder without a config."""
+        checkpoint["encoder"] = describe_encoder(self.model.encoder, self.normalisation)
