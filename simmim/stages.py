@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from simmim.callbacks import Checkpoints, LearningRate, RunProgress, Throughput, peak_memory_bytes
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.loading import Initialisation, load_encoder_weights
-from simmim.checkpoints.reading import Weights, read_weights
+from simmim.checkpoints.reading import Weights, read_weights, require_resumable
 from simmim.data import ImageDataModule
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
@@ -197,13 +197,13 @@ def create_run(
 
 def resume_checkpoint(resume: str, last: Path) -> Path | None:
     """The checkpoint that a run goes on from: `auto` its own last one, `never`, or a path."""
-    if resume == "never":
+    if resume == "never" or (resume == "auto" and not last.exists()):
         return None
-    if resume == "auto":
-        return last if last.exists() else None
-    if not Path(resume).is_file():
+    path = last if resume == "auto" else Path(resume)
+    if not path.is_file():
         raise UserError(f"resume={resume} does not exist; use auto, never or a checkpoint's path")
-    return Path(resume)
+    require_resumable(path)
+    return path
 
 
 def create_data(

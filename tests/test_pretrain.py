@@ -95,6 +95,19 @@ def test_a_run_made_longer_equals_one_of_that_length(run, tmp_path, minutes):
     assert all(torch.equal(whole[name], longer[name]) for name in whole)
 
 
+def test_a_file_that_cannot_be_resumed_is_named(run, tmp_path):
+    run("pretrain", *TINY_DEMO, "trainer.max_steps=1")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    whole = last.read_bytes()
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], b"text"):
+        last.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"last.ckpt is damaged or no checkpoint"):
+            run("pretrain", *TINY_DEMO, "trainer.max_steps=2")
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"use init.checkpoint="):
+        run("pretrain", *TINY_DEMO, f"resume={tmp_path / 'weights.pth'}", name="other")
+
+
 def test_a_new_run_in_an_old_directory_keeps_its_own_checkpoint(run, tmp_path):
     run("pretrain", *TINY_DEMO, "trainer.max_steps=3")
     run("pretrain", *TINY_DEMO, "trainer.max_steps=2", "resume=never")

@@ -79,6 +79,22 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(_with_prefix(convert(tensors)), None, origin)
 
 
+def require_resumable(path: Path) -> None:
+    """Raises UserError unless a run of simmim wrote this file, whole; reads no tensor's values."""
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise UserError(
+            f"{path} is damaged or no checkpoint ({_first_line(error)}); set resume= to another one, "
+            "or resume=never to start anew"
+        ) from error
+    if not isinstance(content, dict) or not {"encoder", "optimizer_states"} <= content.keys():
+        raise UserError(
+            f"{path} is no checkpoint of a run; to start from its weights use init.checkpoint={path} "
+            "resume=never"
+        )
+
+
 def _file(path: Path) -> Path:
     if path.is_dir():
         for name in _FOLDER_FILES:
