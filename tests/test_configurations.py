@@ -123,4 +123,6 @@ def test_no_trainer_is_built_for_devices_that_do_not_exist():
 @pytest.mark.parametrize("stage", ROOTS)
 def test_a_configuration_has_no_unresolved_reference(tmp_path, stage):
     config = compose(stage, [f"run_dir={tmp_path}"])
-    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert "${" not in str(resolved)
+    assert "???" not in str(resolved)
