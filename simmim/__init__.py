@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from simmim.checkpoints.classifier_file import load_classifier, save_classifier
     from simmim.checkpoints.encoder_file import load_encoder, save_encoder
     from simmim.encoder import create_encoder
 
@@ -22,11 +23,13 @@ STARTED = monotonic()
 
 _HOME = {
     "create_encoder": "simmim.encoder",
+    "load_classifier": "simmim.checkpoints.classifier_file",
     "load_encoder": "simmim.checkpoints.encoder_file",
+    "save_classifier": "simmim.checkpoints.classifier_file",
     "save_encoder": "simmim.checkpoints.encoder_file",
 }
 
-__all__ = ["create_encoder", "load_encoder", "save_encoder"]
+__all__ = ["create_encoder", "load_classifier", "load_encoder", "save_classifier", "save_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from typing_extensions import Unpack
 
 from simmim.errors import UserError
 
@@ -28,19 +29,34 @@ def check(config: DictConfig, stage: Callable[..., Any]) -> None:
         _check_arguments(get_object(node["_target_"]), node, f"{path}.")
 
 
-def _check_arguments(function: Callable[..., Any], arguments: dict[Any, Any], prefix: str) -> None:
+def options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The names that a function or class takes, each with its type (Any where it has none).
+
+    Those of a `**options: Unpack[…]` stand among the others.
+    """
     parameters = inspect.signature(function).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    taken = {}
+    for name, parameter in parameters.items():
+        hint = hints.get(name, Any)
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            taken[name] = hint
+        elif get_origin(hint) is Unpack:
+            taken |= get_type_hints(get_args(hint)[0])
+    return taken
+
+
+def _check_arguments(function: Callable[..., Any], arguments: dict[Any, Any], prefix: str) -> None:
+    taken = options(function)
     for name, value in arguments.items():
         if str(name).startswith("_"):
             continue
-        if name not in parameters and not takes_any:
-            raise UserError(f"{prefix}{name} is no option; there are {', '.join(parameters)}")
+        if name not in taken:
+            raise UserError(f"{prefix}{name} is no option; there are {', '.join(taken)}")
         # A node is checked against what builds it.
         if isinstance(value, dict):
             continue
-        hint = hints.get(str(name), Any)
+        hint = taken[str(name)]
         if not is_bearable(value, hint, conf=_NUMERIC_TOWER):
             raise UserError(f"{prefix}{name}={_show(value)} {_constraint(hint)}")
 

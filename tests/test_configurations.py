@@ -1,6 +1,5 @@
 """Every file under conf/ composes and builds what it names; every recipe says where it is from."""
 
-import inspect
 import re
 
 import pytest
@@ -29,6 +28,7 @@ OF_FINETUNING = {
     ("optim", "adamw_finetune"),
     ("finetune_settings", "demo"),
 }
+OF_TRANSFER = {("optim", "adamw_transfer"), ("transfer_settings", "demo")}
 
 
 def recipe_stage(recipe: str) -> str:
@@ -82,13 +82,17 @@ def build_data(config: DictConfig, image_size: tuple[int, int], tmp_path) -> Non
 @pytest.mark.parametrize("stage", ROOTS)
 def test_a_stage_reads_every_option_and_no_other(stage):
     config = compose(stage, [])
-    assert set(config) == set(inspect.signature(getattr(stages, stage)).parameters)
+    assert set(config) == set(configuration.options(getattr(stages, stage)))
     configuration.check(config, getattr(stages, stage))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_builds(tmp_path, group, choice):
-    stage = "finetune" if (group, choice) in OF_FINETUNING else "pretrain"
+    stage = "pretrain"
+    if (group, choice) in OF_FINETUNING:
+        stage = "finetune"
+    elif (group, choice) in OF_TRANSFER:
+        stage = "transfer"
     config = compose(stage, [f"{group}={choice}", f"run_dir={tmp_path}"])
     configuration.check(config, getattr(stages, stage))
     build(config, tmp_path)

@@ -9,10 +9,11 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["finetune", "pretrain"],
+    ["finetune", "pretrain", "transfer"],
     ["command_line"],
     ["stages"],
-    ["configuration", "trainer", "summary", "metrics_csv"],
+    ["runs", "starting"],
+    ["configuration", "console", "trainer", "summary", "metrics_csv"],
     ["callbacks"],
     ["tasks"],
     ["optim", "data"],

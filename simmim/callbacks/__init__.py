@@ -5,6 +5,7 @@ from simmim.callbacks.learning_rate import LearningRate
 from simmim.callbacks.progress import RunProgress
 from simmim.callbacks.reconstructions import Reconstructions
 from simmim.callbacks.throughput import Throughput, peak_memory_bytes
+from simmim.callbacks.weight_average import create_weight_average
 
 __all__ = [
     "Checkpoints",
@@ -12,5 +13,6 @@ __all__ = [
     "Reconstructions",
     "RunProgress",
     "Throughput",
+    "create_weight_average",
     "peak_memory_bytes",
 ]

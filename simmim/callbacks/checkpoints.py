@@ -1,23 +1,27 @@
 """Checkpoints by steps and by time, written beside and renamed, so that none is ever half there."""
 
+import math
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 
 from simmim.errors import UserError
 
 
 class Checkpoints(pl.Callback):
-    """Writes `checkpoints/step-….ckpt` and `checkpoints/last.ckpt` below the run directory.
+    """Writes `step-….ckpt`, `last.ckpt` and `best.ckpt` to `checkpoints` below the run directory.
 
     Args:
         every_n_steps: write after every so many optimiser steps (None: not by steps).
         every_minutes: write when so much time has passed since the last one (None: not by time).
         keep: how many of the newest to keep; `last.ckpt` is the newest of them.
+        monitor: the held-out figure that `best.ckpt` has the best value of (None: no `best.ckpt`).
+        mode: whether the best is the largest (`max`) or the smallest (`min`).
     """
 
     def __init__(
@@ -26,6 +30,8 @@ class Checkpoints(pl.Callback):
         every_n_steps: int | None = None,
         every_minutes: float | None = 30.0,
         keep: int = 1,
+        monitor: str | None = None,
+        mode: Literal["max", "min"] = "max",
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(
@@ -39,6 +45,10 @@ class Checkpoints(pl.Callback):
         self.every_n_steps = every_n_steps
         self.every_seconds = every_minutes * 60 if every_minutes is not None else None
         self.keep = keep
+        self.monitor = monitor
+        self.mode = mode
+        self.best_value: float | None = None
+        self.best_step: int | None = None
         self._saved_step = -1
         self._seen_step = -1
         self._saved_time = time.monotonic()
@@ -48,10 +58,17 @@ class Checkpoints(pl.Callback):
         """The newest checkpoint."""
         return self.folder / "last.ckpt"
 
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best value of `monitor`."""
+        return self.folder / "best.ckpt"
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock; what a resumed run starts from is saved already."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._seen_step = trainer.global_step
+        if self._saved_step > 0 and self.best.is_file():
+            self._remember_best()
 
     def on_train_batch_end(
         self,
@@ -76,10 +93,48 @@ class Checkpoints(pl.Callback):
         if by_steps or is_last or trainer.strategy.broadcast(by_time):
             self.save(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes `best.ckpt` where trained weights are better than any before."""
+        if self.monitor is None or trainer.global_step == 0:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            figures = ", ".join(
+                name for name in trainer.callback_metrics if name.startswith("val/")
+            )
+            raise UserError(
+                f"save.monitor={self.monitor} is no held-out figure of this stage; use {figures}"
+            )
+        value = float(trainer.callback_metrics[self.monitor])
+        if not self._improves(value):
+            return
+        self.best_value, self.best_step = value, trainer.global_step
+        beside = self.best.with_suffix(".partial")
+        trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            os.replace(beside, self.best)
+        trainer.strategy.barrier("best checkpoint written")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the final state."""
         if trainer.global_step != self._saved_step:
             self.save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the best one is."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
+
+    def _remember_best(self) -> None:
+        content = torch.load(self.best, map_location="meta", weights_only=True)
+        state = content["callbacks"][self.state_key]
+        if state["best_step"] <= self._saved_step:
+            self.best_value, self.best_step = state["best_value"], state["best_step"]
+
+    def _improves(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
+        if self.best_value is None:
+            return True
+        return value > self.best_value if self.mode == "max" else value < self.best_value
 
     def save(self, trainer: pl.Trainer) -> None:
         """Writes the run's state and removes what is older than the newest `keep`."""

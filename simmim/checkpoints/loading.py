@@ -1,6 +1,6 @@
 """Weights into a model, strictly: every tensor is accounted for by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.models import Classifier
 
 _LISTED = 8
 
@@ -75,6 +76,34 @@ def load_encoder_weights(
             "or init.strict=false to leave them at their initial values"
         )
     encoder.load_state_dict(fitted, strict=False)
+    return coverage
+
+
+def load_classifier_weights(
+    classifier: Classifier,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    rows: Sequence[int] | None = None,
+    strict: bool = True,
+) -> Coverage:
+    """Loads an encoder as `load_encoder_weights` does, and its head.
+
+    `rows` are the outputs of the file's head that the classifier's stand for (None: the same ones).
+
+    Raises:
+        UserError: as `load_encoder_weights`.
+    """
+    encoder = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("encoder.")
+    }
+    coverage = load_encoder_weights(classifier.encoder, encoder, source=source, strict=strict)
+    head = {name: tensors[f"head.{name}"] for name in classifier.head.state_dict()}
+    if rows is not None:
+        head = {name: tensor[list(rows)] for name, tensor in head.items()}
+    classifier.head.load_state_dict(head)
     return coverage
 
 

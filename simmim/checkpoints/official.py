@@ -3,6 +3,7 @@
 SatVision-TOA (github nasa-nccs-hpda/pytorch-caney) has the same names, and `norm3` in some blocks.
 """
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -85,3 +86,25 @@ def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The official models build their derived tables themselves; load with `strict=False`.
     """
     return to_theirs(weights, _DIALECT)
+
+
+def pretrained_windows(weights: Mapping[str, Tensor]) -> list[list[int]] | None:
+    """The pretrained window `[height, width]` of each stage; None where no table tells.
+
+    Official V2 files hold each block's table of relative coordinates, 2 · window − 1 a side. Its
+    largest value is log2(1 + 8 · (window − 1) / (pretrained − 1)) / 3 (Swin V2, section 3.3).
+    """
+    windows: dict[int, list[int]] = {}
+    for name, table in weights.items():
+        stage = re.search(r"layers\.(\d+)\.blocks\.\d+\.attn\.relative_coords_table$", name)
+        if stage is None or table.ndim != 4:
+            continue
+        largest = table[0, -1, -1].double()
+        sides = []
+        for side, value in zip(table.shape[1:3], largest.tolist(), strict=True):
+            reach = (2 ** (3 * value) - 1) / 8
+            sides.append(1 + round((side - 1) / 2 / reach) if reach > 0 else (side + 1) // 2)
+        windows[int(stage[1])] = sides
+    if not windows or sorted(windows) != list(range(len(windows))):
+        return None
+    return [windows[stage] for stage in range(len(windows))]

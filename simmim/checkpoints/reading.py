@@ -7,14 +7,15 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from simmim.checkpoints.hugging_face import from_hf
-from simmim.checkpoints.official import from_official
+from simmim.checkpoints.official import from_official, pretrained_windows
 from simmim.checkpoints.timm import from_timm
 from simmim.errors import UserError
 
@@ -22,7 +23,12 @@ FORMAT_VERSION = 1
 
 # What other programs wrap a state dict in, outermost first.
 _WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
-_FOLDER_FILES = ("model.safetensors", "encoder.safetensors", "pytorch_model.bin")
+_FOLDER_FILES = (
+    "model.safetensors",
+    "classifier.safetensors",
+    "encoder.safetensors",
+    "pytorch_model.bin",
+)
 
 
 class EncoderDescription(TypedDict):
@@ -33,17 +39,22 @@ class EncoderDescription(TypedDict):
     window_sizes: list[list[int]]
     mean: list[float]
     std: list[float]
+    classes: NotRequired[list[str]]
 
 
 class Weights(NamedTuple):
     """A model's weights under our names: `encoder.…`, and a head's and mask token's if it has them.
 
-    `description` is there where simmim wrote the file; `origin` says whose names it had.
+    `description` is there where simmim wrote the file; `origin` says whose names it had. `classes`
+    are the names of a classifier's outputs, in order, where the file tells them.
+    `pretrained_window_sizes` are those of the continuous position bias, by stage, where known.
     """
 
     tensors: dict[str, Tensor]
     description: EncoderDescription | None
     origin: str
+    classes: tuple[str, ...] = ()
+    pretrained_window_sizes: list[list[int]] | None = None
 
     @property
     def encoder(self) -> dict[str, Tensor]:
@@ -53,6 +64,12 @@ class Weights(NamedTuple):
             for name, tensor in self.tensors.items()
             if name.startswith("encoder.")
         }
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classification head; None without one."""
+        head = self.tensors.get("head.linear.weight")
+        return None if head is None or "mask_token" in self.tensors else head.shape[0]
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -72,11 +89,19 @@ def read_weights(path: str | Path) -> Weights:
     if description is None:
         # Lightning keeps the names of the task's attributes.
         description = content.get("encoder") if _is_description(content.get("encoder")) else None
-    if description is not None or any(name.startswith("model.encoder.stages.") for name in tensors):
+        classes = tuple(map(str, content.get("classes", ())))
+    else:
+        classes = tuple(description.get("classes", ()))
+    if description is not None:
         ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        return Weights(_with_prefix(ours), description, "simmim")
+        windows = description["arguments"]["pretrained_window_sizes"]
+        return Weights(_with_prefix(ours), description, "simmim", classes, windows)
+    if any(name.startswith("model.encoder.stages.") for name in tensors):
+        ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        return Weights(_with_prefix(ours), None, "simmim")
     origin, convert = _dialect(tensors, path)
-    return Weights(_with_prefix(convert(tensors)), None, origin)
+    windows = pretrained_windows(tensors)
+    return Weights(_with_prefix(convert(tensors)), None, origin, pretrained_window_sizes=windows)
 
 
 def require_resumable(path: Path) -> None:

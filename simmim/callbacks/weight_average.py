@@ -1,0 +1,31 @@
+"""An exponential moving average of the weights: validated, saved, and what a run ends with."""
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EMAWeightAveraging
+
+from simmim.errors import UserError
+
+
+class WeightAverage(EMAWeightAveraging):
+    """Lightning's EMA, which leaves the trained weights in place until the last checkpoint stands.
+
+    A run that is made longer goes on from those, not from their average.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise UserError(f"ema.decay {decay} is not in (0, 1); use 0.9999, or null for none")
+        # Derived tables are no weights: they stay what they are.
+        super().__init__(decay=decay, use_buffers=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the weights as they are: see `on_fit_end`."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Puts the average in the model's place."""
+        self._copy_average_to_current(pl_module)
+
+
+def create_weight_average(decay: float | None) -> list[WeightAverage]:
+    """The callback for `ema.decay`; none for null."""
+    return [] if decay is None else [WeightAverage(decay)]

@@ -1,0 +1,59 @@
+"""Which output of a classification head stands for each of the data's classes, by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+from simmim.errors import UserError
+
+
+def head_rows(
+    classes: Sequence[str], *, outputs: int, known: Sequence[str] = (), source: str
+) -> list[int]:
+    """For each of the data's classes, the output of a head with `outputs` that means it.
+
+    Names are looked up among `known`, the head's own; where a file names none and its outputs are
+    as many as ImageNet-1K's or 22K's, among their synsets in the usual order. Folders that are all
+    named by numbers, as in ImageNet-V2, are outputs by number. A head that nobody can name serves
+    in the order of the folders, where there are as many.
+
+    Raises:
+        UserError: classes that the head does not have, or a number of them that differs.
+    """
+    names = tuple(known) or imagenet_synsets(outputs)
+    place = {name: row for row, name in enumerate(names)}
+    unknown = [name for name in classes if name not in place]
+    if not unknown:
+        return [place[name] for name in classes]
+    if len(unknown) == len(classes) and all(_is_output(name, outputs) for name in classes):
+        return [int(name) for name in classes]
+    if known:
+        raise UserError(
+            f"{source} was trained on {outputs} classes and {len(unknown)} of the data's "
+            f"{len(classes)} are not among them ({_few(unknown)}; it has {_few(names)}); name the "
+            "folders as the classes that it knows, or train a new head with python -m simmim.finetune"
+        )
+    if len(classes) != outputs:
+        raise UserError(
+            f"{source} has {outputs} outputs without names and the data has {len(classes)} classes; "
+            "name the folders by output number, or train a new head with python -m simmim.finetune"
+        )
+    return list(range(outputs))
+
+
+def imagenet_synsets(outputs: int) -> tuple[str, ...]:
+    """The synsets (n01440764, …) of the ImageNet subset with so many classes; empty for no subset."""
+    subset = infer_imagenet_subset({"num_classes": outputs})
+    if subset not in ("imagenet-1k", "imagenet-22k"):
+        return ()
+    info: Any = ImageNetInfo(subset)
+    return tuple(info.label_names())
+
+
+def _is_output(name: str, outputs: int) -> bool:
+    return name.isdecimal() and str(int(name)) == name and int(name) < outputs
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -1,0 +1,63 @@
+"""`classifier.safetensors`: an encoder with its classification head, and the classes' names."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+
+from simmim.checkpoints.encoder_file import describe_encoder
+from simmim.checkpoints.loading import load_classifier_weights
+from simmim.checkpoints.reading import read_weights
+from simmim.encoder import SwinTransformer
+from simmim.errors import UserError
+from simmim.models import Classifier
+from simmim.normalisation import Normalisation
+
+
+class TrainedClassifier(NamedTuple):
+    """A classifier with the names of its outputs and the normalisation of its input."""
+
+    model: Classifier
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+
+def save_classifier(
+    classifier: Classifier,
+    path: str | Path,
+    classes: Sequence[str],
+    normalisation: Normalisation = Normalisation(),
+) -> None:
+    """Writes the classifier's weights with their description as metadata."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()
+    }
+    description = describe_encoder(classifier.encoder, normalisation)
+    description["classes"] = list(classes)
+    save_file(tensors, path, metadata={"simmim": json.dumps(description)})
+
+
+def load_classifier(path: str | Path) -> TrainedClassifier:
+    """Rebuilds a classifier from `classifier.safetensors`, a run of fine-tuning or its checkpoint.
+
+    Raises:
+        UserError: the file is missing, damaged, holds no classifier, or none that simmim wrote.
+    """
+    weights = read_weights(path)
+    if weights.description is None:
+        raise UserError(
+            f"{path} does not say what model it holds ({weights.origin} weights); build it with "
+            "simmim.create_encoder and load simmim.checkpoints' conversion into it"
+        )
+    if weights.num_classes is None:
+        raise UserError(
+            f"{path} holds an encoder without classes; fine-tune it with python -m simmim.finetune "
+            f"init.checkpoint={path}, or read it with simmim.load_encoder"
+        )
+    model = Classifier(SwinTransformer(**weights.description["arguments"]), weights.num_classes)
+    load_classifier_weights(model, weights.tensors, source=str(path))
+    description = weights.description
+    normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    return TrainedClassifier(model, weights.classes, normalisation)

@@ -1,0 +1,193 @@
+"""What a run is made of, whatever the stage: trainer, data, length, and what it leaves."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from simmim.callbacks import (
+    Checkpoints,
+    LearningRate,
+    RunProgress,
+    Throughput,
+    peak_memory_bytes,
+)
+from simmim.checkpoints.classifier_file import save_classifier
+from simmim.checkpoints.encoder_file import save_encoder
+from simmim.checkpoints.reading import require_resumable
+from simmim.console import say
+from simmim.data import ImageDataModule
+from simmim.encoder import SwinTransformer
+from simmim.errors import UserError
+from simmim.models import Classifier
+from simmim.optim import AdamWRecipe, describe_lr
+from simmim.summary import write_summary
+from simmim.tasks import ClassificationTask, SimMIMTask
+from simmim.trainer import RunLength, run_length
+
+
+class RunOptions(TypedDict):
+    """The options that every training stage has."""
+
+    data: DictConfig
+    augmentation: DictConfig
+    optim: DictConfig
+    trainer: DictConfig
+    save: DictConfig
+    resume: str
+    logger: DictConfig
+    seed: int
+    run_dir: str
+
+
+class Run(NamedTuple):
+    """What trains, whatever the stage: the trainer with its callbacks, and where it writes."""
+
+    trainer: pl.Trainer
+    optimization: AdamWRecipe
+    throughput: Throughput
+    checkpoints: Checkpoints
+    run_dir: str
+    resumed: Path | None
+
+
+def create_run(options: RunOptions, callbacks: Sequence[pl.Callback]) -> Run:
+    """Builds the trainer, and finds the checkpoint that it goes on from, if any."""
+    run_dir = options["run_dir"]
+    optimization: AdamWRecipe = instantiate(options["optim"])
+    throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
+    checkpoints: Checkpoints = instantiate(options["save"], run_dir=run_dir)
+    trainer: pl.Trainer = instantiate(
+        options["trainer"],
+        clip_norm=optimization.clip_norm,
+        run_dir=run_dir,
+        loggers=[instantiate(entry, save_dir=run_dir) for entry in options["logger"].values()],
+        # Averages are taken before a checkpoint is written.
+        callbacks=[throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints],
+    )
+    resumed = resume_checkpoint(options["resume"], checkpoints.last)
+    return Run(trainer, optimization, throughput, checkpoints, run_dir, resumed)
+
+
+def resume_checkpoint(resume: str, last: Path) -> Path | None:
+    """The checkpoint that a run goes on from: `auto` its own last one, `never`, or a path."""
+    if resume == "never" or (resume == "auto" and not last.exists()):
+        return None
+    path = last if resume == "auto" else Path(resume)
+    if not path.is_file():
+        raise UserError(f"resume={resume} does not exist; use auto, never or a checkpoint's path")
+    require_resumable(path)
+    return path
+
+
+def create_data(options: RunOptions, encoder: SwinTransformer) -> ImageDataModule:
+    """The data that `data` names, augmented as `augmentation` says, in the encoder's size."""
+    images: ImageDataModule = instantiate(
+        options["data"],
+        image_size=encoder.image_size,
+        train_transform=instantiate(options["augmentation"], image_size=encoder.image_size),
+        seed=options["seed"],
+    )
+    channels = len(images.normalisation.mean)
+    if channels != encoder.in_channels:
+        raise UserError(
+            f"the data has {channels} channels and model.in_channels is {encoder.in_channels}; "
+            f"use model.in_channels={channels}"
+        )
+    return images
+
+
+def measure(trainer: pl.Trainer, images: ImageDataModule) -> RunLength:
+    """How long the run will be; UserError where there is not one whole batch."""
+    images.require_batches(trainer.world_size)
+    return run_length(
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
+        batches_per_epoch=images.batches_per_epoch(trainer.world_size),
+        accumulation=trainer.accumulate_grad_batches,
+    )
+
+
+def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:
+    """Logs what is about to run."""
+    trainer = run.trainer
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    say(f"run directory {run.run_dir}")
+    if run.resumed is not None:
+        say(f"going on from {run.resumed}")
+    say(
+        f"{count_parameters(model) / 1e6:.1f}M trained parameters, {len(images.train)} training and "
+        f"{len(images.val)} held-out images, {trainer.world_size} × {kind}, {trainer.precision}"
+    )
+    say(
+        describe_lr(
+            run.optimization,
+            devices=trainer.world_size,
+            batch_size=images.batch_size,
+            accumulation=trainer.accumulate_grad_batches,
+        )
+    )
+
+
+def fit(
+    run: Run,
+    task: SimMIMTask | ClassificationTask,
+    images: ImageDataModule,
+    *,
+    stage: str,
+    started: float,
+    figures: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Trains, validates the final weights, and writes weights and summary (rank 0).
+
+    `figures` were measured before and stand in the summary among the others.
+    """
+    trainer = run.trainer
+    trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
+    if task.validated_step != trainer.global_step:
+        trainer.validate(task, datamodule=images, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+    folder = Path(run.run_dir)
+    encoder = task.model.encoder
+    save_encoder(encoder, folder / "encoder.safetensors", images.normalisation)
+    if isinstance(task, ClassificationTask):
+        path = folder / "classifier.safetensors"
+        assert isinstance(task.model, Classifier)
+        save_classifier(task.model, path, task.classes, images.normalisation)
+    best = {"step": run.checkpoints.best_step, run.checkpoints.monitor: run.checkpoints.best_value}
+    return write_summary(
+        folder / "summary.json",
+        {
+            "stage": stage,
+            "metrics": held_out(trainer) | dict(figures or {}),
+            "best": best if run.checkpoints.monitor else None,
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "parameters": count_parameters(task.model),
+            "encoder_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+            "images_per_second": run.throughput.images_per_second,
+            "first_step_seconds": run.throughput.first_step_seconds,
+            "seconds": time.monotonic() - started,
+            "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+        },
+    )
+
+
+def held_out(trainer: pl.Trainer) -> dict[str, float]:
+    """The figures of the last validation."""
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val/")
+    }
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

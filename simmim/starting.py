@@ -1,0 +1,157 @@
+"""Where a model starts from: the weights of a file, what they say of their encoder, or scratch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from simmim.checkpoints.class_names import head_rows
+from simmim.checkpoints.loading import (
+    Coverage,
+    Initialisation,
+    load_classifier_weights,
+    load_encoder_weights,
+)
+from simmim.checkpoints.reading import Weights, read_weights
+from simmim.console import say
+from simmim.encoder import SwinTransformer
+from simmim.errors import UserError
+from simmim.models import Classifier
+from simmim.sizes import as_pair, show
+
+
+class Start:
+    """The encoder that `model` describes, and the weights that it starts from.
+
+    Attributes:
+        planned: the encoder on the meta device, without weights: its sizes, before any is allocated.
+        weights: what `init.checkpoint` holds; None from scratch.
+
+    Raises:
+        UserError: weights that cannot be read, or a model that cannot be built or is not theirs.
+    """
+
+    def __init__(self, model: DictConfig, init: Initialisation) -> None:
+        self.source = init.checkpoint
+        self.strict = init.strict
+        self.weights = None if init.checkpoint is None else read_weights(init.checkpoint)
+        self._model = model
+        self._inherited = inherit(model, self.weights)
+        with torch.device("meta"):
+            self.planned: SwinTransformer = self._build()
+
+    def create_encoder(self) -> SwinTransformer:
+        """The encoder with its weights; says what became of each tensor, or that it has none."""
+        encoder = self._build()
+        if self.weights is None:
+            say("from scratch: init.checkpoint is not set")
+            return encoder
+        self._report(
+            load_encoder_weights(
+                encoder, self.weights.encoder, source=str(self.source), strict=self.strict
+            )
+        )
+        return encoder
+
+    def find_head(self, classes: tuple[str, ...]) -> list[int]:
+        """The outputs of the file's head that stand for these classes, by name.
+
+        Raises:
+            UserError: no file or one without a head, or classes that its head does not know.
+        """
+        if self.weights is None:
+            raise UserError(
+                "there is no classifier to start from; set init.checkpoint=RUN, a run of "
+                "python -m simmim.finetune, or its classifier.safetensors"
+            )
+        if self.weights.num_classes is None:
+            raise UserError(
+                f"{self.source} holds no classification head; fine-tune it first with "
+                f"python -m simmim.finetune init.checkpoint={self.source}"
+            )
+        return head_rows(
+            classes,
+            outputs=self.weights.num_classes,
+            known=self.weights.classes,
+            source=str(self.source),
+        )
+
+    def create_classifier(self, rows: list[int]) -> Classifier:
+        """The encoder with these outputs of the file's head; says what became of each tensor."""
+        assert self.weights is not None
+        classifier = Classifier(self._build(), len(rows))
+        self._report(
+            load_classifier_weights(
+                classifier,
+                self.weights.tensors,
+                source=str(self.source),
+                rows=rows,
+                strict=self.strict,
+            )
+        )
+        say(f"its head is carried over: {len(rows)} of its {self.weights.num_classes} outputs")
+        return classifier
+
+    def describe_change(self) -> str:
+        """What is about to differ: image size, windows by stage, how the position bias follows."""
+        planned = self.planned
+        before = None if self.weights is None else self.weights.description
+        image, windows = show(planned.image_size), show_all(planned.window_sizes)
+        if before is not None:
+            old_image = show(as_pair(before["arguments"]["image_size"], "image_size"))
+            image = f"{old_image} → {image}"
+            windows = f"{show_all(before['window_sizes'])} → {windows}"
+        bias = {
+            "table": "tables interpolated bicubically",
+            "linear_cpb": "linear-CPB evaluated",
+            "log_cpb": "log-CPB evaluated",
+        }[planned.position_bias]
+        trained = show_all(planned.pretrained_window_sizes)
+        if planned.position_bias != "table":
+            bias += f" in units of the pretrained windows {trained}"
+        return f"image {image}, windows by stage {windows}, position bias: {bias}"
+
+    def _build(self) -> SwinTransformer:
+        return instantiate(self._model, **self._inherited)
+
+    def _report(self, coverage: Coverage) -> None:
+        assert self.weights is not None
+        say(f"from {self.source} ({self.weights.origin}): {coverage}")
+
+
+def show_all(sizes: Sequence[Sequence[int]]) -> str:
+    """`12 12 12 6`."""
+    return " ".join(show(as_pair(size, "window")) for size in sizes)
+
+
+def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
+    """What a model takes over from the file that it starts from.
+
+    `model=auto` takes the architecture; a named model the pretrained windows, without which a
+    continuous position bias would mean something else at another window.
+
+    Raises:
+        UserError: a named model whose equal shapes would hide that its blocks work differently.
+    """
+    described = None
+    if start is not None and start.description is not None:
+        described = start.description["arguments"]
+    if "name" not in model:
+        return {"arguments": described}
+    with torch.device("meta"):
+        named: SwinTransformer = instantiate(model)
+    for switch in ("norm", "similarity", "position_bias"):
+        mine = named.arguments[switch]
+        theirs = mine if described is None else described[switch]
+        if mine != theirs:
+            raise UserError(
+                f"model.{switch} is {mine} and init.checkpoint was trained with {theirs}; "
+                f"use model.{switch}={theirs}"
+            )
+    windows = None if start is None else start.pretrained_window_sizes
+    stages = len(named.depths)
+    if model.pretrained_window_sizes is not None or windows is None or len(windows) != stages:
+        return {}
+    return {"pretrained_window_sizes": windows}
