@@ -22,6 +22,7 @@ from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.reading import require_resumable
 from simmim.console import say
 from simmim.data import ImageDataModule
+from simmim.data.samples import Transform
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
@@ -87,11 +88,16 @@ def resume_checkpoint(resume: str, last: Path) -> Path | None:
 
 def create_data(options: RunOptions, encoder: SwinTransformer) -> ImageDataModule:
     """The data that `data` names, augmented as `augmentation` says, in the encoder's size."""
+    augmentation = instantiate(options["augmentation"], image_size=encoder.image_size)
+    return open_data(options["data"], encoder, augmentation, options["seed"])
+
+
+def open_data(
+    data: DictConfig, encoder: SwinTransformer, train_transform: Transform | None, seed: int
+) -> ImageDataModule:
+    """The data that `data` names in the encoder's size; UserError for other channels than it takes."""
     images: ImageDataModule = instantiate(
-        options["data"],
-        image_size=encoder.image_size,
-        train_transform=instantiate(options["augmentation"], image_size=encoder.image_size),
-        seed=options["seed"],
+        data, image_size=encoder.image_size, train_transform=train_transform, seed=seed
     )
     channels = len(images.normalisation.mean)
     if channels != encoder.in_channels:
@@ -167,6 +173,7 @@ def fit(
             "stage": stage,
             "metrics": held_out(trainer) | dict(figures or {}),
             "best": best if run.checkpoints.monitor else None,
+            "training_images": len(images.train),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "parameters": count_parameters(task.model),

@@ -13,12 +13,16 @@ from omegaconf import DictConfig
 from typing_extensions import Unpack
 
 from simmim.console import say
+from simmim.evaluation import evaluate
+from simmim.exporting import export
 from simmim.losses import check_target_window
 from simmim.models import Classifier, SimMIM
 from simmim.runs import RunOptions, announce, create_data, create_run, fit, held_out, measure
 from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.classification import Mode
+
+__all__ = ["evaluate", "export", "finetune", "pretrain", "transfer"]
 
 
 def pretrain(
@@ -28,6 +32,7 @@ def pretrain(
     mask: DictConfig,
     target_window: int | None,
     reconstructions: DictConfig,
+    knn: DictConfig,
     **options: Unpack[RunOptions],
 ) -> dict[str, Any]:
     """SimMIM pretraining: mask, reconstruct, and leave an encoder. Returns the summary."""
@@ -42,7 +47,7 @@ def pretrain(
         seed=options["seed"],
     )
     pictures = instantiate(reconstructions, run_dir=options["run_dir"])
-    run = create_run(options, [pictures])
+    run = create_run(options, [pictures, instantiate(knn)])
     images = create_data(options, start.planned)
     length = measure(run.trainer, images)
 

@@ -13,13 +13,14 @@ from simmim.checkpoints.loading import (
     Initialisation,
     load_classifier_weights,
     load_encoder_weights,
+    match_weights,
 )
 from simmim.checkpoints.reading import Weights, read_weights
 from simmim.console import say
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
-from simmim.sizes import as_pair, show
+from simmim.sizes import Pair, as_pair, show
 
 
 class Start:
@@ -41,6 +42,12 @@ class Start:
         self._inherited = inherit(model, self.weights)
         with torch.device("meta"):
             self.planned: SwinTransformer = self._build()
+        require_window(self.planned)
+        if self.weights is not None:
+            # Shapes are compared before data is read.
+            match_weights(
+                self.planned, self.weights.encoder, source=str(self.source), strict=self.strict
+            )
 
     def create_encoder(self) -> SwinTransformer:
         """The encoder with its weights; says what became of each tensor, or that it has none."""
@@ -48,6 +55,11 @@ class Start:
         if self.weights is None:
             say("from scratch: init.checkpoint is not set")
             return encoder
+        if self.weights.num_classes is not None:
+            say(
+                f"the head of {self.source} ({self.weights.num_classes} classes) is left out; "
+                "python -m simmim.transfer carries it over"
+            )
         self._report(
             load_encoder_weights(
                 encoder, self.weights.encoder, source=str(self.source), strict=self.strict
@@ -126,6 +138,28 @@ def show_all(sizes: Sequence[Sequence[int]]) -> str:
     return " ".join(show(as_pair(size, "window")) for size in sizes)
 
 
+def require_window(encoder: SwinTransformer) -> None:
+    """Raises UserError for a window that is larger than the image has tokens.
+
+    Later stages may have fewer: there the window shrinks, as in all published models.
+    """
+    tokens, window = encoder.feature_sizes[0], encoder.window_size
+    if window[0] > tokens[0] or window[1] > tokens[1]:
+        fitting = (min(window[0], tokens[0]), min(window[1], tokens[1]))
+        stride = encoder.stride
+        needed = [-(-side * encoder.patch_size // stride) * stride for side in window]
+        raise UserError(
+            f"window size {show(window)} is larger than the {tokens[0]}×{tokens[1]} tokens of a "
+            f"{show(encoder.image_size)}-px image; use model.window_size={option(fitting)}, or "
+            f"model.image_size={option((needed[0], needed[1]))} or more"
+        )
+
+
+def option(pair: Pair) -> str:
+    """`8` or `[8,12]`, as it is typed."""
+    return str(pair[0]) if pair[0] == pair[1] else f"[{pair[0]},{pair[1]}]"
+
+
 def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
     """What a model takes over from the file that it starts from.
 
@@ -147,7 +181,7 @@ def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
         theirs = mine if described is None else described[switch]
         if mine != theirs:
             raise UserError(
-                f"model.{switch} is {mine} and init.checkpoint was trained with {theirs}; "
+                f"model.{switch} is {mine} and the checkpoint was trained with {theirs}; "
                 f"use model.{switch}={theirs}"
             )
     windows = None if start is None else start.pretrained_window_sizes

@@ -82,6 +82,8 @@ def create_trainer(
             gradient_clip_val=clip_norm,
             deterministic=deterministic,
             benchmark=not deterministic,
+            # A validation before training would leave metrics that training cannot update.
+            inference_mode=False,
             default_root_dir=run_dir,
             logger=list(loggers),
             callbacks=list(callbacks),

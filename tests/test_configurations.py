@@ -28,6 +28,7 @@ OF_FINETUNING = {
     ("optim", "adamw_finetune"),
     ("finetune_settings", "demo"),
 }
+OF_EVALUATION = {("evaluate_settings", "demo")}
 OF_TRANSFER = {("optim", "adamw_transfer"), ("transfer_settings", "demo")}
 
 
@@ -43,10 +44,12 @@ def build(config: DictConfig, tmp_path) -> None:
     """Builds all parts that need neither data on disk nor another machine's devices."""
     with torch.device("meta"):
         encoder = instantiate(config.model)
-    instantiate(config.optim)
-    instantiate(config.save, run_dir=tmp_path)
-    instantiate(config.augmentation, image_size=encoder.image_size)
-    loggers = [instantiate(logger, save_dir=tmp_path) for logger in config.logger.values()]
+    if "optim" in config:
+        instantiate(config.optim)
+        instantiate(config.save, run_dir=tmp_path)
+    loggers = [
+        instantiate(logger, save_dir=tmp_path) for logger in config.get("logger", {}).values()
+    ]
     checked_devices = 1 if config.trainer.accelerator == "auto" else config.trainer.devices
     if config.trainer.accelerator != "gpu" or torch.cuda.is_available():
         instantiate(
@@ -59,6 +62,9 @@ def build(config: DictConfig, tmp_path) -> None:
         )
     if "reconstructions" in config:
         instantiate(config.reconstructions, run_dir=tmp_path)
+    for node in ("knn", "linear"):
+        if node in config:
+            instantiate(config[node])
     build_data(config, encoder.image_size, tmp_path)
     if "mask" in config:
         instantiate(config.mask, image_size=encoder.image_size, token_size=encoder.patch_size)
@@ -73,9 +79,11 @@ def build_data(config: DictConfig, image_size: tuple[int, int], tmp_path) -> Non
         for number in range(3):
             Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
         folder = {"root": tmp_path}
-    transform = instantiate(config.augmentation, image_size=image_size)
+    transform = None
+    if "augmentation" in config:
+        transform = instantiate(config.augmentation, image_size=image_size)
     data = instantiate(config.data, image_size=image_size, train_transform=transform, **folder)
-    assert len(data.train) > 0
+    assert len(data.train) > 0 or transform is None
     assert len(data.val) > 0
 
 
@@ -93,6 +101,8 @@ def test_every_choice_composes_and_builds(tmp_path, group, choice):
         stage = "finetune"
     elif (group, choice) in OF_TRANSFER:
         stage = "transfer"
+    elif (group, choice) in OF_EVALUATION:
+        stage = "evaluate"
     config = compose(stage, [f"{group}={choice}", f"run_dir={tmp_path}"])
     configuration.check(config, getattr(stages, stage))
     build(config, tmp_path)

@@ -9,17 +9,18 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["finetune", "pretrain", "transfer"],
+    ["evaluate", "export", "finetune", "pretrain", "transfer"],
     ["command_line"],
     ["stages"],
+    ["evaluation", "exporting"],
     ["runs", "starting"],
     ["configuration", "console", "trainer", "summary", "metrics_csv"],
     ["callbacks"],
-    ["tasks"],
+    ["tasks", "features"],
     ["optim", "data"],
     ["checkpoints"],
     ["models"],
-    ["heads", "losses", "masking"],
+    ["heads", "losses", "masking", "analysis"],
     ["encoder"],
     ["normalisation", "randomness", "sizes"],
     ["errors"],

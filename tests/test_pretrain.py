@@ -170,7 +170,7 @@ def test_newest_checkpoints_are_kept(run, tmp_path):
     options = ["trainer.max_steps=5", "save.every_n_steps=1", "save.keep=2"]
     run("pretrain", *TINY_DEMO, *options)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["last.ckpt", "step-00000004.ckpt", "step-00000005.ckpt"]
+    assert names == ["best.ckpt", "last.ckpt", "step-00000004.ckpt", "step-00000005.ckpt"]
 
 
 def test_checkpoints_by_time(run, tmp_path):

@@ -2,17 +2,21 @@
 
 from simmim.callbacks.checkpoints import Checkpoints
 from simmim.callbacks.learning_rate import LearningRate
-from simmim.callbacks.progress import RunProgress
+from simmim.callbacks.nearest_neighbours import NearestNeighbours
+from simmim.callbacks.progress import EvaluationProgress, RunProgress, report_progress
 from simmim.callbacks.reconstructions import Reconstructions
 from simmim.callbacks.throughput import Throughput, peak_memory_bytes
 from simmim.callbacks.weight_average import create_weight_average
 
 __all__ = [
     "Checkpoints",
+    "EvaluationProgress",
     "LearningRate",
+    "NearestNeighbours",
     "Reconstructions",
     "RunProgress",
     "Throughput",
     "create_weight_average",
     "peak_memory_bytes",
+    "report_progress",
 ]

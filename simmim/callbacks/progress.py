@@ -1,12 +1,14 @@
-"""One bar for the whole run: step, loss, images/s, time left."""
+"""How far a run is: one bar with step, loss, images/s, time left; lines where nothing trains."""
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ProgressBar
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch.utils.data import DataLoader
 
 from simmim.callbacks.throughput import Throughput
 
@@ -112,6 +114,71 @@ class RunProgress(ProgressBar):
             left = (now - self._started) / done * (self._total_steps - trainer.global_step)
             figures.append(f"{show_duration(left)} left")
         return "  ".join(figures)
+
+
+class EvaluationProgress(ProgressBar):
+    """A line now and then while images are judged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: _Lines | None = None
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Shows nothing (Lightning calls this on all ranks but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows the lines."""
+        self._enabled = True
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the clock."""
+        total = sum(int(count) for count in trainer.num_val_batches)
+        self._lines = _Lines("held-out images", total) if self._enabled else None
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Prints a line if it is time for one."""
+        if self._lines is not None:
+            self._lines.advance(batch_idx + 1)
+
+
+Batch = TypeVar("Batch")
+
+
+def report_progress(batches: DataLoader[Batch], what: str) -> Iterator[Batch]:
+    """The batches, with a line on how many there were now and then."""
+    lines = _Lines(what, len(batches))
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        lines.advance(number)
+
+
+class _Lines:
+    def __init__(self, what: str, total: int) -> None:
+        self.what = what
+        self.total = total
+        self._started = self._last_line = time.monotonic()
+
+    def advance(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        left = (now - self._started) / done * (self.total - done)
+        get_console().print(
+            f"{self.what}: batch {done}/{self.total}  {show_duration(left)} left",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def show_duration(seconds: float) -> str:

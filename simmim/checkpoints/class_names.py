@@ -51,6 +51,20 @@ def imagenet_synsets(outputs: int) -> tuple[str, ...]:
     return tuple(info.label_names())
 
 
+def as_synsets(names: Sequence[str]) -> tuple[str, ...]:
+    """The synsets of an ImageNet subset for names that mostly are its descriptions, else the names.
+
+    Descriptions ("tench, Tinca tinca") are what Hugging Face calls ImageNet's classes; they are not
+    unique, and differ in places between programs.
+    """
+    synsets = imagenet_synsets(len(names))
+    if not synsets:
+        return tuple(names)
+    info: Any = ImageNetInfo(str(infer_imagenet_subset({"num_classes": len(names)})))
+    same = sum(a == b for a, b in zip(names, info.label_descriptions(), strict=True))
+    return synsets if 2 * same > len(names) else tuple(names)
+
+
 def _is_output(name: str, outputs: int) -> bool:
     return name.isdecimal() and str(int(name)) == name and int(name) < outputs
 

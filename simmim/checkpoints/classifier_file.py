@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from safetensors.torch import save_file
 
-from simmim.checkpoints.encoder_file import describe_encoder
+from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.loading import load_classifier_weights
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer

@@ -5,22 +5,12 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.loading import load_encoder_weights
-from simmim.checkpoints.reading import FORMAT_VERSION, EncoderDescription, read_weights
+from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.normalisation import Normalisation
-
-
-def describe_encoder(encoder: SwinTransformer, normalisation: Normalisation) -> EncoderDescription:
-    """Architecture, image size, windows by stage, and the normalisation of its input."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "arguments": encoder.arguments,
-        "window_sizes": [list(window) for window in encoder.window_sizes],
-        "mean": list(normalisation.mean),
-        "std": list(normalisation.std),
-    }
 
 
 def save_encoder(

@@ -50,6 +50,19 @@ def load_encoder_weights(
     Raises:
         UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing.
     """
+    fitted, coverage = match_weights(encoder, tensors, source=source, strict=strict)
+    encoder.load_state_dict(fitted, strict=False)
+    return coverage
+
+
+def match_weights(
+    encoder: SwinTransformer, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True
+) -> tuple[dict[str, Tensor], Coverage]:
+    """The tensors in the encoder's shapes, which may be on the meta device, and what became of each.
+
+    Raises:
+        UserError: as `load_encoder_weights`.
+    """
     own = encoder.state_dict()
     fitted = {name: fit(name, tensors[name], own[name]) for name in own if name in tensors}
     misfits = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
@@ -73,10 +86,9 @@ def load_encoder_weights(
         raise UserError(
             f"{source} lacks {len(coverage.missing)} of the encoder's {len(own)} tensors"
             f"{_listed(coverage.missing)}; set model= to the architecture that it was trained with, "
-            "or init.strict=false to leave them at their initial values"
+            "or, in training, init.strict=false to leave them at their initial values"
         )
-    encoder.load_state_dict(fitted, strict=False)
-    return coverage
+    return fitted, coverage
 
 
 def load_classifier_weights(

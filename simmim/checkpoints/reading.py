@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from typing_extensions import NotRequired, TypedDict
 
+from simmim.checkpoints.description import FORMAT_VERSION, EncoderDescription, is_description
 from simmim.checkpoints.hugging_face import from_hf
+from simmim.checkpoints.hugging_face_config import describe_folder
 from simmim.checkpoints.official import from_official, pretrained_windows
 from simmim.checkpoints.timm import from_timm
 from simmim.errors import UserError
-
-FORMAT_VERSION = 1
 
 # What other programs wrap a state dict in, outermost first.
 _WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
@@ -31,22 +30,12 @@ _FOLDER_FILES = (
 )
 
 
-class EncoderDescription(TypedDict):
-    """What a file says of its encoder, in JSON's types."""
-
-    format_version: int
-    arguments: dict[str, Any]
-    window_sizes: list[list[int]]
-    mean: list[float]
-    std: list[float]
-    classes: NotRequired[list[str]]
-
-
 class Weights(NamedTuple):
     """A model's weights under our names: `encoder.…`, and a head's and mask token's if it has them.
 
-    `description` is there where simmim wrote the file; `origin` says whose names it had. `classes`
-    are the names of a classifier's outputs, in order, where the file tells them.
+    `description` is there where simmim wrote the file, or where a `config.json` stands beside it;
+    `origin` says whose names it had. `classes` are the names of a classifier's outputs, in order,
+    where the file tells them.
     `pretrained_window_sizes` are those of the continuous position bias, by stage, where known.
     """
 
@@ -81,14 +70,14 @@ def read_weights(path: str | Path) -> Weights:
         UserError: the path is missing, the file is damaged, holds more than weights, or none that
             are a Swin Transformer's.
     """
-    path = _file(Path(path))
+    folder, path = Path(path), weights_file(path)
     content, description = _open(path)
     tensors = {name: value for name, value in _unwrap(content).items() if torch.is_tensor(value)}
     if not tensors:
         raise UserError(f"{path} holds no weights; give a file with a model's state dict")
     if description is None:
         # Lightning keeps the names of the task's attributes.
-        description = content.get("encoder") if _is_description(content.get("encoder")) else None
+        description = content.get("encoder") if is_description(content.get("encoder")) else None
         classes = tuple(map(str, content.get("classes", ())))
     else:
         classes = tuple(description.get("classes", ()))
@@ -100,8 +89,13 @@ def read_weights(path: str | Path) -> Weights:
         ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         return Weights(_with_prefix(ours), None, "simmim")
     origin, convert = _dialect(tensors, path)
+    ours = _with_prefix(convert(tensors))
+    if origin == "Hugging Face" and (folder / "config.json").is_file():
+        described = describe_folder(folder)
+        windows = described["arguments"]["pretrained_window_sizes"]
+        return Weights(ours, described, origin, tuple(described.get("classes", ())), windows)
     windows = pretrained_windows(tensors)
-    return Weights(_with_prefix(convert(tensors)), None, origin, pretrained_window_sizes=windows)
+    return Weights(ours, None, origin, pretrained_window_sizes=windows)
 
 
 def require_resumable(path: Path) -> None:
@@ -120,7 +114,13 @@ def require_resumable(path: Path) -> None:
         )
 
 
-def _file(path: Path) -> Path:
+def weights_file(path: str | Path) -> Path:
+    """The file that `read_weights` reads: itself, or the first of its kind in a folder.
+
+    Raises:
+        UserError: the path is missing, or a folder without weights.
+    """
+    path = Path(path)
     if path.is_dir():
         for name in _FOLDER_FILES:
             if (path / name).is_file():
@@ -171,7 +171,7 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         description = json.loads(metadata["simmim"])
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
-    if not _is_description(description):
+    if not is_description(description):
         raise UserError(f"{path} has metadata that no version of simmim writes; write it again")
     if description["format_version"] > FORMAT_VERSION:
         raise UserError(
@@ -179,10 +179,6 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
             f"reads {FORMAT_VERSION}); upgrade simmim"
         )
     return tensors, description
-
-
-def _is_description(value: Any) -> bool:
-    return isinstance(value, dict) and EncoderDescription.__required_keys__ <= value.keys()
 
 
 def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from simmim.data.demo import DemoImages
-from simmim.data.imagefolder import split_folder
+from simmim.data.imagefolder import FolderSplits, ImageFolder, held_out_folder, split_folder
 from simmim.data.samples import ImageSource, OnError, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, TrainSampler
 from simmim.data.transforms import CenterCrop
@@ -23,7 +23,8 @@ class ImageDataModule(pl.LightningDataModule):
     """Loaders over a training and a held-out source.
 
     Workers send uint8; `normalisation` is applied on the device. `batch_size` is per device.
-    `num_workers` None means a worker for each core but one, at most 8.
+    `num_workers` None means a worker for each core but one, at most 8. `train_transform` is None
+    where nothing is trained.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class ImageDataModule(pl.LightningDataModule):
         train: ImageSource,
         val: ImageSource,
         *,
-        train_transform: Transform,
+        train_transform: Transform | None,
         val_transform: Transform,
         batch_size: int,
         num_workers: int | None = None,
@@ -91,6 +92,7 @@ class ImageDataModule(pl.LightningDataModule):
             epoch, step = divmod(self.trainer.global_step, steps_per_epoch)
             sampler.set_epoch(epoch)
             sampler.skip_batches(step * accumulation)
+        assert self.train_transform is not None
         images = TransformedImages(self.train, self.train_transform, self.seed, self.on_error)
         return self._loader(images, sampler)
 
@@ -100,11 +102,27 @@ class ImageDataModule(pl.LightningDataModule):
         images = TransformedImages(self.val, self.val_transform, self.seed, self.on_error)
         return self._loader(images, sampler)
 
+    def evaluation_dataloader(
+        self, source: ImageSource, chosen: Sequence[int] | None = None
+    ) -> DataLoader[Sample]:
+        """Images of either source as validation sees them (`chosen`: these alone), to be read once.
+
+        Leaves no worker behind, and draws from no generator that anything else draws from.
+        """
+        sampler = EvaluationSampler(len(source), chosen=chosen, **self._rank_and_world_size())
+        images = TransformedImages(source, self.val_transform, self.seed, self.on_error)
+        return self._loader(images, sampler, persistent=False, generator=torch.Generator())
+
     def _loader(
-        self, images: TransformedImages, sampler: TrainSampler | EvaluationSampler
+        self,
+        images: TransformedImages,
+        sampler: TrainSampler | EvaluationSampler,
+        *,
+        persistent: bool = True,
+        generator: torch.Generator | None = None,
     ) -> DataLoader[Sample]:
         workers: dict[str, Any] = (
-            {"persistent_workers": True, "prefetch_factor": 4} if self.num_workers else {}
+            {"persistent_workers": persistent, "prefetch_factor": 4} if self.num_workers else {}
         )
         return DataLoader(
             images,
@@ -112,10 +130,11 @@ class ImageDataModule(pl.LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+            generator=generator,
             **workers,
         )
 
-    def _rank_and_world_size(self) -> dict[str, int]:
+    def _rank_and_world_size(self) -> dict[str, Any]:
         if self.trainer is None:
             return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
@@ -127,7 +146,7 @@ def demo(
     train_size: int,
     val_size: int,
     batch_size: int,
-    train_transform: Transform,
+    train_transform: Transform | None,
     num_workers: int | None = None,
     seed: int = 0,
 ) -> ImageDataModule:
@@ -149,7 +168,7 @@ def imagefolder(
     root: str | Path | None,
     image_size: Size,
     batch_size: int,
-    train_transform: Transform,
+    train_transform: Transform | None,
     val_ratio: float = 0.05,
     num_workers: int | None = None,
     on_error: OnError = "skip",
@@ -157,7 +176,7 @@ def imagefolder(
     std: Sequence[float] = IMAGENET_STD,
     seed: int = 0,
 ) -> ImageDataModule:
-    """A folder of images.
+    """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
 
     Raises:
         UserError: no folder given, or none that holds readable images.
@@ -165,10 +184,14 @@ def imagefolder(
     if root is None:
         raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
     check_loading(batch_size, num_workers)  # before the folder is read
-    train, val = split_folder(root, val_ratio)
+    if train_transform is None:
+        held_out = held_out_folder(root)
+        folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
+    else:
+        folders = split_folder(root, val_ratio)
     return ImageDataModule(
-        train,
-        val,
+        folders.train,
+        folders.val,
         train_transform=train_transform,
         val_transform=CenterCrop(image_size),
         batch_size=batch_size,

@@ -1,7 +1,7 @@
 """The ``demo`` data: pictures that simmim draws itself, with no file and no network.
 
-A picture shows one large shape, which is its class, over small clutter on a textured ground.
-Colours, textures, light and placement are drawn independently of the class. Sample ``i`` of a
+A picture shows a textured ground, whose texture is its class, with things lying on it. Colours,
+scale, tilt, light and clutter are drawn independently of the class. Sample ``i`` of a
 split depends on nothing but the seed, the name of the split and ``i``; the same arguments give
 the same bytes on the same machine and NumPy release.
 
@@ -11,7 +11,6 @@ middle of the picture, x points to the right, y upwards, and the shorter side ru
 
 import math
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +18,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.utils.data import Dataset
 
-from simmim.data.shapes import CLUTTER_SHAPES, SHAPE_REACH, SHAPES, length
+from simmim.data.shapes import SHAPE_REACH, SHAPES
+from simmim.data.textures import TEXTURES, Plane, coverage, ramp
 from simmim.errors import UserError
 
-DEMO_CLASSES: tuple[str, ...] = tuple(SHAPES)
-OUTLINES = SHAPES | CLUTTER_SHAPES
+DEMO_CLASSES: tuple[str, ...] = tuple(TEXTURES)
 MIN_SIDE = 16
 
-Plane = Float[np.ndarray, "h w"]
 Row = Float[np.ndarray, "1 w"]
 Column = Float[np.ndarray, "h 1"]
 # Plain floats, as NumPy's own scalars are slow and would turn float32 planes into float64.
@@ -36,15 +34,15 @@ Matrix = list[list[float]]
 
 @dataclass(frozen=True)
 class Surface:
-    """A pattern in two colours (RGB, 0 to 1).
+    """A texture in two colours (RGB, 0 to 1).
 
-    ``to_pattern`` and then ``phase`` take a point of the picture to the pattern's coordinates,
+    ``to_texture`` and then ``phase`` take a point of the picture to the texture's coordinates,
     in which one period is 1.
     """
 
-    pattern: str
+    texture: str
     colours: Float[np.ndarray, "2 3"]
-    to_pattern: Matrix
+    to_texture: Matrix
     phase: Vector
 
 
@@ -87,70 +85,24 @@ class Scene:
 
 @dataclass(frozen=True)
 class Kind:
-    """What figures of one kind have in common: ranges to draw their properties from.
-
-    A pattern that is listed twice is drawn twice as often.
-    """
+    """What figures of one kind have in common: ranges to draw their properties from."""
 
     sizes: tuple[float, float]
     tilt: float
-    patterns: tuple[str, ...]
     kept_whole: bool
 
 
-BAR = Kind(sizes=(0.5, 1.6), tilt=math.pi, patterns=("ramp",), kept_whole=False)
-SMALL = Kind(sizes=(0.1, 0.2), tilt=math.pi, patterns=("ramp",), kept_whole=False)
+BAR = Kind(sizes=(0.5, 1.6), tilt=math.pi, kept_whole=False)
+SMALL = Kind(sizes=(0.1, 0.2), tilt=math.pi, kept_whole=False)
 # The tilt stays below that at which a square stands on its corner or an arrow lies down.
-MAIN = Kind(
-    sizes=(0.45, 0.7),
-    tilt=0.6,
-    patterns=("ramp", "ramp", "ramp", "ramp", "stripes", "checks", "dots"),
-    kept_whole=True,
-)
-GROUND_PATTERNS = ("ramp", "ramp", "ramp", "waves", "waves", "stripes", "checks", "dots")
+LARGE = Kind(sizes=(0.2, 0.4), tilt=0.6, kept_whole=True)
+# About two periods show, each several patches wide: enough to fill in what is hidden between.
+GROUND_PERIODS, GROUND_TILT = (0.75, 1.1), 0.5
+FIGURE_PERIODS = (0.26, 0.44)
+SURFACES = TEXTURES | {"ramp": ramp}
+THINGS = [name for name in SHAPES if name != "bar"]
 # Where on the wheel of hues red, green and blue are.
 WHEEL = np.array([0, 1 / 3, 2 / 3], np.float32)
-
-
-def _coverage(distance: Plane, blur: float) -> Plane:
-    """How much of a pixel lies inside an outline ``blur`` wide at this signed distance."""
-    return np.minimum(np.maximum(0.5 - distance * (1 / blur), 0), 1)
-
-
-def _square_wave(u: Plane, pixel: float) -> Plane:
-    return _coverage(np.abs(u - np.rint(u)) - 0.25, pixel)
-
-
-def _ramp(u: Plane, v: Plane, pixel: float) -> Plane:
-    return np.minimum(np.maximum(0.5 + 0.3 * u, 0), 1)
-
-
-def _waves(u: Plane, v: Plane, pixel: float) -> Plane:
-    return 0.5 + 0.5 * np.sin(1.4 * u + np.sin(1.6 * v) + np.sin(u))
-
-
-def _stripes(u: Plane, v: Plane, pixel: float) -> Plane:
-    return _square_wave(u, pixel)
-
-
-def _checks(u: Plane, v: Plane, pixel: float) -> Plane:
-    columns, rows = _square_wave(u, pixel), _square_wave(v, pixel)
-    return columns + rows - 2 * columns * rows
-
-
-def _dots(u: Plane, v: Plane, pixel: float) -> Plane:
-    return _coverage(length(u - np.rint(u), v - np.rint(v)) - 0.3, pixel)
-
-
-#: How much of a surface's second colour shows at coordinates (u, v) in periods, for pixels of a
-#: width in periods.
-PATTERNS: dict[str, Callable[[Plane, Plane, float], Plane]] = {
-    "ramp": _ramp,
-    "waves": _waves,
-    "stripes": _stripes,
-    "checks": _checks,
-    "dots": _dots,
-}
 
 
 def render(
@@ -174,12 +126,12 @@ def _generator(seed: int, split: str, purpose: str, index: int) -> np.random.Gen
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def _compose(rng: np.random.Generator, shape: str) -> Scene:
-    bars, small = int(rng.integers(0, 3)), int(rng.integers(1, 4))
-    clutter = rng.integers(len(DEMO_CLASSES), size=small).tolist()
-    shapes = ["bar"] * bars + [DEMO_CLASSES[i] for i in clutter] + [shape]
-    kinds = [BAR] * bars + [SMALL] * small + [MAIN]
+def _compose(rng: np.random.Generator, texture: str) -> Scene:
+    bars, small = int(rng.integers(0, 2)), int(rng.integers(0, 3))
+    kinds = [BAR] * bars + [SMALL] * small + [LARGE]
     count = len(kinds)
+    drawn = rng.integers(len(THINGS), size=small + 1).tolist()
+    shapes = ["bar"] * bars + [THINGS[i] for i in drawn]
 
     low, high = np.array([kind.sizes for kind in kinds]).T
     sizes = low + (high - low) * rng.random(count)
@@ -189,7 +141,7 @@ def _compose(rng: np.random.Generator, shape: str) -> Scene:
     margins = half_extents * [[kind.kept_whole] for kind in kinds]
 
     ground_colours = _colours(rng, 2)
-    ground_colours[1] -= rng.uniform(0, 0.5) * (ground_colours[1] - ground_colours[0])
+    ground_colours[1] = _standing_out(_colours(rng, 1, 8), ground_colours[:1])[0]
     figure_colours = np.empty((count, 2, 3), np.float32)
     figure_colours[:, 0] = _standing_out(_colours(rng, count, 8), ground_colours)
     # The second colour is a shade of the first: a figure has to read as one thing.
@@ -205,11 +157,12 @@ def _compose(rng: np.random.Generator, shape: str) -> Scene:
         rng.uniform(-1, 1, (count, 2)).tolist(),
         margins.tolist(),
         sizes.tolist(),
-        _compose_surfaces(rng, [kind.patterns for kind in kinds], figure_colours, (0.26, 0.44)),
+        _compose_surfaces(rng, "ramp", figure_colours, FIGURE_PERIODS, math.pi),
     )
+    ground = _compose_surfaces(rng, texture, ground_colours[None], GROUND_PERIODS, GROUND_TILT)
     directions = _rotations(rng.uniform(-np.pi, np.pi, 2))[:, 0]
     return Scene(
-        ground=_compose_surfaces(rng, [GROUND_PATTERNS], ground_colours[None], (0.4, 0.8))[0],
+        ground=ground[0],
         figures=tuple(figures),
         shadow=(rng.uniform(0.1, 0.25) * directions[0]).tolist(),
         shading=rng.uniform(0.2, 0.6),
@@ -221,21 +174,16 @@ def _compose(rng: np.random.Generator, shape: str) -> Scene:
 
 def _compose_surfaces(
     rng: np.random.Generator,
-    patterns: list[tuple[str, ...]],
+    texture: str,
     colours: Float[np.ndarray, "n 2 3"],
     periods: tuple[float, float],
+    tilt: float,
 ) -> list[Surface]:
-    count = len(patterns)
-    turns = _rotations(rng.uniform(-np.pi, np.pi, count))
-    return list(
-        map(
-            Surface,
-            (names[rng.integers(len(names))] for names in patterns),
-            colours,
-            (turns / rng.uniform(*periods, (count, 1, 1))).tolist(),
-            rng.uniform(-0.5, 0.5, (count, 2)).tolist(),
-        )
-    )
+    count = len(colours)
+    turns = _rotations(rng.uniform(-tilt, tilt, count))
+    to_texture = (turns / rng.uniform(*periods, (count, 1, 1))).tolist()
+    phases = rng.uniform(-0.5, 0.5, (count, 2)).tolist()
+    return list(map(Surface, [texture] * count, colours, to_texture, phases))
 
 
 def _colours(rng: np.random.Generator, *shape: int) -> Float[np.ndarray, "*shape 3"]:
@@ -246,9 +194,9 @@ def _colours(rng: np.random.Generator, *shape: int) -> Float[np.ndarray, "*shape
 
 
 def _standing_out(
-    candidates: Float[np.ndarray, "n candidates 3"], ground: Float[np.ndarray, "2 3"]
+    candidates: Float[np.ndarray, "n candidates 3"], ground: Float[np.ndarray, "colours 3"]
 ) -> Float[np.ndarray, "n 3"]:
-    """Of each row of colours, the one that differs most from both colours of the ground."""
+    """Of each row of colours, the one that differs most from all of the ground's."""
     difference = np.abs(candidates[:, :, None] - ground).sum(axis=-1).min(axis=-1)
     return candidates[range(len(candidates)), difference.argmax(axis=1)]
 
@@ -305,8 +253,8 @@ def _stamp(
     rows = _within(-y[:, 0], figure.half_extent[1] + blur)
     x, y = x[:, columns], y[rows]
     (a, b), (c, d) = figure.to_shape
-    distance = OUTLINES[figure.shape](a * x + b * y, c * x + d * y)
-    return rows, columns, _coverage(distance, blur * math.sqrt(abs(a * d - b * c)))
+    distance = SHAPES[figure.shape](a * x + b * y, c * x + d * y)
+    return rows, columns, coverage(distance, blur * math.sqrt(abs(a * d - b * c)))
 
 
 def _within(rising: Float[np.ndarray, " n"], reach: float) -> slice:
@@ -316,9 +264,9 @@ def _within(rising: Float[np.ndarray, " n"], reach: float) -> slice:
 
 
 def _paint(surface: Surface, x: Row, y: Column, pixel: float) -> Float[np.ndarray, "3 h w"]:
-    (a, b), (c, d) = surface.to_pattern
+    (a, b), (c, d) = surface.to_texture
     u, v = a * x + (b * y + surface.phase[0]), c * x + (d * y + surface.phase[1])
-    share = PATTERNS[surface.pattern](u, v, pixel * math.hypot(a, b))
+    share = SURFACES[surface.texture](u, v, pixel * math.hypot(a, b))
     first, second = surface.colours[:, :, None, None]
     return first + share * (second - first)
 

@@ -66,10 +66,7 @@ def split_folder(root: str | Path, val_ratio: float) -> FolderSplits:
         UserError: a folder that is missing, empty or without a readable image, or a ratio that
             leaves either part empty.
     """
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root {root} {what}; set data.root to a folder of images")
+    root = _existing(root)
     if (root / "train").is_dir() and (root / "val").is_dir():
         train, val = open_folder(root / "train"), open_folder(root / "val")
         # Numbered together, for either may lack a class that the other has.
@@ -92,6 +89,16 @@ def split_folder(root: str | Path, val_ratio: float) -> FolderSplits:
         ImageFolder(root, [path for path in whole.paths if path not in held_out], whole.classes),
         ImageFolder(root, [path for path in whole.paths if path in held_out], whole.classes),
     )
+
+
+def held_out_folder(root: str | Path) -> ImageFolder:
+    """Every image of `root/val` where there is one, else of `root`: for what is not trained.
+
+    Raises:
+        UserError: a folder that is missing, empty or without a readable image.
+    """
+    root = _existing(root)
+    return open_folder(root / "val" if (root / "val").is_dir() else root)
 
 
 def open_folder(root: Path) -> ImageFolder:
@@ -122,6 +129,14 @@ def find_images(root: Path) -> Iterator[str]:
         for name in names:
             if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 yield Path(folder, name).relative_to(root).as_posix()
+
+
+def _existing(root: str | Path) -> Path:
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        what = "is not a folder" if root.exists() else "does not exist"
+        raise UserError(f"data.root {root} {what}; set data.root to a folder of images")
+    return root
 
 
 def _require_readable(root: Path, paths: Sequence[str]) -> None:

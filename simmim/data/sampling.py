@@ -1,6 +1,6 @@
 """Which rank sees which sample when: a function of (seed, epoch), however many ranks there are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Int
@@ -66,10 +66,19 @@ class EvaluationSampler(Sampler[SampleKey]):
     """Every sample once, in order, dealt to the ranks in turn.
 
     Ranks get equally many; the repeats that this takes are marked as padding and not counted.
+    `chosen` are the samples of a part of the data (None: all).
     """
 
-    def __init__(self, length: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.length = length
+    def __init__(
+        self,
+        length: int,
+        *,
+        chosen: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.chosen = range(length) if chosen is None else chosen
+        self.length = len(self.chosen)
         self.rank = rank
         self.world_size = world_size
 
@@ -81,4 +90,5 @@ class EvaluationSampler(Sampler[SampleKey]):
         """Keys of this rank."""
         for turn in range(len(self)):
             place = turn * self.world_size + self.rank
-            yield SampleKey(0, place % self.length, is_padding=place >= self.length)
+            index = self.chosen[place % self.length]
+            yield SampleKey(0, index, is_padding=place >= self.length)

@@ -103,12 +103,13 @@ def _union(first: Outline, second: Outline) -> Outline:
     return distance
 
 
-#: The outlines a demo picture can be about, by the name of their class.
+#: The outlines of the things that lie about in a demo picture.
 SHAPES: dict[str, Outline] = {
     "arrow": _union(
         _convex((0.0, 1.0), (0.8, 0.0), (-0.8, 0.0)),
         _rectangle(-0.27, 0.27, -1.0, 0.1),
     ),
+    "bar": _rectangle(-1.0, 1.0, -0.07, 0.07),
     "bolt": _union(
         _convex((-0.09, 0.95), (0.54, 0.95), (-0.02, -0.18), (-0.54, -0.18)),
         _convex((0.05, 0.22), (0.6, 0.22), (-0.36, -0.95)),
@@ -129,9 +130,4 @@ SHAPES: dict[str, Outline] = {
     "square": _rectangle(-0.77, 0.77, -0.77, 0.77),
     "star": _star(),
     "triangle": _convex((0.0, 1.05), (0.91, -0.53), (-0.91, -0.53)),
-}
-
-#: Outlines that only ever appear as clutter.
-CLUTTER_SHAPES: dict[str, Outline] = {
-    "bar": _rectangle(-1.0, 1.0, -0.07, 0.07),
 }

@@ -9,7 +9,7 @@ import torch
 from torchmetrics import Metric
 from typing_extensions import Unpack
 
-from simmim.checkpoints.encoder_file import describe_encoder
+from simmim.checkpoints.description import describe_encoder
 from simmim.data.samples import Sample
 from simmim.models import Classifier, SimMIM
 from simmim.normalisation import Normalisation

@@ -9,7 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from simmim.data.demo import DEMO_CLASSES, DemoImages, render
-from simmim.data.shapes import CLUTTER_SHAPES, SHAPE_REACH, SHAPES
+from simmim.data.shapes import SHAPE_REACH, SHAPES
+from simmim.data.textures import TEXTURES
 
 
 def mean_colours(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -76,21 +77,34 @@ def test_mean_colour_does_not_tell_the_class() -> None:
     assert classifier.score(*mean_colours("val", 450)) < 0.2
 
 
-def test_outlines_of_the_classes_differ() -> None:
-    axis = np.linspace(-1.5, 1.5, 150, dtype=np.float32)
-    x, y = np.meshgrid(axis, axis)
-    inside = {name: outline(x, y) < 0 for name, outline in SHAPES.items()}
+def test_textures_of_the_classes_differ() -> None:
     assert len(DEMO_CLASSES) >= 10
+    axis = np.linspace(-2, 2, 200, dtype=np.float32)
+    u, v = np.meshgrid(axis, axis)
+    shares = {name: texture(u, v, 0.02) for name, texture in TEXTURES.items()}
     for first, second in itertools.combinations(DEMO_CLASSES, 2):
-        overlap = (inside[first] & inside[second]).sum() / (inside[first] | inside[second]).sum()
-        assert overlap < 0.85, (first, second)
+        assert np.abs(shares[first] - shares[second]).mean() > 0.1, (first, second)
 
 
-@pytest.mark.parametrize("name", [*SHAPES, *CLUTTER_SHAPES])
+@pytest.mark.parametrize("name", TEXTURES)
+def test_textures_repeat_and_show_both_colours(name: str) -> None:
+    axis = np.linspace(0, 10, 400, endpoint=False, dtype=np.float32)
+    u, v = np.meshgrid(axis, axis)
+    share = TEXTURES[name](u, v, 0.02)
+    assert share.dtype == np.float32
+    assert share.min() == 0
+    assert share.max() == 1
+    assert 0.15 < share.mean() < 0.85
+    # Ten periods along an axis hold a whole number of every texture's repeats.
+    np.testing.assert_allclose(TEXTURES[name](u + 10, v, 0.02), share, atol=1e-2)
+    np.testing.assert_allclose(TEXTURES[name](u, v + 10, 0.02), share, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_outlines_lie_within_reach_and_keep_single_precision(name: str) -> None:
     axis = np.linspace(-1.5, 1.5, 301, dtype=np.float32)
     x, y = axis[None, :], axis[:, None]
-    distance = (SHAPES | CLUTTER_SHAPES)[name](x, y)
+    distance = SHAPES[name](x, y)
     assert distance.shape == (301, 301)
     assert distance.dtype == np.float32
     assert (distance < 0).any()

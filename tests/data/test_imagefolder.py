@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simmim.data.imagefolder import find_images, open_folder, split_folder
+from simmim.data.imagefolder import find_images, held_out_folder, open_folder, split_folder
 from simmim.errors import UserError
 
 
@@ -256,3 +256,18 @@ def test_a_single_image_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         f"{tmp_path} holds one image, none is left to validate on; add more images"
     )
+
+
+def test_val_alone_is_held_out_where_there_is_one(tmp_path: Path) -> None:
+    add(tmp_path, "train/cat/1.png", "val/dog/2.png", "val/cat/3.png")
+    folder = held_out_folder(tmp_path)
+    assert folder.paths == ["cat/3.png", "dog/2.png"]
+    assert folder.classes == ("cat", "dog")
+
+
+def test_everything_is_held_out_where_there_is_no_val(tmp_path: Path) -> None:
+    folder = held_out_folder(str(add(tmp_path, "10/1.png", "2/2.png")))
+    assert folder.paths == ["10/1.png", "2/2.png"]
+    assert folder.classes == ("10", "2")
+    with pytest.raises(UserError, match=r"does not exist; set data\.root"):
+        held_out_folder(tmp_path / "nowhere")

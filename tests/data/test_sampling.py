@@ -144,3 +144,14 @@ def test_evaluation_deals_samples_in_turn_and_in_order() -> None:
     ]
     assert ranks[0] == [(0, False), (2, False), (4, False)]
     assert ranks[1] == [(1, False), (3, False), (0, True)]
+
+
+def test_evaluation_of_chosen_samples_deals_out_these_alone() -> None:
+    ranks = [
+        [
+            (key.sample_index, key.is_padding)
+            for key in EvaluationSampler(9, chosen=[2, 5, 8], rank=rank, world_size=2)
+        ]
+        for rank in (0, 1)
+    ]
+    assert ranks == [[(2, False), (8, False)], [(5, False), (2, True)]]

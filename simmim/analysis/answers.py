@@ -1,0 +1,74 @@
+"""Which class each image was taken for, counted by class."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class Answers(NamedTuple):
+    """For each image its class, what it was taken for, and whether its own was among the first 5."""
+
+    labels: Int[Tensor, " n"]
+    taken_for: Int[Tensor, " n"]
+    in_top5: Bool[Tensor, " n"]
+
+
+class Confusion(NamedTuple):
+    """How many images of each class in `rows` were taken for each class in `columns`."""
+
+    rows: list[int]
+    columns: list[int]
+    counts: Int[Tensor, "rows columns"]
+
+
+class ClassFigures(NamedTuple):
+    """What became of one class's images; `taken_for` is the commonest mistake, None without one."""
+
+    label: int
+    images: int
+    correct: int
+    in_top5: int
+    taken_for: int | None
+
+
+def rank_answers(ranked: Int[Tensor, "n top"], labels: Int[Tensor, " n"]) -> Answers:
+    """The answers of classes in order of likelihood."""
+    return Answers(labels, ranked[:, 0], (ranked[:, :5] == labels[:, None]).any(dim=1))
+
+
+def count_confusion(answers: Answers, classes: Sequence[int]) -> Confusion:
+    """Rows are `classes`, in order; columns are these and whatever else some image was taken for."""
+    labels, taken_for = answers.labels.cpu(), answers.taken_for.cpu()
+    rows = torch.tensor(sorted(classes))
+    columns = torch.tensor(sorted({*classes, *taken_for.tolist()}))
+    row = torch.searchsorted(rows, labels.contiguous())
+    column = torch.searchsorted(columns, taken_for.contiguous())
+    places = row * len(columns) + column
+    counts = places.bincount(minlength=len(rows) * len(columns)).view(len(rows), len(columns))
+    return Confusion(rows.tolist(), columns.tolist(), counts)
+
+
+def by_class(answers: Answers, confusion: Confusion) -> list[ClassFigures]:
+    """Figures of each row of the confusion."""
+    hits = answers.labels[answers.in_top5].cpu()
+    in_top5 = hits.bincount(minlength=max(confusion.rows) + 1)
+    place = {label: column for column, label in enumerate(confusion.columns)}
+    figures = []
+    for label, counts in zip(confusion.rows, confusion.counts, strict=True):
+        own = place[label]
+        mistakes = counts.clone()
+        mistakes[own] = 0
+        commonest = int(mistakes.argmax())
+        figures.append(
+            ClassFigures(
+                label,
+                images=int(counts.sum()),
+                correct=int(counts[own]),
+                in_top5=int(in_top5[label]),
+                taken_for=confusion.columns[commonest] if mistakes[commonest] else None,
+            )
+        )
+    return figures

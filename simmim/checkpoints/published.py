@@ -1,0 +1,52 @@
+"""Which published Swin an encoder is: the two that other programs know."""
+
+from typing import Literal
+
+from simmim.encoder import SwinTransformer
+from simmim.encoder.blocks import SwinBlock
+from simmim.errors import UserError
+from simmim.sizes import show
+
+Family = Literal["swin", "swinv2"]
+
+# norm, similarity, position bias: what names and shapes of weights cannot tell.
+SWITCHES: dict[Family, dict[str, str]] = {
+    "swin": {"norm": "pre", "similarity": "dot", "position_bias": "table"},
+    "swinv2": {"norm": "res_post", "similarity": "cosine", "position_bias": "log_cpb"},
+}
+_WAY_OUT = "use format=safetensors or format=onnx"
+
+
+def published_family(encoder: SwinTransformer, program: str) -> Family:
+    """Swin V1 or V2, where `program` computes the same as this encoder.
+
+    Raises:
+        UserError: what the program's models do not have, or what they compute in another way.
+    """
+    own = {name: encoder.arguments[name] for name in ("norm", "similarity", "position_bias")}
+    families = [family for family, switches in SWITCHES.items() if switches == own]
+    if not families:
+        known = " and ".join(
+            f"{family} ({', '.join(switches.values())})" for family, switches in SWITCHES.items()
+        )
+        raise UserError(
+            f"{program} has no Swin with {', '.join(own.values())}, but {known}; {_WAY_OUT}"
+        )
+    if any(".norm3." in name for name in encoder.state_dict()):
+        raise UserError(
+            f"{program} has no norms on the main branch (model.main_branch_norm_every="
+            f"{encoder.main_branch_norm_every}, as in swinv2_h and swinv2_g); {_WAY_OUT}"
+        )
+    for block in blocks(encoder):
+        # There, padding is attended to.
+        if block.grid.padded_size != block.grid.feature_size:
+            raise UserError(
+                f"{program} pads in another way, and the window {show(block.grid.window_size)} does "
+                f"not divide the feature map {show(block.grid.feature_size)}; {_WAY_OUT}"
+            )
+    return families[0]
+
+
+def blocks(encoder: SwinTransformer) -> list[SwinBlock]:
+    """All blocks, in order."""
+    return [module for module in encoder.modules() if isinstance(module, SwinBlock)]

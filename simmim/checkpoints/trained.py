@@ -1,0 +1,64 @@
+"""A whole model from whatever simmim writes: encoder, classifier, or SimMIM."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from simmim.checkpoints.loading import load_classifier_weights, load_encoder_weights
+from simmim.checkpoints.reading import read_weights
+from simmim.encoder import SwinTransformer
+from simmim.errors import UserError
+from simmim.models import Classifier, SimMIM
+from simmim.normalisation import Normalisation
+
+
+class TrainedModel(NamedTuple):
+    """A model in eval mode, the names of its outputs if it is a classifier, its normalisation."""
+
+    model: SwinTransformer | Classifier | SimMIM
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+    @property
+    def encoder(self) -> SwinTransformer:
+        """The encoder alone."""
+        return self.model if isinstance(self.model, SwinTransformer) else self.model.encoder
+
+
+def load_trained(path: str | Path) -> TrainedModel:
+    """Rebuilds the model that a file, a run of simmim or a Hugging Face folder describes.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not say what model it holds.
+    """
+    weights = read_weights(path)
+    if weights.description is None:
+        raise UserError(
+            f"{path} does not say what model it holds ({weights.origin} weights); give a file or run "
+            "of simmim or a Hugging Face folder, e.g. what finetune with init.checkpoint= writes"
+        )
+    description = weights.description
+    normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    encoder = SwinTransformer(**description["arguments"])
+    model: SwinTransformer | Classifier | SimMIM = encoder
+    if weights.num_classes is not None:
+        model = Classifier(encoder, weights.num_classes)
+        load_classifier_weights(model, weights.tensors, source=str(path))
+    else:
+        load_encoder_weights(encoder, weights.encoder, source=str(path))
+        model = _with_reconstruction(encoder, weights.tensors)
+    return TrainedModel(model.eval(), weights.classes, normalisation)
+
+
+def _with_reconstruction(
+    encoder: SwinTransformer, tensors: Mapping[str, Tensor]
+) -> SwinTransformer | SimMIM:
+    """SimMIM where mask token and head are there, else the encoder as it is."""
+    outside = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
+    if not {"mask_token", "head.linear.weight", "head.linear.bias"} <= outside.keys():
+        return encoder
+    model = SimMIM(encoder)
+    model.load_state_dict(outside, strict=False)
+    return model

@@ -1,0 +1,275 @@
+"""The evaluation stage: a classifier on held-out images, or an encoder as it is."""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from simmim.analysis.answers import Answers, by_class, count_confusion, rank_answers
+from simmim.analysis.logistic_regression import RegressionRecipe
+from simmim.analysis.nearest_neighbours import NeighbourVote
+from simmim.callbacks import EvaluationProgress, peak_memory_bytes, report_progress
+from simmim.checkpoints.class_names import imagenet_synsets
+from simmim.checkpoints.loading import Initialisation
+from simmim.console import say
+from simmim.data import ImageDataModule
+from simmim.data.imagefolder import ImageFolder
+from simmim.data.samples import ImageSource
+from simmim.data.transforms import CenterCrop
+from simmim.encoder import SwinTransformer
+from simmim.errors import UserError
+from simmim.features import Features, extract_features
+from simmim.normalisation import Normalisation
+from simmim.runs import held_out, open_data
+from simmim.sizes import show
+from simmim.starting import Start
+from simmim.summary import write_summary
+from simmim.tasks import EvaluationTask
+
+EvaluationMode = Literal["classify", "knn", "linear"]
+Outputs = Literal["all", "present"]
+
+_WORST_CLASSES = 5
+
+
+class Judgement(NamedTuple):
+    """What a judgement came to: each image's answer, the names of the labels, figures.
+
+    Attributes:
+        judged: labels of the data's classes, each of which is a row of the tables.
+        images: how many images there were, those that could not be read included.
+        details: what else the summary says.
+    """
+
+    answers: Answers
+    names: Sequence[str]
+    judged: Sequence[int]
+    images: int
+    metrics: dict[str, float]
+    details: dict[str, Any]
+
+
+def evaluate(
+    *,
+    model: DictConfig,
+    checkpoint: str | None,
+    mode: EvaluationMode,
+    outputs: Outputs,
+    data: DictConfig,
+    trainer: DictConfig,
+    knn: DictConfig,
+    linear: DictConfig,
+    seed: int,
+    run_dir: str,
+) -> dict[str, Any]:
+    """Top-1, top-5, and who is taken for whom. Returns the summary."""
+    started = time.monotonic()
+    if checkpoint is None:
+        raise UserError(
+            "there is nothing to evaluate; set checkpoint= to a run, its classifier.safetensors or "
+            "encoder.safetensors, or the weights of another program"
+        )
+    vote, regression = instantiate(knn), instantiate(linear)
+    start = Start(model, Initialisation(checkpoint))
+    judge: pl.Trainer = instantiate(
+        trainer, clip_norm=None, run_dir=run_dir, loggers=[], callbacks=[EvaluationProgress()]
+    )
+    if mode == "classify":
+        judgement = judge_classifier(start, judge, data, outputs, seed)
+    else:
+        recipe = vote if mode == "knn" else regression
+        judgement = judge_encoder(start, judge, data, recipe, mode, seed)
+    if not judge.is_global_zero:
+        return {}
+
+    summary = {
+        "stage": "evaluate",
+        "mode": mode,
+        "checkpoint": str(Path(checkpoint).absolute()),
+        "metrics": judgement.metrics,
+        "classes": len(judgement.judged),
+        "images": len(judgement.answers.labels),
+        "unreadable_images": judgement.images - len(judgement.answers.labels),
+        "image_size": list(start.planned.image_size),
+        **judgement.details,
+    }
+    worst = write_tables(judgement, Path(run_dir))
+    metrics = judgement.metrics
+    say(f"top-1 {metrics['val/top1']:.1%}, top-5 {metrics['val/top5']:.1%}, worst classes:")
+    for line in worst:
+        say(f"  {line}")
+    if unreadable := summary["unreadable_images"]:
+        say(f"{unreadable} images could not be read and do not count")
+    summary["seconds"] = time.monotonic() - started
+    summary["peak_memory_bytes"] = peak_memory_bytes(judge.strategy.root_device)
+    say(f"finished in {summary['seconds']:.0f} s: {run_dir}")
+    return write_summary(Path(run_dir, "summary.json"), summary)
+
+
+def judge_classifier(
+    start: Start, trainer: pl.Trainer, data: DictConfig, outputs: Outputs, seed: int
+) -> Judgement:
+    """A classifier's answers to held-out images, on however many devices."""
+    assert start.weights is not None
+    head_size = start.weights.num_classes
+    if head_size is None:
+        raise UserError(
+            f"{start.source} holds an encoder without classes; judge it with mode=knn or mode=linear, "
+            f"or fine-tune it with python -m simmim.finetune init.checkpoint={start.source}"
+        )
+    images = open_data(data, start.planned, None, seed)
+    classes = images.val.classes
+    if not classes:
+        raise UserError(
+            "the data has no classes to compare answers with; put the images into one folder a "
+            "class, below data.root or data.root/val"
+        )
+    rows = start.find_head(classes)
+    names: Sequence[str] = output_names(classes, rows, head_size, start.weights.classes)
+    kept = list(range(head_size))
+    if outputs == "present":
+        names, kept, rows = [names[row] for row in rows], rows, list(range(len(rows)))
+    elif len(classes) < head_size:
+        say(
+            f"the data has {len(classes)} of the classifier's {head_size} classes, which all compete; "
+            "outputs=present leaves the others out"
+        )
+    task = EvaluationTask(
+        start.create_classifier(kept),
+        rows=rows,
+        outputs=len(kept),
+        normalisation=find_normalisation(start, images),
+    )
+    announce(trainer, images.val, start.planned)
+    trainer.validate(task, datamodule=images, verbose=False)
+    assert task.answers is not None
+    return Judgement(
+        task.answers,
+        names,
+        judged=rows,
+        images=len(images.val),
+        metrics=held_out(trainer),
+        details={"outputs": len(kept)},
+    )
+
+
+def judge_encoder(
+    start: Start,
+    trainer: pl.Trainer,
+    data: DictConfig,
+    recipe: NeighbourVote | RegressionRecipe,
+    mode: EvaluationMode,
+    seed: int,
+) -> Judgement:
+    """What an encoder's features tell of held-out images by those of training images, on one device."""
+    if trainer.world_size > 1:
+        raise UserError(
+            f"mode={mode} runs on one device and the trainer has {trainer.world_size}; "
+            "use trainer.devices=1 trainer.num_nodes=1"
+        )
+    images = open_data(data, start.planned, CenterCrop(start.planned.image_size), seed)
+    classes = images.require_classes()
+    if isinstance(recipe, NeighbourVote):
+        recipe.require_neighbours(len(images.train))
+    normalisation = find_normalisation(start, images)
+    device = trainer.strategy.root_device
+    encoder = start.create_encoder().eval().to(device)
+    announce(trainer, images.val, start.planned)
+
+    def see(source: ImageSource, what: str) -> Features:
+        batches = report_progress(images.evaluation_dataloader(source), what)
+        with trainer.precision_plugin.forward_context():
+            return extract_features(encoder, batches, normalisation, device).counted()
+
+    train, val = see(images.train, "training images"), see(images.val, "held-out images")
+    details: dict[str, Any] = {"training_images": len(train.labels)}
+    count = len(classes)
+    if isinstance(recipe, NeighbourVote):
+        ranked = recipe.rank_classes(val.values, train.values, train.labels, num_classes=count)
+        details |= {"k": recipe.k, "temperature": recipe.temperature}
+    else:
+        fitted = recipe.fit(train.values, train.labels, num_classes=count, seed=seed)
+        ranked = fitted.layer.rank_classes(val.values)
+        tried = ", ".join(f"{l2:g}: {top1:.1%}" for l2, top1 in fitted.held_out_top1.items())
+        say(f"L2 {fitted.l2:g}, by top-1 on a part of the training images ({tried})")
+        details |= {"l2": fitted.l2}
+    answers = rank_answers(ranked, val.labels)
+    right = answers.taken_for == answers.labels
+    return Judgement(
+        answers,
+        classes,
+        judged=range(count),
+        images=len(images.val),
+        metrics={
+            "val/top1": float(right.double().mean()),
+            "val/top5": float(answers.in_top5.double().mean()),
+        },
+        details=details,
+    )
+
+
+def output_names(
+    classes: Sequence[str], rows: Sequence[int], outputs: int, known: Sequence[str]
+) -> list[str]:
+    """A name for each output of a head: its own, ImageNet's synset, the data's class, or its number."""
+    names = list(known or imagenet_synsets(outputs) or map(str, range(outputs)))
+    for name, row in zip(classes, rows, strict=True):
+        # A folder named by an output's number says nothing new.
+        if name != str(row):
+            names[row] = name
+    return names
+
+
+def find_normalisation(start: Start, images: ImageDataModule) -> Normalisation:
+    """That of the checkpoint, which it was trained with, where it tells; else that of the data."""
+    described = None if start.weights is None else start.weights.description
+    if described is None:
+        return images.normalisation
+    trained = Normalisation(tuple(described["mean"]), tuple(described["std"]))
+    if trained != images.normalisation and len(trained.mean) == len(images.normalisation.mean):
+        say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
+        return trained
+    return images.normalisation
+
+
+def announce(trainer: pl.Trainer, images: ImageSource, encoder: SwinTransformer) -> None:
+    """Logs what is about to be judged."""
+    where = f" in {images.root}" if isinstance(images, ImageFolder) else ""
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    say(
+        f"{len(images)} held-out images of {len(images.classes)} classes{where} at "
+        f"{show(encoder.image_size)}, {trainer.world_size} × {kind}, {trainer.precision}"
+    )
+
+
+def write_tables(judgement: Judgement, folder: Path) -> list[str]:
+    """Writes `per_class.csv` and `confusion.csv`; returns a line on each of the worst classes."""
+    names = judgement.names
+    confusion = count_confusion(judgement.answers, judgement.judged)
+    figures = by_class(judgement.answers, confusion)
+    with (folder / "per_class.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "images", "correct", "top1", "top5", "most_often_taken_for"])
+        for one in figures:
+            mistaken = "" if one.taken_for is None else names[one.taken_for]
+            shares = (
+                [one.correct / one.images, one.in_top5 / one.images] if one.images else ["", ""]
+            )
+            writer.writerow([names[one.label], one.images, one.correct, *shares, mistaken])
+    with (folder / "confusion.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *(names[column] for column in confusion.columns)])
+        for row, counts in zip(confusion.rows, confusion.counts.tolist(), strict=True):
+            writer.writerow([names[row], *counts])
+    present = [one for one in figures if one.images]
+    worst = sorted(present, key=lambda one: one.correct / one.images)[:_WORST_CLASSES]
+    return [
+        f"{names[one.label]}: {one.correct} of {one.images}"
+        + ("" if one.taken_for is None else f", most often taken for {names[one.taken_for]}")
+        for one in worst
+    ]

@@ -1,0 +1,91 @@
+"""A classifier on held-out images as a LightningModule: its figures, and its answer to each image."""
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities import dim_zero_cat
+
+from simmim.analysis.answers import Answers
+from simmim.data.samples import Sample
+from simmim.models import Classifier
+from simmim.normalisation import Normalisation
+
+
+class EvaluationTask(pl.LightningModule):
+    """Counts right answers; repeats that only even out the ranks do not count.
+
+    Args:
+        rows: for each of the data's labels, the output of the classifier that means it.
+        outputs: how many outputs the classifier has.
+
+    Attributes:
+        answers: those of all ranks, after validation; labels are outputs.
+    """
+
+    rows: Tensor
+
+    def __init__(
+        self,
+        model: Classifier,
+        *,
+        rows: Sequence[int],
+        outputs: int,
+        normalisation: Normalisation,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.normalisation = normalisation
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.val_loss = MeanMetric()
+        self.top1 = MulticlassAccuracy(outputs, average="micro")
+        self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
+        self._collected = _CollectedAnswers()
+        self.answers: Answers | None = None
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """One batch."""
+        assert isinstance(batch.sample_index, Tensor)
+        assert isinstance(batch.label, Tensor)
+        counted = batch.sample_index >= 0
+        if not counted.any():
+            return
+        labels = self.rows[batch.label[counted]]
+        logits = self.model(self.normalisation.normalise(batch.image[counted])).float()
+        self.val_loss.update(F.cross_entropy(logits, labels), float(len(labels)))
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+        first5 = logits.topk(min(5, logits.shape[1])).indices
+        in_top5 = (first5 == labels[:, None]).any(dim=1)
+        self._collected.update(labels, logits.argmax(dim=1), in_top5)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures and keeps the answers."""
+        metrics = {"val/loss": self.val_loss, "val/top1": self.top1, "val/top5": self.top5}
+        self.log_dict({name: metric.compute() for name, metric in metrics.items()})
+        self.answers = self._collected.compute()
+
+
+class _CollectedAnswers(Metric):
+    """Answers as they come; torchmetrics gathers them over the ranks, however many each has."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Answers._fields:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self, labels: Int[Tensor, " n"], taken_for: Int[Tensor, " n"], in_top5: Bool[Tensor, " n"]
+    ) -> None:
+        for name, column in zip(Answers._fields, (labels, taken_for, in_top5), strict=True):
+            getattr(self, name).append(column)
+
+    def compute(self) -> Answers:
+        return Answers(*(dim_zero_cat(getattr(self, name)) for name in Answers._fields))

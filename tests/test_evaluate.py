@@ -1,0 +1,340 @@
+"""Evaluation end to end on tiny models: the run's own figure again, whatever the folders are called."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, TINY_DEMO
+from PIL import Image
+from safetensors.torch import load_file
+
+from simmim.checkpoints.classifier_file import load_classifier, save_classifier
+from simmim.data.transforms import CenterCrop
+from simmim.errors import UserError
+from simmim.evaluation import output_names
+from simmim.normalisation import Normalisation
+
+EVALUATE = [option for option in TINY_DEMO if not option.startswith("model.")]
+SCRATCH = [*EVALUATE, "model=swinv2_nano", *(option for option in TINY if "model." in option)]
+FOLDER = [option for option in EVALUATE if "_size=" not in option or "batch" in option]
+
+
+@pytest.fixture
+def fine_tuned(run, tmp_path) -> Path:
+    run("finetune", *SCRATCH, "trainer.max_steps=4", "data.val_size=30", name="fine-tuned")
+    return tmp_path / "fine-tuned"
+
+
+def picture(path: Path, rng: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Plain colours far apart, so that an untrained classifier tells some of them apart.
+    values = np.broadcast_to(rng.integers(0, 255, 3), (32, 32, 3)) // 2
+    noise = rng.integers(0, 120, (32, 32, 3))
+    Image.fromarray((values + noise).astype(np.uint8)).save(path)
+
+
+def labelled(root: Path, names: list[str], count: int = 3) -> Path:
+    rng = np.random.default_rng(len(names))
+    for name in names:
+        for number in range(count):
+            picture(root / name / f"{number}.png", rng)
+    return root
+
+
+@pytest.fixture
+def classifier(tmp_path) -> Path:
+    """A classifier of twelve classes c00 … c11 with large random weights: its answers differ."""
+    import simmim
+    from simmim.models import Classifier
+
+    torch.manual_seed(0)
+    encoder = simmim.create_encoder(
+        "swinv2_nano", image_size=32, window_size=4, embed_dim=32, depths=[1, 1], num_heads=[1, 2]
+    )
+    model = Classifier(encoder, 12)
+    torch.nn.init.normal_(model.head.linear.weight)
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(model, path, [f"c{number:02d}" for number in range(12)])
+    return path
+
+
+def answers(checkpoint: Path, root: Path) -> dict[str, list[int]]:
+    """By the plainest way: the output that each image of each folder is taken for."""
+    model, _, normalisation = load_classifier(checkpoint)
+    model.eval()
+    crop = CenterCrop(32)
+    said = {}
+    for folder in sorted(root.iterdir()):
+        images = [
+            crop(torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1))
+            for path in sorted(folder.iterdir())
+        ]
+        with torch.no_grad():
+            said[folder.name] = (
+                model(normalisation.normalise(torch.stack(images))).argmax(1).tolist()
+            )
+    return said
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("file", [".", "classifier.safetensors", "checkpoints/last.ckpt"])
+def test_a_runs_own_figures_again(run, tmp_path, fine_tuned, file):
+    expected = json.loads((fine_tuned / "summary.json").read_text())["metrics"]
+    found = run("evaluate", *EVALUATE, f"checkpoint={fine_tuned / file}", "data.val_size=30")
+    assert found["metrics"]["val/top1"] == expected["val/top1"]
+    assert found["metrics"]["val/top5"] == expected["val/top5"]
+    assert found["metrics"]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-6)
+    assert found == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (found["images"], found["unreadable_images"], found["classes"]) == (30, 0, 12)
+
+
+def test_tables_count_every_image_once(run, tmp_path, fine_tuned):
+    summary = run("evaluate", *EVALUATE, f"checkpoint={fine_tuned}", "data.val_size=30")
+    figures = table(tmp_path / "run" / "per_class.csv")
+    confusion = table(tmp_path / "run" / "confusion.csv")
+    assert len(figures) == len(confusion) == 12
+    for one, row in zip(figures, confusion, strict=True):
+        name = row.pop("class")
+        assert one["class"] == name
+        assert sum(map(int, row.values())) == int(one["images"])
+        assert int(row[name]) == int(one["correct"])
+        assert float(one["top1"]) == int(one["correct"]) / int(one["images"])
+        wrong = {other: int(count) for other, count in row.items() if other != name}
+        taken_for = one["most_often_taken_for"]
+        assert (wrong[taken_for] if taken_for else 0) == max(wrong.values())
+    assert sum(int(one["images"]) for one in figures) == 30
+    right = sum(int(one["correct"]) for one in figures)
+    assert right / 30 == pytest.approx(summary["metrics"]["val/top1"])
+    in_top5 = sum(float(one["top5"]) * int(one["images"]) for one in figures)
+    assert in_top5 / 30 == pytest.approx(summary["metrics"]["val/top5"])
+
+
+def top1(said: dict[str, list[int]], meant: dict[str, int]) -> float:
+    right = [answer == meant[name] for name, found in said.items() for answer in found]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize(
+    ("names", "split"),
+    [
+        # As strings, 10 and 11 come before 2.
+        ([str(number) for number in range(12)], ""),
+        # Half of the classes: the others still compete.
+        ([f"c{number:02d}" for number in range(0, 12, 2)], "val"),
+        ([f"c{number:02d}" for number in range(12)], "val"),
+    ],
+)
+def test_folders_are_compared_with_the_outputs_that_they_mean(
+    run, tmp_path, classifier, names, split
+):
+    root = labelled(tmp_path / "images" / split, names)
+    data = ["data=imagefolder", f"data.root={tmp_path / 'images'}"]
+    summary = run("evaluate", *FOLDER, *data, f"checkpoint={classifier}")
+    said = answers(classifier, root)
+    expected = top1(said, {name: int(name.removeprefix("c")) for name in names})
+    assert summary["metrics"]["val/top1"] == pytest.approx(expected)
+    assert (summary["classes"], summary["outputs"]) == (len(names), 12)
+    assert summary["images"] == 3 * len(names)
+    rows = {row.pop("class"): row for row in table(tmp_path / "run" / "confusion.csv")}
+    for name, found in said.items():
+        row = rows[f"c{int(name.removeprefix('c')):02d}"]
+        for number in range(12):
+            assert int(row.get(f"c{number:02d}", 0)) == found.count(number)
+
+
+def test_the_order_of_classes_does_not_matter(run, tmp_path, classifier):
+    """The same classifier with its outputs in another order gives the same answers."""
+    trained = load_classifier(classifier)
+    order = [7, 3, 11, 0, 5, 1, 10, 2, 9, 4, 8, 6]
+    for tensor in trained.model.head.linear.parameters():
+        tensor.data = tensor.data[order]
+    permuted = tmp_path / "permuted.safetensors"
+    save_classifier(trained.model, permuted, [trained.classes[row] for row in order])
+    labelled(tmp_path / "images", list(trained.classes))
+    data = ["data=imagefolder", f"data.root={tmp_path / 'images'}"]
+    first, second = (
+        run("evaluate", *FOLDER, *data, f"checkpoint={path}", name=path.stem)["metrics"]
+        for path in (classifier, permuted)
+    )
+    assert first["val/top1"] == second["val/top1"]
+    assert first["val/top5"] == second["val/top5"]
+    assert 0 < first["val/top5"] < 1
+
+
+def test_outputs_of_other_classes_can_be_left_out(run, tmp_path, classifier, caplog):
+    caplog.set_level("INFO")
+    names = ["c01", "c04", "c09"]
+    root = labelled(tmp_path / "images", names)
+    data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
+    everything = run("evaluate", *FOLDER, *data, name="all")
+    assert "the data has 3 of the classifier's 12 classes" in caplog.text
+    present = run("evaluate", *FOLDER, *data, "outputs=present", name="present")
+    assert present["metrics"]["val/top1"] >= everything["metrics"]["val/top1"]
+    assert present["metrics"]["val/top5"] == 1
+    assert set(table(tmp_path / "present" / "confusion.csv")[0]) == {"class", *names}
+    assert [row["class"] for row in table(tmp_path / "present" / "per_class.csv")] == names
+
+
+def test_an_unreadable_image_is_not_counted(run, tmp_path, classifier):
+    root = labelled(tmp_path / "images", ["c00", "c01"])
+    (root / "c01" / "9.png").write_text("no image")
+    data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
+    summary = run("evaluate", *FOLDER, *data)
+    assert (summary["images"], summary["unreadable_images"]) == (6, 1)
+    assert [row["images"] for row in table(tmp_path / "run" / "per_class.csv")] == ["3", "3"]
+    with pytest.raises(UserError, match="cannot read image"):
+        run("evaluate", *FOLDER, *data, "data.on_error=raise", name="strict")
+
+
+def test_images_are_normalised_as_the_classifier_was_trained(run, tmp_path, classifier, caplog):
+    caplog.set_level("INFO")
+    trained = load_classifier(classifier)
+    half = Normalisation((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    save_classifier(trained.model, classifier, trained.classes, half)
+    root = labelled(tmp_path / "images", list(trained.classes))
+    data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
+    summary = run("evaluate", *FOLDER, *data)
+    meant = {name: number for number, name in enumerate(trained.classes)}
+    assert summary["metrics"]["val/top1"] == pytest.approx(top1(answers(classifier, root), meant))
+    assert "normalised as the checkpoint was trained: mean (0.5" in caplog.text
+
+
+def test_another_size_and_window(run, fine_tuned):
+    sizes = ["model.image_size=64", "model.window_size=8"]
+    summary = run("evaluate", *EVALUATE, *sizes, f"checkpoint={fine_tuned}")
+    assert summary["image_size"] == [64, 64]
+
+
+def test_a_foreign_classifier_is_judged_as_the_model_named(run, tmp_path, classifier):
+    """Its outputs have no names, and serve in the order of the folders."""
+    root = labelled(tmp_path / "images", [f"c{number:02d}" for number in range(12)])
+    data = ["data=imagefolder", f"data.root={root}"]
+    tensors = {f"model.{name}": tensor for name, tensor in load_file(classifier).items()}
+    torch.save({"state_dict": tensors}, tmp_path / "bare.pth")
+    model = [option for option in SCRATCH if option.startswith("model")]
+    ours = run("evaluate", *FOLDER, *data, f"checkpoint={classifier}", name="ours")
+    start = f"checkpoint={tmp_path / 'bare.pth'}"
+    foreign = run("evaluate", *FOLDER, *data, *model, start, name="bare")
+    assert foreign["metrics"] == ours["metrics"]
+    tables = [(tmp_path / name / "confusion.csv").read_text() for name in ("ours", "bare")]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "details"), [("knn", ["knn.k=3"]), ("linear", ["linear.l2=[0.1,0.01]"])]
+)
+def test_an_encoder_is_judged_without_fine_tuning(run, tmp_path, mode, details):
+    run("pretrain", *TINY_DEMO, "trainer.max_steps=2", name="pretrained")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 3)):
+        for number, name in enumerate(("red", "green", "blue")):
+            for image in range(count):
+                values = rng.integers(0, 100, (40, 40, 3))
+                values[..., number] += 150
+                path = tmp_path / "colours" / split / name / f"{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values.astype(np.uint8)).save(path)
+    data = ["data=imagefolder", f"data.root={tmp_path / 'colours'}", f"mode={mode}"]
+    start = f"checkpoint={tmp_path / 'pretrained' / 'encoder.safetensors'}"
+    summary = run("evaluate", *FOLDER, *data, *details, start)
+    assert summary["metrics"] == {"val/top1": 1, "val/top5": 1}
+    assert (summary["mode"], summary["images"], summary["training_images"]) == (mode, 9, 24)
+    assert [row["correct"] for row in table(tmp_path / "run" / "per_class.csv")] == ["3"] * 3
+    again = run("evaluate", *FOLDER, *data, *details, start, "data.num_workers=1", name="again")
+    assert again["metrics"] == summary["metrics"]
+
+
+MISTAKES = {
+    (): "nothing to evaluate; set checkpoint=",
+    ("checkpoint=nowhere",): "checkpoint nowhere does not exist",
+    ("checkpoint={encoder}",): "judge it with mode=knn or mode=linear",
+    ("checkpoint={classifier}", "mode=knn", "knn.k=0"): "knn.k 0 leaves nobody to vote",
+    ("checkpoint={classifier}", "mode=knn", "knn.k=17"): "knn.k 17 is more than the 16 training",
+    ("checkpoint={classifier}", "knn.temperature=0"): "knn.temperature 0 is not positive",
+    ("checkpoint={classifier}", "linear.l2=[]"): "linear.l2 [] are not positive numbers",
+    ("checkpoint={classifier}", "linear.held_out_share=1"): "held_out_share 1 is not between",
+    ("checkpoint={classifier}", "linear.max_iterations=0"): "max_iterations 0 is not positive",
+    ("checkpoint={classifier}", "mode=judge"): "mode=judge is unknown; use classify or knn or",
+    ("checkpoint={classifier}",): "12 of the data's 12 are not among them",
+    ("checkpoint={classifier}", "mode=linear", "trainer.devices=2"): "use trainer.devices=1",
+}
+
+
+@pytest.mark.parametrize("options", MISTAKES)
+def test_a_mistake_is_named(run, tmp_path, classifier, options):
+    from simmim.checkpoints.encoder_file import save_encoder
+
+    if "trainer.devices=2" in options and (os.cpu_count() or 1) < 2:
+        pytest.skip("this machine has one core")
+    encoder = tmp_path / "encoder.safetensors"
+    save_encoder(load_classifier(classifier).model.encoder, encoder)
+    given = [option.format(encoder=encoder, classifier=classifier) for option in options]
+    with pytest.raises(UserError) as caught:
+        run("evaluate", *EVALUATE, *given)
+    assert MISTAKES[options] in str(caught.value)
+
+
+def test_images_without_classes_are_refused(run, tmp_path, classifier):
+    picture(tmp_path / "images" / "0.png", np.random.default_rng(0))
+    picture(tmp_path / "images" / "1.png", np.random.default_rng(1))
+    data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", f"checkpoint={classifier}"]
+    for mode in ("classify", "knn", "linear"):
+        with pytest.raises(UserError, match=r"classes.*one folder a class"):
+            run("evaluate", *FOLDER, *data, f"mode={mode}")
+
+
+def test_names_of_outputs():
+    assert output_names(["b"], [1], 2, ["a", "b"]) == ["a", "b"]
+    assert output_names(["x", "y"], [0, 1], 2, []) == ["x", "y"]
+    assert output_names(["0", "2"], [0, 2], 3, []) == ["0", "1", "2"]
+    assert output_names(["0", "999"], [0, 999], 1000, [])[999] == "n15075141"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["mode=knn", "--cfg", "job"]])
+def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
+    code = (
+        "import runpy, sys; sys.argv[1:] = " + repr(arguments) + "\n"
+        "try: runpy.run_module('simmim.evaluate', run_name='__main__', alter_sys=True)\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip().endswith("False"), done.stderr
+    assert "checkpoint" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_judge_as_one_does(tmp_path, classifier):
+    """Seven images a class and three classes do not divide by two."""
+    root = labelled(tmp_path / "images", ["c02", "c05", "c06"], count=7)
+    figures = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "simmim.evaluate", f"checkpoint={classifier}"),
+                *("data=imagefolder", f"data.root={root}", "data.batch_size=4"),
+                *("data.num_workers=0", "trainer.accelerator=cpu", f"trainer.devices={devices}"),
+                f"run_dir={folder}",
+            ],
+            cwd=tmp_path,
+            check=True,
+            timeout=300,
+            capture_output=True,
+        )
+        summary = json.loads((folder / "summary.json").read_text())
+        tables = [(folder / name).read_text() for name in ("per_class.csv", "confusion.csv")]
+        figures.append((summary["metrics"]["val/top1"], summary["images"], tables))
+    assert figures[0] == figures[1]
+    assert figures[0][1] == 21
