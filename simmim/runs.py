@@ -29,7 +29,8 @@ from simmim.models import Classifier
 from simmim.optim import AdamWRecipe, describe_lr
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
-from simmim.trainer import RunLength, run_length
+from simmim.tasks.training import TrainingArguments
+from simmim.trainer import run_length
 
 
 class RunOptions(TypedDict):
@@ -108,15 +109,24 @@ def open_data(
     return images
 
 
-def measure(trainer: pl.Trainer, images: ImageDataModule) -> RunLength:
-    """How long the run will be; UserError where there is not one whole batch."""
+def training_arguments(run: Run, images: ImageDataModule, seed: int) -> TrainingArguments:
+    """What every task is told; UserError where there is not one whole batch."""
+    trainer = run.trainer
     images.require_batches(trainer.world_size)
-    return run_length(
+    length = run_length(
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps,
         batches_per_epoch=images.batches_per_epoch(trainer.world_size),
         accumulation=trainer.accumulate_grad_batches,
     )
+    return {
+        "normalisation": images.normalisation,
+        "optimization": run.optimization,
+        "batch_size": images.batch_size,
+        "total_steps": length.total_steps,
+        "steps_per_epoch": length.steps_per_epoch,
+        "seed": seed,
+    }
 
 
 def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:

@@ -17,7 +17,15 @@ from simmim.evaluation import evaluate
 from simmim.exporting import export
 from simmim.losses import check_target_window
 from simmim.models import Classifier, SimMIM
-from simmim.runs import RunOptions, announce, create_data, create_run, fit, held_out, measure
+from simmim.runs import (
+    RunOptions,
+    announce,
+    create_data,
+    create_run,
+    fit,
+    held_out,
+    training_arguments,
+)
 from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.classification import Mode
@@ -49,19 +57,14 @@ def pretrain(
     pictures = instantiate(reconstructions, run_dir=options["run_dir"])
     run = create_run(options, [pictures, instantiate(knn)])
     images = create_data(options, start.planned)
-    length = measure(run.trainer, images)
+    arguments = training_arguments(run, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = SimMIMTask(
         SimMIM(start.create_encoder()),
         mask_generator=mask_generator,
         target_window=target_window,
-        normalisation=images.normalisation,
-        optimization=run.optimization,
-        batch_size=images.batch_size,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-        seed=options["seed"],
+        **arguments,
     )
     announce(run, task.model, images)
     summary = fit(run, task, images, stage="pretrain", started=started)
@@ -90,7 +93,7 @@ def finetune(
     run = create_run(options, instantiate(ema))
     images = create_data(options, start.planned)
     classes = images.require_classes()
-    length = measure(run.trainer, images)
+    arguments = training_arguments(run, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = ClassificationTask(
@@ -99,12 +102,7 @@ def finetune(
         mode=mode,
         mixup=instantiate(mixing, num_classes=len(classes), batch_size=images.batch_size),
         label_smoothing=mixing.label_smoothing,
-        normalisation=images.normalisation,
-        optimization=run.optimization,
-        batch_size=images.batch_size,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-        seed=options["seed"],
+        **arguments,
     )
     announce(run, task.model, images)
     summary = fit(run, task, images, stage="finetune", started=started)
@@ -133,7 +131,7 @@ def transfer(
     images = create_data(options, start.planned)
     classes = images.require_classes()
     rows = start.find_head(classes)
-    length = measure(run.trainer, images)
+    arguments = training_arguments(run, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = ClassificationTask(
@@ -141,12 +139,7 @@ def transfer(
         classes=classes,
         mixup=instantiate(mixing, num_classes=len(classes), batch_size=images.batch_size),
         label_smoothing=mixing.label_smoothing,
-        normalisation=images.normalisation,
-        optimization=run.optimization,
-        batch_size=images.batch_size,
-        total_steps=length.total_steps,
-        steps_per_epoch=length.steps_per_epoch,
-        seed=options["seed"],
+        **arguments,
     )
     announce(run, task.model, images)
     say(start.describe_change())

@@ -17,7 +17,23 @@ _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BETWEEN_REDRAWS = 0.5
 
 
-class RunProgress(ProgressBar):
+class _Reporter(ProgressBar):
+    """Speaks on the first rank alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Shows nothing (Lightning calls this on all ranks but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows progress."""
+        self._enabled = True
+
+
+class RunProgress(_Reporter):
     """A rich bar over all optimiser steps on a terminal; elsewhere a plain line now and then."""
 
     def __init__(self, throughput: Throughput) -> None:
@@ -29,15 +45,6 @@ class RunProgress(ProgressBar):
         self._first_step = 0
         self._total_steps = 0
         self._last_line = 0.0
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Shows nothing (Lightning calls this on all ranks but the first)."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Shows the bar."""
-        self._enabled = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Puts the bar up."""
@@ -116,21 +123,12 @@ class RunProgress(ProgressBar):
         return "  ".join(figures)
 
 
-class EvaluationProgress(ProgressBar):
+class EvaluationProgress(_Reporter):
     """A line now and then while images are judged."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lines: _Lines | None = None
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Shows nothing (Lightning calls this on all ranks but the first)."""
-        self._enabled = False
-
-    def enable(self) -> None:
-        """Shows the lines."""
-        self._enabled = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts the clock."""

@@ -44,6 +44,22 @@ class Sample(NamedTuple):
     sample_index: Int[Tensor, "*b"] | int
 
 
+class Batch(NamedTuple):
+    """Samples without the repeats that only even out the ranks; there may be none."""
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    sample_index: Int[Tensor, " n"]
+
+
+def without_repeats(batch: Sample) -> Batch:
+    """What counts in a held-out figure."""
+    assert isinstance(batch.label, Tensor)
+    assert isinstance(batch.sample_index, Tensor)
+    counted = batch.sample_index >= 0
+    return Batch(batch.image[counted], batch.label[counted], batch.sample_index[counted])
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """Decoded images by index: the one thing that each kind of data has to provide."""

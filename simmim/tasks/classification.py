@@ -6,12 +6,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from timm.data.mixup import Mixup
 from torch import Tensor
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import Unpack
 
-from simmim.data.samples import Sample
+from simmim.data.samples import Sample, without_repeats
 from simmim.models import Classifier
+from simmim.tasks.accuracy import HeldOutAccuracy
 from simmim.tasks.training import TrainingArguments, TrainingTask
 
 Mode = Literal["full", "linear"]
@@ -43,9 +42,7 @@ class ClassificationTask(TrainingTask):
         self.label_smoothing = label_smoothing
         if mode == "linear":
             model.encoder.requires_grad_(False)
-        self.val_loss = MeanMetric()
-        self.top1 = MulticlassAccuracy(len(classes), average="micro")
-        self.top5 = MulticlassAccuracy(len(classes), top_k=min(5, len(classes)), average="micro")
+        self.held_out = HeldOutAccuracy(len(classes))
 
     def train(self, mode: bool = True) -> "ClassificationTask":
         """Switches to training; a frozen encoder never drops a path."""
@@ -67,20 +64,14 @@ class ClassificationTask(TrainingTask):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Counts right answers; repeats that only even out the ranks do not count."""
-        assert isinstance(batch.sample_index, Tensor)
-        assert isinstance(batch.label, Tensor)
-        counted = batch.sample_index >= 0
-        if not counted.any():
-            return
-        labels = batch.label[counted]
-        logits = self.model(self.normalisation.normalise(batch.image[counted])).float()
-        self.val_loss.update(F.cross_entropy(logits, labels), float(len(labels)))
-        self.top1.update(logits, labels)
-        self.top5.update(logits, labels)
+        images, labels, _ = without_repeats(batch)
+        if len(labels):
+            logits = self.model(self.normalisation.normalise(images)).float()
+            self.held_out.update(logits, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures."""
-        self.log_held_out({"val/loss": self.val_loss, "val/top1": self.top1, "val/top5": self.top5})
+        self.log_held_out(self.held_out.metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the classes' names, in the order of the head's outputs."""

@@ -4,17 +4,16 @@ from collections.abc import Sequence
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from simmim.analysis.answers import Answers
-from simmim.data.samples import Sample
+from simmim.data.samples import Sample, without_repeats
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
+from simmim.tasks.accuracy import HeldOutAccuracy
 
 
 class EvaluationTask(pl.LightningModule):
@@ -42,32 +41,25 @@ class EvaluationTask(pl.LightningModule):
         self.model = model
         self.normalisation = normalisation
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self.val_loss = MeanMetric()
-        self.top1 = MulticlassAccuracy(outputs, average="micro")
-        self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
+        self.held_out = HeldOutAccuracy(outputs)
         self._collected = _CollectedAnswers()
         self.answers: Answers | None = None
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """One batch."""
-        assert isinstance(batch.sample_index, Tensor)
-        assert isinstance(batch.label, Tensor)
-        counted = batch.sample_index >= 0
-        if not counted.any():
+        images, labels, _ = without_repeats(batch)
+        if len(labels) == 0:
             return
-        labels = self.rows[batch.label[counted]]
-        logits = self.model(self.normalisation.normalise(batch.image[counted])).float()
-        self.val_loss.update(F.cross_entropy(logits, labels), float(len(labels)))
-        self.top1.update(logits, labels)
-        self.top5.update(logits, labels)
+        outputs = self.rows[labels]
+        logits = self.model(self.normalisation.normalise(images)).float()
+        self.held_out.update(logits, outputs)
         first5 = logits.topk(min(5, logits.shape[1])).indices
-        in_top5 = (first5 == labels[:, None]).any(dim=1)
-        self._collected.update(labels, logits.argmax(dim=1), in_top5)
+        in_top5 = (first5 == outputs[:, None]).any(dim=1)
+        self._collected.update(outputs, logits.argmax(dim=1), in_top5)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the figures and keeps the answers."""
-        metrics = {"val/loss": self.val_loss, "val/top1": self.top1, "val/top5": self.top5}
-        self.log_dict({name: metric.compute() for name, metric in metrics.items()})
+        self.log_dict({name: metric.compute() for name, metric in self.held_out.metrics.items()})
         self.answers = self._collected.compute()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import Unpack
 
-from simmim.data.samples import Sample
+from simmim.data.samples import Sample, without_repeats
 from simmim.losses import (
     LocalStatistics,
     check_target_window,
@@ -106,13 +106,12 @@ class SimMIMTask(TrainingTask):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Held-out loss, and that of predicting each image's visible mean."""
-        assert isinstance(batch.sample_index, Tensor)
-        counted = batch.sample_index >= 0
-        if not counted.any():
+        images, _, index = without_repeats(batch)
+        if len(images) == 0:
             return
-        result = self.reconstruct_held_out(batch.image[counted], batch.sample_index[counted])
+        result = self.reconstruct_held_out(images, index)
         baseline = masked_l1(visible_mean(result.target, result.mask), result.target, result.mask)
-        weight = float(counted.sum())
+        weight = float(len(images))
         self.val_loss.update(result.loss, weight)
         self.val_baseline.update(baseline, weight)
 

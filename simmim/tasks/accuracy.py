@@ -1,0 +1,28 @@
+"""How often a classifier is right on held-out images."""
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+
+class HeldOutAccuracy(nn.Module):
+    """Cross-entropy, top-1 and top-5 over all ranks."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.loss = MeanMetric()
+        self.top1 = MulticlassAccuracy(outputs, average="micro")
+        self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
+
+    def update(self, logits: Float[Tensor, "n outputs"], labels: Int[Tensor, " n"]) -> None:
+        """Counts one batch."""
+        self.loss.update(F.cross_entropy(logits, labels), float(len(labels)))
+        self.top1.update(logits, labels)
+        self.top5.update(logits, labels)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """By the names that they are logged under."""
+        return {"val/loss": self.loss, "val/top1": self.top1, "val/top5": self.top5}
