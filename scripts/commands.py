@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 
@@ -21,6 +22,9 @@ def run(stage: str, folder: Path, *options: str) -> dict[str, Any]:
     Console().rule()
     Console().print(f"$ {shlex.join(words)}", style="bold", highlight=False, soft_wrap=True)
     if summary.exists():
+        before = (folder / ".hydra" / "overrides.yaml").read_text()
+        if sorted(words[3:]) != sorted(yaml.safe_load(before)):
+            sys.exit(f"{folder} holds a run with other options; give another folder, or remove it")
         Console().print(f"finished before: {summary}")
     else:
         done = subprocess.run([sys.executable, *words[1:]], check=False)

@@ -35,7 +35,9 @@ def options(function: Callable[..., Any]) -> dict[str, Any]:
     Those of a `**options: Unpack[…]` stand among the others.
     """
     parameters = inspect.signature(function).parameters
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    # A NamedTuple has its types as attributes, other classes in their constructor.
+    is_plain_class = inspect.isclass(function) and not hasattr(function, "_fields")
+    hints = get_type_hints(function.__init__ if is_plain_class else function)
     taken = {}
     for name, parameter in parameters.items():
         hint = hints.get(name, Any)
@@ -53,10 +55,10 @@ def _check_arguments(function: Callable[..., Any], arguments: dict[Any, Any], pr
             continue
         if name not in taken:
             raise UserError(f"{prefix}{name} is no option; there are {', '.join(taken)}")
-        # A node is checked against what builds it.
-        if isinstance(value, dict):
-            continue
         hint = taken[str(name)]
+        # A node is checked against what builds it.
+        if isinstance(value, dict) and ("_target_" in value or hint in (Any, DictConfig)):
+            continue
         if not is_bearable(value, hint, conf=_NUMERIC_TOWER):
             raise UserError(f"{prefix}{name}={_show(value)} {_constraint(hint)}")
 

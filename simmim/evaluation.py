@@ -17,14 +17,12 @@ from simmim.callbacks import EvaluationProgress, peak_memory_bytes, report_progr
 from simmim.checkpoints.class_names import imagenet_synsets
 from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
-from simmim.data import ImageDataModule
 from simmim.data.imagefolder import ImageFolder
 from simmim.data.samples import ImageSource
 from simmim.data.transforms import CenterCrop
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.features import Features, extract_features
-from simmim.normalisation import Normalisation
 from simmim.runs import held_out, open_data
 from simmim.sizes import show
 from simmim.starting import Start
@@ -133,6 +131,8 @@ def judge_classifier(
     names: Sequence[str] = output_names(classes, rows, head_size, start.weights.classes)
     kept = list(range(head_size))
     if outputs == "present":
+        if len(classes) < 2:
+            raise UserError("outputs=present leaves one class to choose from; use outputs=all")
         names, kept, rows = [names[row] for row in rows], rows, list(range(len(rows)))
     elif len(classes) < head_size:
         say(
@@ -143,11 +143,12 @@ def judge_classifier(
         start.create_classifier(kept),
         rows=rows,
         outputs=len(kept),
-        normalisation=find_normalisation(start, images),
+        normalisation=start.find_normalisation(images.normalisation),
     )
     announce(trainer, images.val, start.planned)
     trainer.validate(task, datamodule=images, verbose=False)
     assert task.answers is not None
+    require_answers(task.answers, images.val)
     return Judgement(
         task.answers,
         names,
@@ -176,7 +177,7 @@ def judge_encoder(
     classes = images.require_classes()
     if isinstance(recipe, NeighbourVote):
         recipe.require_neighbours(len(images.train))
-    normalisation = find_normalisation(start, images)
+    normalisation = start.find_normalisation(images.normalisation)
     device = trainer.strategy.root_device
     encoder = start.create_encoder().eval().to(device)
     announce(trainer, images.val, start.planned)
@@ -187,6 +188,10 @@ def judge_encoder(
             return extract_features(encoder, batches, normalisation, device).counted()
 
     train, val = see(images.train, "training images"), see(images.val, "held-out images")
+    if not train.values.isfinite().all() or not val.values.isfinite().all():
+        raise UserError(
+            f"features of {start.source} are not finite: the model had diverged; use another"
+        )
     details: dict[str, Any] = {"training_images": len(train.labels)}
     count = len(classes)
     if isinstance(recipe, NeighbourVote):
@@ -196,9 +201,11 @@ def judge_encoder(
         fitted = recipe.fit(train.values, train.labels, num_classes=count, seed=seed)
         ranked = fitted.layer.rank_classes(val.values)
         tried = ", ".join(f"{l2:g}: {top1:.1%}" for l2, top1 in fitted.held_out_top1.items())
-        say(f"L2 {fitted.l2:g}, by top-1 on a part of the training images ({tried})")
+        if len(fitted.held_out_top1) > 1:
+            say(f"L2 {fitted.l2:g}, by top-1 on a part of the training images ({tried})")
         details |= {"l2": fitted.l2}
     answers = rank_answers(ranked, val.labels)
+    require_answers(answers, images.val)
     right = answers.taken_for == answers.labels
     return Judgement(
         answers,
@@ -225,24 +232,20 @@ def output_names(
     return names
 
 
-def find_normalisation(start: Start, images: ImageDataModule) -> Normalisation:
-    """That of the checkpoint, which it was trained with, where it tells; else that of the data."""
-    described = None if start.weights is None else start.weights.description
-    if described is None:
-        return images.normalisation
-    trained = Normalisation(tuple(described["mean"]), tuple(described["std"]))
-    if trained != images.normalisation and len(trained.mean) == len(images.normalisation.mean):
-        say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
-        return trained
-    return images.normalisation
+def require_answers(answers: Answers, images: ImageSource) -> None:
+    """Raises UserError where not one image could be judged."""
+    if len(answers.labels) == 0:
+        raise UserError(f"none of {len(images)} images could be read; check data.root")
 
 
 def announce(trainer: pl.Trainer, images: ImageSource, encoder: SwinTransformer) -> None:
     """Logs what is about to be judged."""
     where = f" in {images.root}" if isinstance(images, ImageFolder) else ""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    if isinstance(images, ImageFolder) and images.root.name != "val":
+        say(f"{images.root} has no val: all its images are judged, those that a run trained on too")
     say(
-        f"{len(images)} held-out images of {len(images.classes)} classes{where} at "
+        f"{len(images)} images of {len(images.classes)} classes{where} at "
         f"{show(encoder.image_size)}, {trainer.world_size} × {kind}, {trainer.precision}"
     )
 

@@ -19,7 +19,13 @@ Format = Literal["safetensors", "timm", "hf", "onnx"]
 
 
 def export(
-    *, checkpoint: str | None, format: Format | None, output: str | None, opset: int, run_dir: str
+    *,
+    checkpoint: str | None,
+    format: Format | None,
+    output: str | None,
+    opset: int,
+    overwrite: bool,
+    run_dir: str,
 ) -> dict[str, Any]:
     """Writes a model for another program, and says how to load it. Returns what was written.
 
@@ -40,6 +46,8 @@ def export(
     written_file = path / "model.safetensors" if format == "hf" else path
     if written_file.resolve() == weights_file(checkpoint).resolve():
         raise UserError(f"output={path} would overwrite the checkpoint; use another output=")
+    if written_file.exists() and not overwrite:
+        raise UserError(f"{written_file} exists; use another output=, or overwrite=true")
     path.parent.mkdir(parents=True, exist_ok=True)
     written: dict[str, Any] = {"format": format, "output": str(path)}
     if format == "safetensors":

@@ -19,13 +19,14 @@ from simmim.callbacks import (
 )
 from simmim.checkpoints.classifier_file import save_classifier
 from simmim.checkpoints.encoder_file import save_encoder
-from simmim.checkpoints.reading import require_resumable
+from simmim.checkpoints.reading import require_resumable, resumed_step
 from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.samples import Transform
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
+from simmim.normalisation import Normalisation
 from simmim.optim import AdamWRecipe, describe_lr
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
@@ -56,10 +57,16 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     run_dir: str
     resumed: Path | None
+    extra_figures: tuple[str, ...]
 
 
-def create_run(options: RunOptions, callbacks: Sequence[pl.Callback]) -> Run:
-    """Builds the trainer, and finds the checkpoint that it goes on from, if any."""
+def create_run(
+    options: RunOptions, callbacks: Sequence[pl.Callback], extra_figures: tuple[str, ...] = ()
+) -> Run:
+    """Builds the trainer, and finds the checkpoint that it goes on from, if any.
+
+    `extra_figures` are what the callbacks log of held-out images beside the task's own.
+    """
     run_dir = options["run_dir"]
     optimization: AdamWRecipe = instantiate(options["optim"])
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
@@ -73,7 +80,9 @@ def create_run(options: RunOptions, callbacks: Sequence[pl.Callback]) -> Run:
         callbacks=[throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints],
     )
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
-    return Run(trainer, optimization, throughput, checkpoints, run_dir, resumed)
+    if resumed is not None:
+        checkpoints.remember_best(resumed_step(resumed))
+    return Run(trainer, optimization, throughput, checkpoints, run_dir, resumed, extra_figures)
 
 
 def resume_checkpoint(resume: str, last: Path) -> Path | None:
@@ -109,7 +118,9 @@ def open_data(
     return images
 
 
-def training_arguments(run: Run, images: ImageDataModule, seed: int) -> TrainingArguments:
+def training_arguments(
+    run: Run, images: ImageDataModule, normalisation: Normalisation, seed: int
+) -> TrainingArguments:
     """What every task is told; UserError where there is not one whole batch."""
     trainer = run.trainer
     images.require_batches(trainer.world_size)
@@ -120,7 +131,7 @@ def training_arguments(run: Run, images: ImageDataModule, seed: int) -> Training
         accumulation=trainer.accumulate_grad_batches,
     )
     return {
-        "normalisation": images.normalisation,
+        "normalisation": normalisation,
         "optimization": run.optimization,
         "batch_size": images.batch_size,
         "total_steps": length.total_steps,
@@ -164,6 +175,7 @@ def fit(
     `figures` were measured before and stand in the summary among the others.
     """
     trainer = run.trainer
+    run.checkpoints.require_figure([*task.figures, *run.extra_figures])
     trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=images, verbose=False)
@@ -171,11 +183,11 @@ def fit(
         return {}
     folder = Path(run.run_dir)
     encoder = task.model.encoder
-    save_encoder(encoder, folder / "encoder.safetensors", images.normalisation)
+    save_encoder(encoder, folder / "encoder.safetensors", task.normalisation)
     if isinstance(task, ClassificationTask):
         path = folder / "classifier.safetensors"
         assert isinstance(task.model, Classifier)
-        save_classifier(task.model, path, task.classes, images.normalisation)
+        save_classifier(task.model, path, task.classes, task.normalisation)
     best = {"step": run.checkpoints.best_step, run.checkpoints.monitor: run.checkpoints.best_value}
     return write_summary(
         folder / "summary.json",
@@ -194,6 +206,18 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
+
+
+def validate_untrained(
+    run: Run, task: ClassificationTask, images: ImageDataModule
+) -> dict[str, float]:
+    """The held-out figures of the weights that training starts from."""
+    trainer = run.trainer
+    # They stand in the summary. A resumed run's loggers must not be told of a step before its own.
+    loggers, trainer.loggers = trainer.loggers, []
+    trainer.validate(task, datamodule=images, verbose=False)
+    trainer.loggers = loggers
+    return held_out(trainer)
 
 
 def held_out(trainer: pl.Trainer) -> dict[str, float]:

@@ -23,8 +23,8 @@ from simmim.runs import (
     create_data,
     create_run,
     fit,
-    held_out,
     training_arguments,
+    validate_untrained,
 )
 from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
@@ -55,9 +55,11 @@ def pretrain(
         seed=options["seed"],
     )
     pictures = instantiate(reconstructions, run_dir=options["run_dir"])
-    run = create_run(options, [pictures, instantiate(knn)])
+    neighbours = instantiate(knn)
+    run = create_run(options, [pictures, neighbours], neighbours.figures)
     images = create_data(options, start.planned)
-    arguments = training_arguments(run, images, options["seed"])
+    normalisation = start.find_normalisation(images.normalisation)
+    arguments = training_arguments(run, images, normalisation, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = SimMIMTask(
@@ -93,7 +95,8 @@ def finetune(
     run = create_run(options, instantiate(ema))
     images = create_data(options, start.planned)
     classes = images.require_classes()
-    arguments = training_arguments(run, images, options["seed"])
+    normalisation = start.find_normalisation(images.normalisation)
+    arguments = training_arguments(run, images, normalisation, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = ClassificationTask(
@@ -131,7 +134,8 @@ def transfer(
     images = create_data(options, start.planned)
     classes = images.require_classes()
     rows = start.find_head(classes)
-    arguments = training_arguments(run, images, options["seed"])
+    normalisation = start.find_normalisation(images.normalisation)
+    arguments = training_arguments(run, images, normalisation, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = ClassificationTask(
@@ -143,10 +147,8 @@ def transfer(
     )
     announce(run, task.model, images)
     say(start.describe_change())
-    run.trainer.validate(task, datamodule=images, verbose=False)
-    direct = {
-        name.replace("val/", "direct/"): value for name, value in held_out(run.trainer).items()
-    }
+    untrained = validate_untrained(run, task, images)
+    direct = {name.replace("val/", "direct/"): value for name, value in untrained.items()}
     say(f"direct, before any training at this size: top-1 {direct['direct/top1']:.1%}")
     summary = fit(run, task, images, stage="transfer", started=started, figures=direct)
     if summary:

@@ -20,6 +20,7 @@ from simmim.console import say
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
+from simmim.normalisation import Normalisation
 from simmim.sizes import Pair, as_pair, show
 
 
@@ -43,6 +44,7 @@ class Start:
         with torch.device("meta"):
             self.planned: SwinTransformer = self._build()
         require_window(self.planned)
+        self._tell_windows(model)
         if self.weights is not None:
             # Shapes are compared before data is read.
             match_weights(
@@ -66,6 +68,17 @@ class Start:
             )
         )
         return encoder
+
+    def find_normalisation(self, of_data: Normalisation) -> Normalisation:
+        """That of the checkpoint, which it was trained with, where it tells; else that of the data."""
+        described = None if self.weights is None else self.weights.description
+        if described is None:
+            return of_data
+        trained = Normalisation(tuple(described["mean"]), tuple(described["std"]))
+        if trained != of_data and len(trained.mean) == len(of_data.mean):
+            say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
+            return trained
+        return of_data
 
     def find_head(self, classes: tuple[str, ...]) -> list[int]:
         """The outputs of the file's head that stand for these classes, by name.
@@ -124,6 +137,19 @@ class Start:
         if planned.position_bias != "table":
             bias += f" in units of the pretrained windows {trained}"
         return f"image {image}, windows by stage {windows}, position bias: {bias}"
+
+    def _tell_windows(self, model: DictConfig) -> None:
+        """Says what is assumed where a file does not tell the windows of its position bias."""
+        known = self.weights is None or self.weights.pretrained_window_sizes is not None
+        if known or model.pretrained_window_sizes is not None:
+            return
+        if self.planned.position_bias != "table":
+            windows = self.planned.window_sizes
+            say(
+                f"{self.source} does not tell the windows that its position bias was trained with; "
+                f"taken to be those of this model, {show_all(windows)}. If they were others, set "
+                f"model.pretrained_window_sizes={[list(window) for window in windows]} to those"
+            )
 
     def _build(self) -> SwinTransformer:
         return instantiate(self._model, **self._inherited)

@@ -56,6 +56,8 @@ MISTAKES = {
     "mask.patch_size=24": "mask patch 24 does not divide image size 64",
     "mask.patch_size=6": "mask patch 6 is not a multiple of the encoder's patch 8",
     "mask.ratio=1": "mask ratio 1 is not between 0 and 1",
+    "init.strict=maybe": "init.strict=maybe is not of type bool",
+    "optim.lr={x:1}": "optim.lr={'x': 1} is not of type float",
     "mask.ratio=half": "mask.ratio=half is not of type float",
     "model.num_heads=[3,5]": "3 heads do not divide the 64 channels of stage 1",
     "model.window_size=1": "window size 1",
@@ -138,7 +140,7 @@ def test_a_file_that_vanishes_is_named_in_one_line(folders):
 
 
 def test_a_multirun_gives_each_job_its_directory(tmp_path):
-    tiny = "model.image_size=32 model.depths=[1,1] model.num_heads=[2,4] data.train_size=8 "
+    tiny = "model.image_size=32 model.window_size=4 model.depths=[1,1] model.num_heads=[2,4] data.train_size=8 "
     tiny += "data.val_size=2 data.batch_size=4 data.num_workers=0 trainer=cpu trainer.max_steps=1"
     done = command("-m", "seed=0,1", *tiny.split(), "run_dir=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -163,7 +163,9 @@ def test_a_hugging_face_folder_is_where_another_stage_starts(run, runs, tmp_path
     }
     # By their names, the classes find their outputs.
     summary = run("transfer", *start, name="transferred")
-    assert "direct/top1" in summary["metrics"]
+    trained = json.loads((runs / "finetune" / "summary.json").read_text())["metrics"]
+    assert summary["metrics"]["direct/top1"] == trained["val/top1"]
+    assert summary["metrics"]["direct/loss"] == pytest.approx(trained["val/loss"], rel=1e-5)
 
 
 def test_a_hugging_face_folder_becomes_a_file_of_ours(run, runs):

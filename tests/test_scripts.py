@@ -62,9 +62,13 @@ def test_a_command_that_fails_ends_the_script_and_one_that_finished_is_not_repea
     with pytest.raises(SystemExit) as stopped:
         run("pretrain", tmp_path / "run", "mask.ratio=2")
     assert stopped.value.code == 2
-    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / ".hydra").mkdir(parents=True, exist_ok=True)
+    options = f'["mask.ratio=2", "run_dir={tmp_path / "run"}"]'
+    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text(options)
     (tmp_path / "run" / "summary.json").write_text(json.dumps({"stage": "pretrain"}))
     assert run("pretrain", tmp_path / "run", "mask.ratio=2") == {"stage": "pretrain"}
+    with pytest.raises(SystemExit, match="holds a run with other options"):
+        run("pretrain", tmp_path / "run", "mask.ratio=0.5")
     assert "finished before" in capsys.readouterr().out
 
 

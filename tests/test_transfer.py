@@ -163,6 +163,45 @@ def test_a_loaded_classifier_predicts_as_in_the_run(run, tmp_path, finetuned):
     assert trained.classes == images.classes
 
 
+def test_a_transfer_started_again_keeps_its_metrics_and_its_best(run, tmp_path, finetuned):
+    options = [*DATA, "trainer.max_epochs=2", "trainer.check_val_every_n_epoch=1", "optim.lr=1e-2"]
+    options += ["trainer.log_every_n_steps=1", f"init.checkpoint={finetuned}"]
+    run("transfer", *options)
+    folder = tmp_path / "run"
+    rows, best = (folder / "metrics.csv").read_text(), folder / "checkpoints" / "best.ckpt"
+    before, written = json.loads((folder / "summary.json").read_text()), best.stat().st_mtime_ns
+    run("transfer", *options)
+    after = json.loads((folder / "summary.json").read_text())
+    assert (folder / "metrics.csv").read_text().startswith(rows)
+    assert best.stat().st_mtime_ns == written
+    assert after["best"] == before["best"]
+    assert after["metrics"] == before["metrics"]
+
+
+def test_the_checkpoints_normalisation_is_kept(run, tmp_path):
+    colours = {"a": (200, 0, 0), "b": (0, 200, 0)}
+    folder = folder_of_colours(tmp_path / "colours", colours)
+    own = ["data.mean=[0.1,0.2,0.3]", "data.std=[0.5,0.5,0.5]"]
+    options = [*of_folder(folder), "trainer.max_epochs=1"]
+    first = run("finetune", *options, *own, *MODEL, name="finetuned")
+    second = run("transfer", *options, f"init.checkpoint={tmp_path / 'finetuned'}")
+    assert second["metrics"]["direct/loss"] == first["metrics"]["val/loss"]
+    assert simmim.load_classifier(tmp_path / "run").normalisation.mean == (0.1, 0.2, 0.3)
+
+
+def test_windows_that_a_file_does_not_tell_are_named(run, tmp_path, finetuned, caplog):
+    caplog.set_level("INFO")
+    theirs = simmim.checkpoints.to_timm(load_file(finetuned / "classifier.safetensors"))
+    save_file(theirs, tmp_path / "timm.safetensors")
+    start = [*MODEL, f"init.checkpoint={tmp_path / 'timm.safetensors'}"]
+    run("transfer", *DATA, *NO_TRAINING, *start)
+    assert "does not tell the windows that its position bias was trained with" in caplog.text
+    caplog.clear()
+    told = "model.pretrained_window_sizes=[[4,4],[2,2]]"
+    run("transfer", *DATA, *NO_TRAINING, *start, told, name="told")
+    assert "does not tell the windows" not in caplog.text
+
+
 def test_a_resumed_transfer_equals_one_that_was_not_interrupted(run, tmp_path, finetuned):
     options = [*DATA, *LARGER, "trainer.max_steps=4", f"init.checkpoint={finetuned}"]
     run("transfer", *options, "save.every_n_steps=2", "save.keep=9", name="whole")

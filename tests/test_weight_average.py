@@ -64,13 +64,14 @@ def rows(folder, column: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "monitor", "best"), [("finetune", "val/loss", min), ("pretrain", "val/loss", min)]
+    ("stage", "monitor", "best"),
+    [("finetune", "val/loss", min), ("finetune", "val/top1", max), ("pretrain", "val/loss", min)],
 )
 def test_the_best_checkpoint_is_the_best_validation(run, tmp_path, stage, monitor, best):
     options = SCRATCH if stage == "finetune" else TINY_DEMO
     rates = ["optim.lr=3e-2", "optim.warmup_steps=0", "trainer.max_epochs=5"]
     rates += ["trainer.check_val_every_n_epoch=1"]
-    chosen = [f"save.monitor={monitor}", "save.mode=min"]
+    chosen = [f"save.monitor={monitor}"]
     summary = run(stage, *options, *rates, *chosen)
     values = rows(tmp_path / "run", monitor)
     assert len(values) == 5
@@ -95,8 +96,22 @@ def test_a_longer_run_compares_with_the_best_it_had(run, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["best"] == second["best"]
 
 
+def test_another_monitor_does_not_compare_with_the_one_before(run, tmp_path):
+    options = [*SCRATCH, "trainer.check_val_every_n_epoch=1"]
+    run("finetune", *options, "trainer.max_epochs=1", "save.monitor=val/top1")
+    second = run("finetune", *options, "trainer.max_epochs=2", "save.monitor=val/loss")
+    assert second["best"]["step"] == 8
+    assert second["best"]["val/loss"] > 1
+
+
+def test_a_figure_that_is_measured_seldom_may_be_monitored(run, tmp_path):
+    options = ["save.monitor=val/knn_top1", "knn.every_n_epochs=2", "knn.k=2"]
+    summary = run("pretrain", *TINY_DEMO, *options, "trainer.max_epochs=3")
+    assert summary["best"]["step"] in (8, 12)
+
+
 def test_an_unknown_figure_is_named_and_no_monitor_writes_no_best(run, tmp_path):
-    with pytest.raises(UserError, match=r"save.monitor=val/f1 is no held-out figure .* val/top1"):
+    with pytest.raises(UserError, match=r"save.monitor=val/f1 is no held-out figure .* use val/loss, val/top1"):
         run("finetune", *SCRATCH, "save.monitor=val/f1", "trainer.max_epochs=1")
     summary = run("finetune", *SCRATCH, "save.monitor=null", "trainer.max_epochs=1", name="none")
     assert summary["best"] is None

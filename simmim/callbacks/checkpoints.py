@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ class Checkpoints(pl.Callback):
         every_minutes: write when so much time has passed since the last one (None: not by time).
         keep: how many of the newest to keep; `last.ckpt` is the newest of them.
         monitor: the held-out figure that `best.ckpt` has the best value of (None: no `best.ckpt`).
-        mode: whether the best is the largest (`max`) or the smallest (`min`).
+        mode: whether the best is the largest (`max`) or the smallest (`min`); None: the smallest loss,
+            the largest of anything else.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class Checkpoints(pl.Callback):
         every_minutes: float | None = 30.0,
         keep: int = 1,
         monitor: str | None = None,
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(
@@ -46,7 +48,7 @@ class Checkpoints(pl.Callback):
         self.every_seconds = every_minutes * 60 if every_minutes is not None else None
         self.keep = keep
         self.monitor = monitor
-        self.mode = mode
+        self.mode = mode or ("min" if "loss" in (monitor or "") else "max")
         self.best_value: float | None = None
         self.best_step: int | None = None
         self._saved_step = -1
@@ -67,8 +69,6 @@ class Checkpoints(pl.Callback):
         """Starts the clock; what a resumed run starts from is saved already."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._seen_step = trainer.global_step
-        if self._saved_step > 0 and self.best.is_file():
-            self._remember_best()
 
     def on_train_batch_end(
         self,
@@ -97,13 +97,9 @@ class Checkpoints(pl.Callback):
         """Writes `best.ckpt` where trained weights are better than any before."""
         if self.monitor is None or trainer.global_step == 0:
             return
+        # Some figures are not measured in every validation.
         if self.monitor not in trainer.callback_metrics:
-            figures = ", ".join(
-                name for name in trainer.callback_metrics if name.startswith("val/")
-            )
-            raise UserError(
-                f"save.monitor={self.monitor} is no held-out figure of this stage; use {figures}"
-            )
+            return
         value = float(trainer.callback_metrics[self.monitor])
         if not self._improves(value):
             return
@@ -121,12 +117,23 @@ class Checkpoints(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the best one is."""
-        return {"best_value": self.best_value, "best_step": self.best_step}
+        return {"monitor": self.monitor, "best_value": self.best_value, "best_step": self.best_step}
 
-    def _remember_best(self) -> None:
+    def require_figure(self, figures: Sequence[str]) -> None:
+        """Raises UserError unless `monitor` is one of the figures that the run will log."""
+        if self.monitor is not None and self.monitor not in figures:
+            raise UserError(
+                f"save.monitor={self.monitor} is no held-out figure of this run; "
+                f"use {', '.join(figures)}, or null"
+            )
+
+    def remember_best(self, resumed_step: int) -> None:
+        """A run that goes on from this step compares with the best that it had until then."""
+        if not self.best.is_file():
+            return
         content = torch.load(self.best, map_location="meta", weights_only=True)
         state = content["callbacks"][self.state_key]
-        if state["best_step"] <= self._saved_step:
+        if state["monitor"] == self.monitor and state["best_step"] <= resumed_step:
             self.best_value, self.best_step = state["best_value"], state["best_step"]
 
     def _improves(self, value: float) -> bool:

@@ -43,6 +43,11 @@ class NearestNeighbours(pl.Callback):
         self.vote = NeighbourVote(k, temperature)
         self.max_train_images = max_train_images
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What it logs."""
+        return () if self.every_n_epochs is None else ("val/knn_top1",)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raises UserError, before any training, for images without labels or fewer than `k`."""
         if self.every_n_epochs is None:

@@ -15,8 +15,13 @@ class WeightAverage(EMAWeightAveraging):
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
             raise UserError(f"ema.decay {decay} is not in (0, 1); use 0.9999, or null for none")
-        # Derived tables are no weights: they stay what they are.
+        # Derived tables are no weights: they are copied, not averaged.
         super().__init__(decay=decay, use_buffers=False)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Brings the average to the device, where the model has only come after `setup`."""
+        assert self._average_model is not None
+        self._average_model.to(pl_module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the weights as they are: see `on_fit_end`."""

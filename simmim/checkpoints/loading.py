@@ -111,12 +111,18 @@ def load_classifier_weights(
         for name, tensor in tensors.items()
         if name.startswith("encoder.")
     }
+    own = [f"head.{name}" for name in classifier.head.state_dict()]
+    if missing := [name for name in own if name not in tensors]:
+        raise UserError(f"{source} lacks {', '.join(missing)}; give a whole classifier")
     coverage = load_encoder_weights(classifier.encoder, encoder, source=source, strict=strict)
     head = {name: tensors[f"head.{name}"] for name in classifier.head.state_dict()}
     if rows is not None:
         head = {name: tensor[list(rows)] for name, tensor in head.items()}
     classifier.head.load_state_dict(head)
-    return coverage
+    others = [name for name in tensors if not name.startswith("encoder.") and name not in own]
+    return coverage._replace(
+        loaded=(*coverage.loaded, *own), unexpected=(*coverage.unexpected, *others)
+    )
 
 
 def fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:

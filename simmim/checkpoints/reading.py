@@ -23,9 +23,9 @@ from simmim.errors import UserError
 # What other programs wrap a state dict in, outermost first.
 _WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
 _FOLDER_FILES = (
-    "model.safetensors",
     "classifier.safetensors",
     "encoder.safetensors",
+    "model.safetensors",
     "pytorch_model.bin",
 )
 
@@ -70,7 +70,7 @@ def read_weights(path: str | Path) -> Weights:
         UserError: the path is missing, the file is damaged, holds more than weights, or none that
             are a Swin Transformer's.
     """
-    folder, path = Path(path), weights_file(path)
+    path = weights_file(path)
     content, description = _open(path)
     tensors = {name: value for name, value in _unwrap(content).items() if torch.is_tensor(value)}
     if not tensors:
@@ -90,12 +90,17 @@ def read_weights(path: str | Path) -> Weights:
         return Weights(_with_prefix(ours), None, "simmim")
     origin, convert = _dialect(tensors, path)
     ours = _with_prefix(convert(tensors))
-    if origin == "Hugging Face" and (folder / "config.json").is_file():
-        described = describe_folder(folder)
+    if origin == "Hugging Face" and (path.parent / "config.json").is_file():
+        described = describe_folder(path.parent)
         windows = described["arguments"]["pretrained_window_sizes"]
         return Weights(ours, described, origin, tuple(described.get("classes", ())), windows)
     windows = pretrained_windows(tensors)
     return Weights(ours, None, origin, pretrained_window_sizes=windows)
+
+
+def resumed_step(path: Path) -> int:
+    """The optimiser step that a run goes on from with this checkpoint."""
+    return int(torch.load(path, map_location="meta", weights_only=True)["global_step"])
 
 
 def require_resumable(path: Path) -> None:
@@ -125,7 +130,10 @@ def weights_file(path: str | Path) -> Path:
         for name in _FOLDER_FILES:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{path} holds none of {', '.join(_FOLDER_FILES)}; give a file of weights")
+        raise UserError(
+            f"{path} holds none of {', '.join(_FOLDER_FILES)}; give a file of weights, "
+            "such as its checkpoints/last.ckpt"
+        )
     if not path.is_file():
         raise UserError(
             f"checkpoint {path} does not exist; give a .safetensors, .ckpt or .pth file"

@@ -150,7 +150,7 @@ def demo(
     num_workers: int | None = None,
     seed: int = 0,
 ) -> ImageDataModule:
-    """Pictures that simmim draws itself, with the shape that they show as their label."""
+    """Pictures that simmim draws itself, with the texture of the ground as their label."""
     size = as_pair(image_size, "model.image_size")
     return ImageDataModule(
         DemoImages(split="train", size=train_size, image_size=size, seed=seed),

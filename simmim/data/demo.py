@@ -294,7 +294,7 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
         if min(image_size) < MIN_SIDE:
             raise UserError(
                 f"demo image_size (height, width) is {tuple(image_size)}; both must be at least "
-                f"{MIN_SIDE} px to show the shapes: choose a larger image_size"
+                f"{MIN_SIDE} px to show the textures: choose a larger image_size"
             )
         if seed < 0:
             raise UserError(f"demo seed is {seed}; it must be at least 0: choose another seed")

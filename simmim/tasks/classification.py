@@ -25,6 +25,8 @@ class ClassificationTask(TrainingTask):
         training: see `TrainingArguments`.
     """
 
+    figures = ("val/loss", "val/top1", "val/top5")
+
     def __init__(
         self,
         model: Classifier,

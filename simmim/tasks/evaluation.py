@@ -49,6 +49,8 @@ class EvaluationTask(pl.LightningModule):
         """One batch."""
         images, labels, _ = without_repeats(batch)
         if len(labels) == 0:
+            # Ranks gather what they collected: none may come without types.
+            self._collected.update(labels, labels, labels.bool())
             return
         outputs = self.rows[labels]
         logits = self.model(self.normalisation.normalise(images)).float()

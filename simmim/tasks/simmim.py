@@ -56,6 +56,8 @@ class SimMIMTask(TrainingTask):
         training: see `TrainingArguments`.
     """
 
+    figures = ("val/loss", "val/baseline_visible_mean", "val/loss_over_baseline")
+
     def __init__(
         self,
         model: SimMIM,

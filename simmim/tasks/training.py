@@ -34,7 +34,13 @@ class TrainingArguments(TypedDict):
 
 
 class TrainingTask(pl.LightningModule):
-    """A model with an encoder, trained by a recipe over a known number of steps."""
+    """A model with an encoder, trained by a recipe over a known number of steps.
+
+    Attributes:
+        figures: names of the held-out figures that it logs.
+    """
+
+    figures: tuple[str, ...]
 
     def __init__(self, model: SimMIM | Classifier, **arguments: Unpack[TrainingArguments]) -> None:
         super().__init__()
