@@ -48,7 +48,11 @@ class Start:
         if self.weights is not None:
             # Shapes are compared before data is read.
             match_weights(
-                self.planned, self.weights.encoder, source=str(self.source), strict=self.strict
+                self.planned,
+                self.weights.encoder,
+                source=str(self.source),
+                strict=self.strict,
+                window_sizes=self.weights.window_sizes,
             )
 
     def create_encoder(self) -> SwinTransformer:
@@ -64,7 +68,11 @@ class Start:
             )
         self._report(
             load_encoder_weights(
-                encoder, self.weights.encoder, source=str(self.source), strict=self.strict
+                encoder,
+                self.weights.encoder,
+                source=str(self.source),
+                strict=self.strict,
+                window_sizes=self.weights.window_sizes,
             )
         )
         return encoder
@@ -114,6 +122,7 @@ class Start:
                 source=str(self.source),
                 rows=rows,
                 strict=self.strict,
+                window_sizes=self.weights.window_sizes,
             )
         )
         say(f"its head is carried over: {len(rows)} of its {self.weights.num_classes} outputs")

@@ -82,7 +82,26 @@ def test_a_table_is_interpolated_bicubically(run, tmp_path):
         load_file(tmp_path / name / "encoder.safetensors") for name in ("finetuned", "run")
     )
     name = "stages.0.blocks.0.attention.position_bias.table"
-    torch.testing.assert_close(after[name], resize_table(before[name], 11**2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        after[name], resize_table(before[name], (4, 4), (6, 6)), atol=1e-6, rtol=0
+    )
+
+
+def test_a_table_follows_windows_that_are_not_square(run, tmp_path):
+    """Turned by a right angle, a table has as many rows, and means something else."""
+    flat = ["model.image_size=[32,64]", "model.window_size=[4,8]", "model.position_bias=table"]
+    options = [*DATA, *MODEL, *flat]
+    run("finetune", *options, "trainer.max_steps=2", "optim.warmup_steps=0", name="finetuned")
+    start = f"init.checkpoint={tmp_path / 'finetuned'}"
+    upright = ["model.image_size=[64,32]", "model.window_size=[8,4]"]
+    run("transfer", *DATA, *upright, *NO_TRAINING, start)
+    before, after = (
+        load_file(tmp_path / name / "encoder.safetensors") for name in ("finetuned", "run")
+    )
+    name = "stages.0.blocks.0.attention.position_bias.table"
+    expected = resize_table(before[name], (4, 8), (8, 4))
+    assert not torch.allclose(expected, before[name], atol=1e-4)
+    torch.testing.assert_close(after[name], expected, atol=1e-6, rtol=0)
 
 
 def test_the_head_follows_the_names_of_the_classes(run, tmp_path):

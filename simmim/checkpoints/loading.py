@@ -1,5 +1,7 @@
 """Weights into a model, strictly: every tensor is accounted for by name."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
+from simmim.sizes import Pair, as_pair
 
 _LISTED = 8
 
@@ -40,23 +43,36 @@ class Coverage(NamedTuple):
 
 
 def load_encoder_weights(
-    encoder: SwinTransformer, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True
+    encoder: SwinTransformer,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    strict: bool = True,
+    window_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Coverage:
     """Loads an encoder's weights, fitted to its windows and input channels, and reports on each.
 
     Position-bias tables of another window are interpolated bicubically; a patch embedding of other
-    channels is averaged or repeated. Nothing else may differ in shape.
+    channels is averaged or repeated. Nothing else may differ in shape. `window_sizes` are the
+    `(height, width)` that the tables were trained with, by stage (None: squares).
 
     Raises:
         UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing.
     """
-    fitted, coverage = match_weights(encoder, tensors, source=source, strict=strict)
+    fitted, coverage = match_weights(
+        encoder, tensors, source=source, strict=strict, window_sizes=window_sizes
+    )
     encoder.load_state_dict(fitted, strict=False)
     return coverage
 
 
 def match_weights(
-    encoder: SwinTransformer, tensors: Mapping[str, Tensor], *, source: str, strict: bool = True
+    encoder: SwinTransformer,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    strict: bool = True,
+    window_sizes: Sequence[Sequence[int]] | None = None,
 ) -> tuple[dict[str, Tensor], Coverage]:
     """The tensors in the encoder's shapes, which may be on the meta device, and what became of each.
 
@@ -64,7 +80,11 @@ def match_weights(
         UserError: as `load_encoder_weights`.
     """
     own = encoder.state_dict()
-    fitted = {name: fit(name, tensors[name], own[name]) for name in own if name in tensors}
+    fitted = {
+        name: fit(name, tensors[name], own[name], encoder, window_sizes)
+        for name in own
+        if name in tensors
+    }
     misfits = [name for name, tensor in fitted.items() if tensor.shape != own[name].shape]
     if misfits:
         shapes = ", ".join(
@@ -78,7 +98,7 @@ def match_weights(
         )
     coverage = Coverage(
         loaded=tuple(fitted),
-        reshaped=tuple(name for name in fitted if tensors[name].shape != own[name].shape),
+        reshaped=tuple(name for name in fitted if fitted[name] is not tensors[name]),
         missing=tuple(name for name in own if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in own),
     )
@@ -98,6 +118,7 @@ def load_classifier_weights(
     source: str,
     rows: Sequence[int] | None = None,
     strict: bool = True,
+    window_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Coverage:
     """Loads an encoder as `load_encoder_weights` does, and its head.
 
@@ -114,7 +135,9 @@ def load_classifier_weights(
     own = [f"head.{name}" for name in classifier.head.state_dict()]
     if missing := [name for name in own if name not in tensors]:
         raise UserError(f"{source} lacks {', '.join(missing)}; give a whole classifier")
-    coverage = load_encoder_weights(classifier.encoder, encoder, source=source, strict=strict)
+    coverage = load_encoder_weights(
+        classifier.encoder, encoder, source=source, strict=strict, window_sizes=window_sizes
+    )
     head = {name: tensors[f"head.{name}"] for name in classifier.head.state_dict()}
     if rows is not None:
         head = {name: tensor[list(rows)] for name, tensor in head.items()}
@@ -125,25 +148,44 @@ def load_classifier_weights(
     )
 
 
-def fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
-    """The tensor in the model's shape where there is a right way to it, else as it is."""
-    if tensor.shape == own.shape:
-        return tensor
-    if name.endswith("position_bias.table") and tensor.shape[1:] == own.shape[1:]:
-        return resize_table(tensor, own.shape[0])
-    if name == "patch_embedding.projection.weight" and tensor.shape[2:] == own.shape[2:]:
+def fit(
+    name: str,
+    tensor: Tensor,
+    own: Tensor,
+    encoder: SwinTransformer,
+    window_sizes: Sequence[Sequence[int]] | None,
+) -> Tensor:
+    """The tensor as the encoder's `own` is shaped, where there is a right way; else as it is."""
+    if table := re.match(r"stages\.(\d+)\..*position_bias\.table$", name):
+        stage = int(table[1])
+        trained = (
+            square_window(tensor) if window_sizes is None else as_pair(window_sizes[stage], name)
+        )
+        return resize_table(tensor, trained, encoder.window_sizes[stage])
+    is_projection = name == "patch_embedding.projection.weight"
+    if is_projection and tensor.shape != own.shape and tensor.shape[2:] == own.shape[2:]:
         return adapt_channels(tensor, own.shape[1])
     return tensor
 
 
-def resize_table(table: Float[Tensor, "offsets heads"], rows: int) -> Float[Tensor, "rows heads"]:
-    """A square window's position-bias table at another square window, bicubic (Swin V1)."""
-    side, new_side = (round(count**0.5) for count in (table.shape[0], rows))
-    if side**2 != table.shape[0] or new_side**2 != rows:
+def square_window(table: Float[Tensor, "offsets heads"]) -> Pair | None:
+    """The square window with so many relative offsets; None where there is none."""
+    side = math.isqrt(table.shape[0])
+    return ((side + 1) // 2, (side + 1) // 2) if side**2 == table.shape[0] and side % 2 else None
+
+
+def resize_table(
+    table: Float[Tensor, "offsets heads"], trained: Pair | None, window: Pair
+) -> Float[Tensor, "_offsets heads"]:
+    """A position-bias table trained with one window at another one, bicubic (Swin V1)."""
+    if trained is None or trained == window:
         return table
-    grid = table.float().T.view(1, -1, side, side)
-    resized = F.interpolate(grid, (new_side, new_side), mode="bicubic", align_corners=False)
-    return resized.view(-1, rows).T.to(table.dtype).contiguous()
+    grid_size, new_size = (tuple(2 * side - 1 for side in pair) for pair in (trained, window))
+    if table.shape[0] != math.prod(grid_size):
+        return table
+    grid = table.float().T.reshape(1, -1, *grid_size)
+    resized = F.interpolate(grid, new_size, mode="bicubic", align_corners=False)
+    return resized.flatten(2)[0].T.to(table.dtype).contiguous()
 
 
 def adapt_channels(

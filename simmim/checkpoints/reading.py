@@ -55,6 +55,11 @@ class Weights(NamedTuple):
         }
 
     @property
+    def window_sizes(self) -> list[list[int]] | None:
+        """`[height, width]` of the window by stage, where the file tells."""
+        return None if self.description is None else self.description["window_sizes"]
+
+    @property
     def num_classes(self) -> int | None:
         """Outputs of the classification head; None without one."""
         head = self.tensors.get("head.linear.weight")
