@@ -213,6 +213,10 @@ def test_another_size_and_window(run, fine_tuned):
     sizes = ["model.image_size=64", "model.window_size=8"]
     summary = run("evaluate", *EVALUATE, *sizes, f"checkpoint={fine_tuned}")
     assert summary["image_size"] == [64, 64]
+    start = [f"init.checkpoint={fine_tuned}", "trainer.max_steps=1"]
+    carried = run("transfer", *EVALUATE, *sizes, *start, name="carried")["metrics"]
+    assert summary["metrics"]["val/top1"] == carried["direct/top1"]
+    assert summary["metrics"]["val/loss"] == carried["direct/loss"]
 
 
 def test_a_foreign_classifier_is_judged_as_the_model_named(run, tmp_path, classifier):
