@@ -60,6 +60,7 @@ def follow(bias: str, config: DictConfig, out: Path) -> list[Cell]:
             f"init.checkpoint={folder / 'finetune'}",
             f"model.image_size={image_size}",
             f"model.window_size={window_size}",
+            f"data.detail={scale}",
             *config.transfer,
             seeded,
         )["metrics"]

@@ -147,14 +147,19 @@ def demo(
     val_size: int,
     batch_size: int,
     train_transform: Transform | None,
+    detail: float = 1.0,
     num_workers: int | None = None,
     seed: int = 0,
 ) -> ImageDataModule:
     """Pictures that simmim draws itself, with the texture of the ground as their label."""
     size = as_pair(image_size, "model.image_size")
+    train, val = (
+        DemoImages(split=split, size=count, image_size=size, seed=seed, detail=detail)
+        for split, count in (("train", train_size), ("val", val_size))
+    )
     return ImageDataModule(
-        DemoImages(split="train", size=train_size, image_size=size, seed=seed),
-        DemoImages(split="val", size=val_size, image_size=size, seed=seed),
+        train,
+        val,
         train_transform=train_transform,
         val_transform=CenterCrop(size),
         batch_size=batch_size,

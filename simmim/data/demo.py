@@ -106,17 +106,18 @@ WHEEL = np.array([0, 1 / 3, 2 / 3], np.float32)
 
 
 def render(
-    seed: int, split: str, index: int, image_size: tuple[int, int]
+    seed: int, split: str, index: int, image_size: tuple[int, int], detail: float = 1.0
 ) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """Draw sample ``index`` of a split at ``image_size`` (height, width), with its label.
 
     The label is a place in `DEMO_CLASSES`; each block of as many samples as there are classes
-    holds every class once. The seed and the index are 0 or more.
+    holds every class once. The seed and the index are 0 or more. The ground's texture is
+    ``detail`` times finer.
     """
     block, turn = divmod(index, len(DEMO_CLASSES))
     order = _generator(seed, split, "labels", block).permutation(len(DEMO_CLASSES))
     label = int(order[turn])
-    scene = _compose(_generator(seed, split, "scenes", index), DEMO_CLASSES[label])
+    scene = _compose(_generator(seed, split, "scenes", index), DEMO_CLASSES[label], detail)
     return _draw(scene, image_size), label
 
 
@@ -126,7 +127,7 @@ def _generator(seed: int, split: str, purpose: str, index: int) -> np.random.Gen
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def _compose(rng: np.random.Generator, texture: str) -> Scene:
+def _compose(rng: np.random.Generator, texture: str, detail: float) -> Scene:
     bars, small = int(rng.integers(0, 2)), int(rng.integers(0, 3))
     kinds = [BAR] * bars + [SMALL] * small + [LARGE]
     count = len(kinds)
@@ -159,7 +160,8 @@ def _compose(rng: np.random.Generator, texture: str) -> Scene:
         sizes.tolist(),
         _compose_surfaces(rng, "ramp", figure_colours, FIGURE_PERIODS, math.pi),
     )
-    ground = _compose_surfaces(rng, texture, ground_colours[None], GROUND_PERIODS, GROUND_TILT)
+    periods = (GROUND_PERIODS[0] / detail, GROUND_PERIODS[1] / detail)
+    ground = _compose_surfaces(rng, texture, ground_colours[None], periods, GROUND_TILT)
     directions = _rotations(rng.uniform(-np.pi, np.pi, 2))[:, 0]
     return Scene(
         ground=ground[0],
@@ -281,11 +283,20 @@ def _light(scene: Scene, x: Row, y: Column) -> Plane:
 class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     """The first ``size`` demo pictures of a split, at ``image_size`` (height, width) in pixels.
 
-    Raises `UserError` (a ValueError) for a size, an image size or a seed that is too small.
+    At ``detail`` 1 every picture shows as many periods of its texture, whatever its size; at
+    ``detail`` 3 three times as many: as a photograph of three times the size shows more.
+
+    Raises `UserError` (a ValueError) for a size, an image size, a seed or a detail that is too small.
     """
 
     def __init__(
-        self, *, split: str, size: int, image_size: tuple[int, int], seed: int = 0
+        self,
+        *,
+        split: str,
+        size: int,
+        image_size: tuple[int, int],
+        seed: int = 0,
+        detail: float = 1.0,
     ) -> None:
         if size < 1:
             raise UserError(
@@ -298,11 +309,17 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
             )
         if seed < 0:
             raise UserError(f"demo seed is {seed}; it must be at least 0: choose another seed")
+        if detail <= 0:
+            raise UserError(
+                f"demo detail is {detail}; it must be more than 0: 1 is the usual, 3 shows textures "
+                "three times as fine"
+            )
         self.classes = DEMO_CLASSES
         self._split = split
         self._size = size
         self._image_size = image_size
         self._seed = seed
+        self._detail = detail
 
     def __len__(self) -> int:
         return self._size
@@ -318,7 +335,7 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     def load(self, index: int) -> tuple[UInt8[torch.Tensor, "3 h w"], int]:
         """The picture and its label, a place in `classes`; IndexError where there is none."""
         self._check(index)
-        picture, label = render(self._seed, self._split, index, self._image_size)
+        picture, label = render(self._seed, self._split, index, self._image_size, self._detail)
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), label
 
     def identifier(self, index: int) -> str:

@@ -54,6 +54,17 @@ def test_the_scene_is_the_same_at_every_size(index: int) -> None:
     assert np.abs(shrunk - unrelated).mean() > 15
 
 
+def test_detail_keeps_the_textures_as_fine_in_pixels_in_a_larger_picture() -> None:
+    def steepness(side: int, detail: float) -> float:
+        pictures = [render(0, "train", index, (side, side), detail)[0] for index in range(36)]
+        return float(np.mean([np.abs(np.diff(p.astype(float), axis=0)).mean() for p in pictures]))
+
+    small = steepness(48, 1)
+    assert steepness(144, 3) == pytest.approx(small, rel=0.25)
+    assert steepness(144, 1) < 0.5 * small
+    assert render(0, "train", 5, (48, 48), 3)[1] == render(0, "train", 5, (48, 48))[1]
+
+
 @pytest.mark.parametrize("image_size", [(32, 80), (80, 32), (16, 16), (37, 51)])
 def test_pictures_need_not_be_square(image_size: tuple[int, int]) -> None:
     picture, label = render(0, "train", 3, image_size)
@@ -158,3 +169,11 @@ def test_values_too_small_are_errors(
     with pytest.raises(ValueError, match=message) as caught:
         DemoImages(split="train", size=size, image_size=image_size, seed=seed)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("detail", [0.0, -1.0])
+def test_a_texture_of_no_size_is_an_error(detail: float) -> None:
+    with pytest.raises(
+        ValueError, match=r"demo detail is .*; it must be more than 0: 1 is the usual"
+    ):
+        DemoImages(split="train", size=5, image_size=(32, 32), detail=detail)
