@@ -9,6 +9,7 @@ from typing import Any
 
 from simmim.encoder.attention import AttentionBackend, PositionBias, Similarity
 from simmim.encoder.patches import Norm
+from simmim.encoder.recomputation import CheckpointBlocks
 from simmim.encoder.swin import SwinTransformer
 from simmim.errors import UserError
 from simmim.sizes import Size
@@ -54,6 +55,8 @@ def create_encoder(
     main_branch_norm_every: int | None = None,
     drop_path_rate: float = 0.0,
     attention_backend: AttentionBackend = "sdpa",
+    checkpoint_blocks: CheckpointBlocks = "none",
+    sequential_attention: int | Sequence[int] = 0,
 ) -> SwinTransformer:
     """Builds the named encoder; every argument that is not None replaces the name's own.
 
@@ -82,6 +85,8 @@ def create_encoder(
         pretrained_window_sizes=pretrained_window_sizes,
         drop_path_rate=drop_path_rate,
         attention_backend=attention_backend,
+        checkpoint_blocks=checkpoint_blocks,
+        sequential_attention=sequential_attention,
         **arguments,
     )
 
@@ -95,6 +100,8 @@ def adapt_encoder(
     pretrained_window_sizes: Sequence[Size] | None = None,
     drop_path_rate: float = 0.0,
     attention_backend: AttentionBackend = "sdpa",
+    checkpoint_blocks: CheckpointBlocks = "none",
+    sequential_attention: int | Sequence[int] = 0,
 ) -> SwinTransformer:
     """Builds an encoder from another's `arguments`, with what is not None here in their place.
 
@@ -115,5 +122,7 @@ def adapt_encoder(
             **{name: value for name, value in changes.items() if value is not None},
             "drop_path_rate": drop_path_rate,
             "attention_backend": attention_backend,
+            "checkpoint_blocks": checkpoint_blocks,
+            "sequential_attention": sequential_attention,
         }
     )

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from simmim.encoder.position_bias import ContinuousPositionBias, TablePositionBias
+from simmim.encoder.recomputation import recompute
 from simmim.sizes import Pair
 
 Similarity = Literal["cosine", "dot"]
@@ -36,6 +37,9 @@ class WindowAttention(nn.Module):
     Cosine similarity: `cos(q, k) · exp(min(logit_scale, ln 100)) + bias`, one learned scale a head;
     queries and values have a bias, keys none. Dot: `q · k / √d + bias`, all three have one.
     The normalisation, the scale and the bias are computed in float32 whatever the precision.
+
+    `windows_at_a_time` windows (0: all) are attended to, one such chunk after the other, each computed
+    again in the backward pass: the same result, with the memory of one chunk.
     """
 
     k_bias: Tensor
@@ -50,8 +54,10 @@ class WindowAttention(nn.Module):
         similarity: Similarity = "cosine",
         position_bias: PositionBias = "log_cpb",
         backend: AttentionBackend = "sdpa",
+        windows_at_a_time: int = 0,
     ) -> None:
         super().__init__()
+        self.windows_at_a_time = windows_at_a_time
         self.num_heads = num_heads
         self.similarity = similarity
         self.backend = backend
@@ -75,6 +81,28 @@ class WindowAttention(nn.Module):
     ) -> Float[Tensor, "b windows tokens c"]:
         """Attends within each window; pairs that are True in `mask` do not see each other."""
         bias = self.position_bias().unsqueeze(0)
+        batch, count = windows.shape[:2]
+        size = self.windows_at_a_time
+        if not 0 < size < batch * count:
+            return self.attend(windows, bias, mask)
+        in_a_row = windows.flatten(0, 1).unsqueeze(0)
+        chunks = []
+        for first in range(0, batch * count, size):
+            chunk = in_a_row[:, first : first + size]
+            own_mask = None
+            if mask is not None:
+                places = torch.arange(first, first + chunk.shape[1], device=mask.device)
+                own_mask = mask[places % count]
+            chunks.append(recompute(self.attend, chunk, bias, own_mask, is_random=False))
+        return torch.cat(chunks, dim=1).view(windows.shape)
+
+    def attend(
+        self,
+        windows: Float[Tensor, "b windows tokens c"],
+        bias: Float[Tensor, "1 heads tokens tokens"],
+        mask: Bool[Tensor, "windows tokens tokens"] | None,
+    ) -> Float[Tensor, "b windows tokens c"]:
+        """Attention within windows that are all taken together."""
         if mask is not None:
             bias = bias.masked_fill(mask.unsqueeze(1), -torch.inf)
         batch, count, tokens, _ = windows.shape

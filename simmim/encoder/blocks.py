@@ -13,6 +13,7 @@ from simmim.encoder.attention import (
     WindowAttention,
 )
 from simmim.encoder.patches import Norm, PatchMerging
+from simmim.encoder.recomputation import recompute
 from simmim.encoder.windows import WindowGrid, attention_mask, merge_windows, partition_windows
 from simmim.sizes import Pair
 
@@ -54,6 +55,7 @@ class SwinBlock(nn.Module):
         drop_path_rate: float,
         main_branch_norm: bool,
         attention_backend: AttentionBackend,
+        windows_at_a_time: int,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -66,6 +68,7 @@ class SwinBlock(nn.Module):
             similarity=similarity,
             position_bias=position_bias,
             backend=attention_backend,
+            windows_at_a_time=windows_at_a_time,
         )
         self.norm1 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, int(channels * mlp_ratio))
@@ -95,18 +98,27 @@ class SwinBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch merging (but in the first stage), then blocks of one resolution."""
+    """Patch merging (but in the first stage), then blocks of one resolution.
 
-    def __init__(self, merging: PatchMerging | None, blocks: list[SwinBlock]) -> None:
+    The first `checkpointed_blocks` blocks are computed again in the backward pass, not kept.
+    """
+
+    def __init__(
+        self, merging: PatchMerging | None, blocks: list[SwinBlock], checkpointed_blocks: int
+    ) -> None:
         super().__init__()
+        self.checkpointed_blocks = checkpointed_blocks
         self.merging = merging if merging is not None else nn.Identity()
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
         """Returns the stage's feature map."""
         features = self.merging(features)
-        for block in self.blocks:
-            features = block(features)
+        for number, block in enumerate(self.blocks):
+            if number < self.checkpointed_blocks:
+                features = recompute(block, features)
+            else:
+                features = block(features)
         return features
 
 

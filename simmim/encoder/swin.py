@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from simmim.encoder.attention import AttentionBackend, PositionBias, Similarity
 from simmim.encoder.blocks import Stage, SwinBlock, drop_path_rates
 from simmim.encoder.patches import Norm, PatchEmbedding, PatchMerging
+from simmim.encoder.recomputation import (
+    CheckpointBlocks,
+    checkpointed_blocks,
+    windows_at_a_time,
+)
 from simmim.encoder.windows import WindowGrid, fit_window
 from simmim.errors import UserError
 from simmim.sizes import Pair, Size, as_pair, show
@@ -32,6 +37,10 @@ class SwinTransformer(nn.Module):
         main_branch_norm_every: one more LayerNorm after every so many blocks of a stage (0: none).
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         attention_backend: `sdpa`, or `reference` for tests.
+        checkpoint_blocks: blocks whose activations are computed again in the backward pass instead of
+            being kept: `none`, `all`, or how many of the first ones of each stage.
+        sequential_attention: windows that attention is computed for at a time, an int or one a stage
+            (0: all): less memory, the same result.
 
     Raises:
         UserError: sizes that do not fit, named with the constraint and what would fit.
@@ -55,6 +64,8 @@ class SwinTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         attention_backend: AttentionBackend = "sdpa",
+        checkpoint_blocks: CheckpointBlocks = "none",
+        sequential_attention: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
         self.depths = tuple(depths)
@@ -72,6 +83,8 @@ class SwinTransformer(nn.Module):
         self.drop_path_rate = drop_path_rate
         self.attention_backend = attention_backend
         self._check()
+        self.checkpointed_blocks = checkpointed_blocks(checkpoint_blocks, self.depths)
+        self.windows_at_a_time = windows_at_a_time(sequential_attention, len(self.depths))
         self.pretrained_window_sizes = self._pretrained_windows(pretrained_window_sizes)
 
         self.patch_embedding = PatchEmbedding(in_channels, embed_dim, patch_size)
@@ -196,11 +209,12 @@ class SwinTransformer(nn.Module):
                 drop_path_rate=rates[number],
                 main_branch_norm=every > 0 and (number + 1) % every == 0,
                 attention_backend=self.attention_backend,
+                windows_at_a_time=self.windows_at_a_time[stage],
             )
             for number in range(self.depths[stage])
         ]
         merging = PatchMerging(channels // 2, self.norm_placement) if stage > 0 else None
-        return Stage(merging, blocks)
+        return Stage(merging, blocks, self.checkpointed_blocks[stage])
 
     def _grid(self, stage: int, *, shifted: bool) -> WindowGrid:
         return fit_window(self.feature_sizes[stage], self.window_size, shifted=shifted)
