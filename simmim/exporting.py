@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from simmim.checkpoints.classifier_file import save_classifier
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.hugging_face_folder import save_hugging_face
 from simmim.checkpoints.onnx_file import require_onnx, save_onnx
 from simmim.checkpoints.reading import weights_file
+from simmim.checkpoints.sharded import is_sharded, read_whole
 from simmim.checkpoints.timm_model import save_timm
 from simmim.checkpoints.trained import TrainedModel, load_trained
 from simmim.console import say
@@ -15,7 +18,7 @@ from simmim.errors import UserError
 from simmim.models import Classifier, SimMIM
 from simmim.sizes import show
 
-Format = Literal["safetensors", "timm", "hf", "onnx"]
+Format = Literal["safetensors", "timm", "hf", "onnx", "checkpoint"]
 
 
 def export(
@@ -37,7 +40,9 @@ def export(
             "checkpoint is not set; use checkpoint=RUN, a run's directory or any file of weights in it"
         )
     if format is None:
-        raise UserError("format is not set; use format=safetensors, timm, hf or onnx")
+        raise UserError("format is not set; use format=safetensors, timm, hf, onnx or checkpoint")
+    if format == "checkpoint":
+        return export_checkpoint(Path(checkpoint), output, overwrite, Path(run_dir))
     if format == "onnx":
         require_onnx(opset)
     trained = load_trained(checkpoint)
@@ -63,6 +68,36 @@ def export(
     say(f"written to {path}; load it with")
     say(f"  {written['load']}")
     return written
+
+
+def export_checkpoint(
+    checkpoint: Path, output: str | None, overwrite: bool, run_dir: Path
+) -> dict[str, Any]:
+    """Makes one plain file of a sharded checkpoint: a run under any strategy can go on from it.
+
+    Raises:
+        UserError: the checkpoint is missing, damaged or one file already, or the output is there.
+    """
+    last = checkpoint / "checkpoints" / "last.ckpt"
+    sharded = last if is_sharded(last) else checkpoint
+    if not is_sharded(sharded):
+        missing = "does not exist" if not sharded.exists() else "is no sharded checkpoint"
+        raise UserError(
+            f"checkpoint={checkpoint} {missing}; format=checkpoint is for the folders that "
+            "trainer=fsdp trainer.sharded_checkpoints=true writes, such as RUN/checkpoints/last.ckpt"
+        )
+    path = run_dir / "whole.ckpt" if output is None else Path(output)
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; use another output=, or overwrite=true")
+    whole = read_whole(sharded)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.partial")
+    torch.save(whole, beside)
+    beside.replace(path)
+    say(f"step {whole['global_step']} of {sharded}, whole: {path}; go on from it with")
+    load = f"resume={path} and the run's own options"
+    say(f"  {load}")
+    return {"format": "checkpoint", "output": str(path), "load": load}
 
 
 def save_own(trained: TrainedModel, path: Path) -> str:
@@ -91,7 +126,7 @@ def output_path(format: Format, output: str | None, trained: TrainedModel, run_d
         UserError: a file's name with another ending than the format's.
     """
     own = "classifier" if isinstance(trained.model, Classifier) else "encoder"
-    names: dict[Format, str] = {
+    names = {
         "safetensors": f"{own}.safetensors",
         "timm": "timm.safetensors",
         "hf": "hf",

@@ -20,14 +20,17 @@ from simmim.callbacks import (
 from simmim.checkpoints.classifier_file import save_classifier
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.reading import require_resumable, resumed_step
+from simmim.checkpoints.sharded import is_sharded
 from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.samples import Transform
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.fully_sharded import FullySharded
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 from simmim.optim import AdamWRecipe, describe_lr
+from simmim.sharding import gather_weights
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.training import TrainingArguments
@@ -81,8 +84,18 @@ def create_run(
     )
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
     if resumed is not None:
+        require_strategy(resumed, trainer)
         checkpoints.remember_best(resumed_step(resumed))
     return Run(trainer, optimization, throughput, checkpoints, run_dir, resumed, extra_figures)
+
+
+def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
+    """Raises UserError for a sharded checkpoint under a strategy that keeps the model whole."""
+    if is_sharded(resumed) and not isinstance(trainer.strategy, FullySharded):
+        raise UserError(
+            f"{resumed} is a sharded checkpoint; use trainer=fsdp, or python -m simmim.export "
+            f"checkpoint={resumed} format=checkpoint output=whole.ckpt and resume=whole.ckpt"
+        )
 
 
 def resume_checkpoint(resume: str, last: Path) -> Path | None:
@@ -90,7 +103,7 @@ def resume_checkpoint(resume: str, last: Path) -> Path | None:
     if resume == "never" or (resume == "auto" and not last.exists()):
         return None
     path = last if resume == "auto" else Path(resume)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"resume={resume} does not exist; use auto, never or a checkpoint's path")
     require_resumable(path)
     return path
@@ -179,15 +192,21 @@ def fit(
     trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=images, verbose=False)
+    weights = gather_weights(task.model)
     if not trainer.is_global_zero:
         return {}
     folder = Path(run.run_dir)
     encoder = task.model.encoder
-    save_encoder(encoder, folder / "encoder.safetensors", task.normalisation)
+    of_encoder = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("encoder.")
+    }
+    save_encoder(encoder, folder / "encoder.safetensors", task.normalisation, of_encoder)
     if isinstance(task, ClassificationTask):
         path = folder / "classifier.safetensors"
         assert isinstance(task.model, Classifier)
-        save_classifier(task.model, path, task.classes, task.normalisation)
+        save_classifier(task.model, path, task.classes, task.normalisation, weights)
     best = {"step": run.checkpoints.best_step, run.checkpoints.monitor: run.checkpoints.best_value}
     return write_summary(
         folder / "summary.json",

@@ -13,6 +13,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 
 from simmim.errors import UserError
+from simmim.strategies import (
+    Launch,
+    create_strategy,
+    find_launch,
+    launch_environments,
+    lightning_precision,
+)
 
 # Lightning tells of devices that it did not use and of its makers' products.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -22,6 +29,7 @@ for _untrue_here in (
     ".*smaller than the logging interval.*",  # short epochs are no mistake
     ".*your dataloader is not resumable.*",  # data.sampling resumes at the next batch
     ".*does not have many workers.*",
+    ".*`srun` command is available.*",  # a run that its user starts without it is one
     ".*when logging on epoch level in distributed setting.*",  # torchmetrics has reduced them
 ):
     warnings.filterwarnings("ignore", message=_untrue_here)
@@ -33,8 +41,9 @@ def create_trainer(
     *,
     accelerator: str,
     devices: int | str | Sequence[int],
-    num_nodes: int,
+    num_nodes: int | str,
     strategy: str,
+    sharded_checkpoints: bool,
     precision: str | int,
     max_epochs: int | None,
     max_steps: int,
@@ -50,11 +59,17 @@ def create_trainer(
 ) -> pl.Trainer:
     """Builds the Trainer of a run; `precision` auto is bf16 on GPUs that have it, else float32.
 
+    `devices` and `num_nodes` auto are what torchrun or srun started processes for; without them, all
+    GPUs of this machine, or one process on the CPU.
+
     Raises:
-        UserError: an accelerator or devices that this machine does not have, an unknown precision,
-            or no end to the run.
+        UserError: an accelerator or devices that this machine does not have or that differ from the
+            processes that were started, an unknown precision or strategy, or no end to the run.
     """
+    launch = find_launch()
+    devices, num_nodes = agree_with(launch, devices, num_nodes)
     accelerator = available_accelerator(accelerator, devices)
+    precision = resolve_precision(precision, accelerator)
     if (max_epochs is None or max_epochs < 0) and max_steps < 0:
         raise UserError(
             "the run has no end; set trainer.max_epochs=100 or trainer.max_steps=100000"
@@ -71,8 +86,14 @@ def create_trainer(
             accelerator=accelerator,
             devices=devices if isinstance(devices, (int, str)) else list(devices),
             num_nodes=num_nodes,
-            strategy=strategy,
-            precision=resolve_precision(precision, accelerator),  # type: ignore[arg-type]
+            strategy=create_strategy(
+                strategy,
+                devices=count_devices(accelerator, devices) * num_nodes,
+                precision=precision,
+                sharded_checkpoints=sharded_checkpoints,
+            ),
+            plugins=list(launch_environments(launch)),
+            precision=lightning_precision(strategy, precision),  # type: ignore[arg-type]
             max_epochs=max_epochs,
             max_steps=max_steps,
             accumulate_grad_batches=accumulate_grad_batches,
@@ -94,6 +115,38 @@ def create_trainer(
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"Lightning cannot run this trainer: {error}") from error
+
+
+def agree_with(
+    launch: Launch | None, devices: int | str | Sequence[int], num_nodes: int | str
+) -> tuple[int | str | Sequence[int], int]:
+    """Devices of each node and the number of nodes, where a launcher decided them.
+
+    Raises:
+        UserError: other numbers than the launcher's, or no number.
+    """
+    if isinstance(num_nodes, str) and num_nodes != "auto":
+        raise UserError(f"trainer.num_nodes={num_nodes} is neither a number nor auto; use auto")
+    if launch is None:
+        return devices, 1 if isinstance(num_nodes, str) else num_nodes
+    listed = devices if isinstance(devices, (int, str)) else len(devices)
+    for name, value, started in (
+        ("devices", listed, launch.processes_per_node),
+        ("num_nodes", num_nodes, launch.nodes),
+    ):
+        if str(value) not in ("auto", "-1", str(started)):
+            raise UserError(
+                f"trainer.{name}={value}, and {launch.program} started {launch.processes_per_node} "
+                f"processes on each of {launch.nodes} nodes; use trainer.{name}={started}, or auto"
+            )
+    return launch.processes_per_node if isinstance(devices, (int, str)) else devices, launch.nodes
+
+
+def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
+    """How many devices of this machine a run takes."""
+    if str(devices) in ("auto", "-1"):
+        return torch.cuda.device_count() if accelerator == "gpu" else 1
+    return int(devices) if isinstance(devices, (int, str)) else len(devices)
 
 
 class RunLength(NamedTuple):

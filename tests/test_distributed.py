@@ -1,8 +1,10 @@
-"""Two processes on the CPU share each batch, and the result is that of one process."""
+"""Several processes on the CPU share each batch, and the result is that of one process."""
 
+import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,33 +12,146 @@ import torch
 from conftest import TINY_DEMO
 from safetensors.torch import load_file
 
+ALIKE = [
+    *(option for option in TINY_DEMO if not option.startswith(("trainer=", "data.train_size"))),
+    *("data.train_size=48", "data.val_size=7", "trainer.accelerator=cpu"),
+    *("trainer.max_epochs=10", "trainer.log_every_n_steps=1", "save.monitor=null"),
+]
+Train = Callable[..., Path]
 
-def train(folder: Path, *options: str) -> Path:
-    tiny = [option for option in TINY_DEMO if not option.startswith("trainer=")]
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "simmim.pretrain", *tiny, "trainer.accelerator=cpu", *options),
-            *("trainer.max_steps=4", "data.val_size=7", f"run_dir={folder}"),
-        ],
+
+def train(folder: Path, *options: str, processes: int = 1, launcher: str = "torchrun") -> Path:
+    """A run of 8 images a step, started through torchrun where it has several processes."""
+    start = [sys.executable]
+    if processes > 1 and launcher == "torchrun":
+        start += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+    command = [*start, "-m", "simmim.pretrain", *ALIKE, *options, f"run_dir={folder}"]
+    done = subprocess.run(
+        [*command, f"data.batch_size={8 // processes}"],
         cwd=folder.parent,
-        check=True,
+        check=False,
         timeout=300,
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_train_as_one_does(tmp_path, accumulation):
+def losses(folder: Path) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    weights, reference = (load_file(run / "encoder.safetensors") for run in (folder, expected))
+    assert weights.keys() == reference.keys()
+    for name, tensor in reference.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)
+    metrics, goal = (
+        json.loads((run / "summary.json").read_text())["metrics"] for run in (folder, expected)
+    )
+    assert metrics == pytest.approx(goal, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """20 steps in each way, with checkpoints after 10."""
+    folder = tmp_path_factory.mktemp("distributed")
+    saved = ["trainer.max_steps=20", "save.every_n_steps=10", "save.keep=2"]
+    return {
+        "one": train(folder / "one", *saved, "trainer=cpu"),
+        "ddp": train(folder / "ddp", *saved, "trainer.strategy=ddp", processes=2),
+        "fsdp": train(
+            folder / "fsdp",
+            *saved,
+            "trainer.strategy=fsdp",
+            "trainer.sharded_checkpoints=true",
+            processes=2,
+        ),
+    }
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_does(runs: dict[str, Path], strategy: str) -> None:
     """Masks, order and augmentation included; seven held-out images do not divide by two."""
-    accumulate = f"trainer.accumulate_grad_batches={accumulation}"
-    options = [accumulate, "data.train_size=32"]
-    two = train(tmp_path / "two", *options, "trainer.devices=2", "data.batch_size=4")
-    one = train(tmp_path / "one", *options, "trainer.devices=1", "data.batch_size=8")
-    weights = [load_file(folder / "encoder.safetensors") for folder in (one, two)]
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=1e-5, rtol=0)
-    metrics = [
-        json.loads((folder / "summary.json").read_text())["metrics"] for folder in (one, two)
-    ]
-    assert metrics[1] == pytest.approx(metrics[0], rel=1e-5)
+    assert len(losses(runs["one"])) == 20
+    assert losses(runs[strategy]) == pytest.approx(losses(runs["one"]), abs=1e-5)
+    assert_same_end(runs[strategy], runs["one"])
+
+
+@pytest.mark.parametrize(
+    ("start", "strategy", "processes"),
+    [
+        ("ddp", "auto", 1),
+        ("one", "ddp", 2),
+        ("one", "fsdp", 2),
+        ("fsdp", "fsdp", 1),
+    ],
+)
+def test_a_checkpoint_goes_on_in_another_number_of_processes(
+    runs: dict[str, Path], tmp_path: Path, start: str, strategy: str, processes: int
+) -> None:
+    folder = train(
+        tmp_path / "on",
+        "trainer.max_steps=20",
+        f"trainer.strategy={strategy}",
+        f"resume={runs[start] / 'checkpoints' / 'step-00000010.ckpt'}",
+        processes=processes,
+    )
+    assert losses(folder) == pytest.approx(losses(runs["one"])[10:], abs=1e-5)
+    assert_same_end(folder, runs["one"])
+
+
+def test_a_sharded_checkpoint_made_whole_goes_on_anywhere(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    sharded = runs["fsdp"] / "checkpoints" / "step-00000010.ckpt"
+    assert sharded.is_dir()
+    refused = subprocess.run(
+        [sys.executable, "-m", "simmim.pretrain", *ALIKE, "trainer=cpu", f"resume={sharded}"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2
+    assert "is a sharded checkpoint; use trainer=fsdp, or python -m simmim.export" in refused.stderr
+    whole = tmp_path / "whole.ckpt"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "simmim.export", f"checkpoint={sharded}"),
+            *("format=checkpoint", f"output={whole}", "run_dir=export"),
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    folder = train(tmp_path / "on", "trainer.max_steps=20", "trainer=cpu", f"resume={whole}")
+    assert_same_end(folder, runs["one"])
+
+
+def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: Path) -> None:
+    options = ["trainer.max_steps=4", "trainer.accumulate_grad_batches=2"]
+    one = train(tmp_path / "one", *options, "trainer.devices=1")
+    two = train(tmp_path / "two", *options, "trainer.devices=2", processes=2, launcher="lightning")
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert_same_end(two, one)
+
+
+def test_other_numbers_than_the_launchers_are_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+            *("-m", "simmim.pretrain", *ALIKE, "trainer.devices=1", f"run_dir={tmp_path / 'run'}"),
+        ],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert (
+        "trainer.devices=1, and torchrun started 2 processes on each of 1 nodes; "
+        "use trainer.devices=2, or auto" in done.stderr
+    )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 
+from simmim.checkpoints.reading import read_state
 from simmim.errors import UserError
 
 
@@ -107,7 +107,7 @@ class Checkpoints(pl.Callback):
         beside = self.best.with_suffix(".partial")
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
-            os.replace(beside, self.best)
+            _replace(beside, self.best)
         trainer.strategy.barrier("best checkpoint written")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -129,9 +129,9 @@ class Checkpoints(pl.Callback):
 
     def remember_best(self, resumed_step: int) -> None:
         """A run that goes on from this step compares with the best that it had until then."""
-        if not self.best.is_file():
+        if not self.best.exists():
             return
-        content = torch.load(self.best, map_location="meta", weights_only=True)
+        content = read_state(self.best)
         state = content["callbacks"][self.state_key]
         if state["monitor"] == self.monitor and state["best_step"] <= resumed_step:
             self.best_value, self.best_step = state["best_value"], state["best_step"]
@@ -149,22 +149,42 @@ class Checkpoints(pl.Callback):
         beside = path.with_suffix(".partial")
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
-            os.replace(beside, path)
+            _replace(beside, path)
             _point(self.last, path)
             # Later steps are left from before the run was started again; they are not ours to lose.
             steps = [old for old in sorted(self.folder.glob("step-*.ckpt")) if old <= path]
             for old in steps[: -self.keep]:
-                old.unlink()
+                _remove(old)
         trainer.strategy.barrier("checkpoint written")
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
 
 
+def _replace(written: Path, path: Path) -> None:
+    """Puts what was just written in its place, a file at once, a folder after what was there."""
+    if path.is_dir() or written.is_dir():
+        _remove(path)
+    os.replace(written, path)
+
+
 def _point(last: Path, newest: Path) -> None:
-    """Makes `last` the same file as `newest` at once: a second name, or a copy where none can be."""
+    """Makes `last` the same as `newest` at once: a second name, or a copy where none can be."""
     beside = last.with_suffix(".partial")
     beside.unlink(missing_ok=True)
     try:
-        os.link(newest, beside)
+        if newest.is_dir():
+            beside.symlink_to(newest.name)
+        else:
+            os.link(newest, beside)
     except OSError:
+        if newest.is_dir():
+            raise
         shutil.copyfile(newest, beside)
     os.replace(beside, last)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint, a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """`classifier.safetensors`: an encoder with its classification head, and the classes' names."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.loading import load_classifier_weights
@@ -29,11 +30,14 @@ def save_classifier(
     path: str | Path,
     classes: Sequence[str],
     normalisation: Normalisation = Normalisation(),
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the classifier's weights with their description as metadata."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()
-    }
+    """Writes the classifier's weights with their description as metadata.
+
+    `weights` are its whole state dict where the classifier itself holds a part of it.
+    """
+    whole = classifier.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     description = describe_encoder(classifier.encoder, normalisation)
     description["classes"] = list(classes)
     save_file(tensors, path, metadata={"simmim": json.dumps(description)})

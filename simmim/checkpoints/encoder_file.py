@@ -1,9 +1,11 @@
 """`encoder.safetensors`: an encoder's weights with all that rebuilds it, and nothing that runs."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.loading import load_encoder_weights
@@ -14,12 +16,17 @@ from simmim.normalisation import Normalisation
 
 
 def save_encoder(
-    encoder: SwinTransformer, path: str | Path, normalisation: Normalisation = Normalisation()
+    encoder: SwinTransformer,
+    path: str | Path,
+    normalisation: Normalisation = Normalisation(),
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the encoder's weights with their description as metadata."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()
-    }
+    """Writes the encoder's weights with their description as metadata.
+
+    `weights` are its whole state dict where the encoder itself holds a part of it.
+    """
+    whole = encoder.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     metadata = {"simmim": json.dumps(describe_encoder(encoder, normalisation))}
     save_file(tensors, path, metadata=metadata)
 

@@ -17,6 +17,7 @@ from simmim.checkpoints.description import FORMAT_VERSION, EncoderDescription, i
 from simmim.checkpoints.hugging_face import from_hf
 from simmim.checkpoints.hugging_face_config import describe_folder
 from simmim.checkpoints.official import from_official, pretrained_windows
+from simmim.checkpoints.sharded import is_sharded, read_rest, read_whole
 from simmim.checkpoints.timm import from_timm
 from simmim.errors import UserError
 
@@ -69,7 +70,8 @@ class Weights(NamedTuple):
 def read_weights(path: str | Path) -> Weights:
     """Reads simmim's, official, timm's, Hugging Face's or SatVision's weights.
 
-    `path` is a file, or a folder that Hugging Face's `save_pretrained` or a run of simmim wrote.
+    `path` is a file, a sharded checkpoint, or a folder that Hugging Face's `save_pretrained` or a run
+    of simmim wrote.
 
     Raises:
         UserError: the path is missing, the file is damaged, holds more than weights, or none that
@@ -103,21 +105,30 @@ def read_weights(path: str | Path) -> Weights:
     return Weights(ours, None, origin, pretrained_window_sizes=windows)
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint of a run says beside its weights, whose values are not read."""
+    if is_sharded(path):
+        return read_rest(path, map_location="meta")
+    content: dict[str, Any] = torch.load(path, map_location="meta", weights_only=True)
+    return content
+
+
 def resumed_step(path: Path) -> int:
     """The optimiser step that a run goes on from with this checkpoint."""
-    return int(torch.load(path, map_location="meta", weights_only=True)["global_step"])
+    return int(read_state(path)["global_step"])
 
 
 def require_resumable(path: Path) -> None:
-    """Raises UserError unless a run of simmim wrote this file, whole; reads no tensor's values."""
+    """Raises UserError unless a run of simmim wrote this checkpoint, whole; reads no weight."""
     try:
-        content = torch.load(path, map_location="meta", weights_only=True)
+        content = read_state(path)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(
             f"{path} is damaged or no checkpoint ({_first_line(error)}); set resume= to another one, "
             "or resume=never to start anew"
         ) from error
-    if not isinstance(content, dict) or not {"encoder", "optimizer_states"} <= content.keys():
+    written = {"encoder"} if is_sharded(path) else {"encoder", "optimizer_states"}
+    if not isinstance(content, dict) or not written <= content.keys():
         raise UserError(
             f"{path} is no checkpoint of a run; to start from its weights use init.checkpoint={path} "
             "resume=never"
@@ -125,12 +136,14 @@ def require_resumable(path: Path) -> None:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that `read_weights` reads: itself, or the first of its kind in a folder.
+    """What `read_weights` reads: the path itself, or the first file of its kind in a folder.
 
     Raises:
         UserError: the path is missing, or a folder without weights.
     """
     path = Path(path)
+    if is_sharded(path):
+        return path
     if path.is_dir():
         for name in _FOLDER_FILES:
             if (path / name).is_file():
@@ -148,6 +161,8 @@ def weights_file(path: str | Path) -> Path:
 
 def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
     """The file's content, and its description where it is simmim's `encoder.safetensors`."""
+    if is_sharded(path):
+        return read_whole(path), None
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file opens with the length of its JSON header, eight bytes.

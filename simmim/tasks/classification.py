@@ -61,7 +61,7 @@ class ClassificationTask(TrainingTask):
         assert isinstance(labels, Tensor)
         smoothing = 0.0 if self.mixup is not None else self.label_smoothing
         loss = F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
-        self.log("train/loss", loss, batch_size=len(images))
+        self.note_loss(loss)
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:

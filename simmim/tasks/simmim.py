@@ -98,12 +98,11 @@ class SimMIMTask(TrainingTask):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch."""
-        count = len(batch.image)
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
-        places = torch.arange(first, first + count, device=self.device)
+        places = torch.arange(first, first + len(batch.image), device=self.device)
         loss = self.reconstruct(batch.image, places, step=self.global_step).loss
-        self.log("train/loss", loss, batch_size=count)
+        self.note_loss(loss)
         return loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:

@@ -15,6 +15,7 @@ from simmim.models import Classifier, SimMIM
 from simmim.normalisation import Normalisation
 from simmim.optim import AdamWRecipe
 from simmim.randomness import derive_seed
+from simmim.sharding import shard
 
 
 class TrainingArguments(TypedDict):
@@ -52,6 +53,12 @@ class TrainingTask(pl.LightningModule):
         self.steps_per_epoch = arguments["steps_per_epoch"]
         self.seed = arguments["seed"]
         self.validated_step: int | None = None
+        self._losses: list[torch.Tensor] = []
+
+    def configure_model(self) -> None:
+        """Shares the weights out where the strategy says so (Lightning calls this on all ranks)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh)
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
         """Makes drop path and Mixup a function of (seed, step, rank)."""
@@ -61,6 +68,15 @@ class TrainingTask(pl.LightningModule):
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
+
+    def note_loss(self, loss: torch.Tensor) -> None:
+        """Remembers a micro-batch's loss for the step that it belongs to."""
+        self._losses.append(loss.detach())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the step's loss: the mean over its micro-batches and over all ranks."""
+        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
+        self._losses.clear()
 
     def log_held_out(self, metrics: dict[str, Metric]) -> dict[str, torch.Tensor]:
         """Logs what these metrics came to over all ranks, resets them, and returns the values."""

@@ -1,0 +1,100 @@
+"""How the processes of a run share the work: each strategy by name, and who starts the processes."""
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+
+from simmim.errors import UserError
+from simmim.fully_sharded import FullySharded
+
+StrategyName = Literal["auto", "ddp", "fsdp", "deepspeed_zero1"]
+
+
+def create_strategy(
+    name: str, *, devices: int, precision: str, sharded_checkpoints: bool = False
+) -> Strategy | str:
+    """Lightning's strategy for so many devices in all; `auto` is DDP where there is more than one.
+
+    Raises:
+        UserError: an unknown name, DeepSpeed that is not installed, or sharded checkpoints of a
+            strategy whose weights are whole on every device.
+    """
+    if name not in get_args(StrategyName):
+        choices = ", ".join(get_args(StrategyName))
+        raise UserError(f"trainer.strategy={name} is unknown; use {choices}")
+    if sharded_checkpoints and name != "fsdp":
+        raise UserError(
+            f"trainer.sharded_checkpoints=true is for trainer=fsdp, and trainer.strategy is {name}; "
+            "use trainer.sharded_checkpoints=false"
+        )
+    if name == "fsdp":
+        return FullySharded(save_distributed_checkpoint=sharded_checkpoints)
+    if name == "deepspeed_zero1":
+        return _deepspeed_zero1(precision)
+    if name == "ddp" or devices > 1:
+        # Buffers are derived tables, the same everywhere.
+        return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
+    return "auto"
+
+
+def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:
+    """ZeRO stage 1: optimiser states are shared out, weights and gradients are whole everywhere.
+
+    Weights stay float32 and computation is autocast, as under the other strategies; DeepSpeed's own
+    bf16 would round what this encoder computes in float32.
+    """
+    try:
+        import deepspeed  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            'trainer=deepspeed_zero1 needs DeepSpeed; pip install "simmim[deepspeed]", or use '
+            "trainer=fsdp"
+        ) from error
+    config: dict[str, Any] = {
+        "zero_optimization": {"stage": 1, "overlap_comm": True, "contiguous_gradients": True},
+        "zero_allow_untested_optimizer": True,
+    }
+    if precision != "32-true":
+        kind = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[precision]
+        config["torch_autocast"] = {"enabled": True, "dtype": kind}
+    return DeepSpeedStrategy(config=config)
+
+
+def lightning_precision(name: str, precision: str) -> str:
+    """What Lightning is told of the precision: under DeepSpeed its own configuration holds it."""
+    return "32-true" if name == "deepspeed_zero1" else precision
+
+
+class Launch(NamedTuple):
+    """A program that started the processes of this run, and how many."""
+
+    program: str
+    processes_per_node: int
+    nodes: int
+
+
+def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
+    """Torchrun or srun, where one of them started this process; None where a run starts its own."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        local = int(environment["LOCAL_WORLD_SIZE"])
+        return Launch("torchrun", local, int(environment["WORLD_SIZE"]) // local)
+    if "SLURM_STEP_NUM_TASKS" in environment and SLURMEnvironment.detect():
+        nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+        return Launch("srun", int(environment["SLURM_STEP_NUM_TASKS"]) // nodes, nodes)
+    return None
+
+
+def launch_environments(launch: Launch | None) -> list[ClusterEnvironment]:
+    """Lightning's view of the launcher, where it would be mistaken.
+
+    In a SLURM job without srun, Lightning would wait for processes that nobody starts; and
+    `callbacks` sees to a job that is stopped, not Lightning's own requeueing.
+    """
+    if launch is None:
+        return [LightningEnvironment()] if SLURMEnvironment.detect() else []
+    return [SLURMEnvironment(auto_requeue=False)] if launch.program == "srun" else []
