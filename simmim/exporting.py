@@ -84,7 +84,8 @@ def export_checkpoint(
         missing = "does not exist" if not sharded.exists() else "is no sharded checkpoint"
         raise UserError(
             f"checkpoint={checkpoint} {missing}; format=checkpoint is for the folders that "
-            "trainer=fsdp trainer.sharded_checkpoints=true writes, such as RUN/checkpoints/last.ckpt"
+            "trainer=deepspeed_zero1, or trainer=fsdp trainer.sharded_checkpoints=true, writes, such "
+            "as RUN/checkpoints/last.ckpt"
         )
     path = run_dir / "whole.ckpt" if output is None else Path(output)
     if path.exists() and not overwrite:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from simmim.checkpoints.sharded import is_sharded, load_parts, name_parameters, read_rest
+from simmim.checkpoints.sharded import is_distributed, load_parts, name_parameters, read_rest
 
 
 class FullySharded(ModelParallelStrategy):
@@ -40,7 +40,7 @@ class FullySharded(ModelParallelStrategy):
         parameters; they are in that of the optimiser's groups.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        return self._load_folder(path) if is_sharded(path) else self._load_file(path)
+        return self._load_folder(path) if is_distributed(path) else self._load_file(path)
 
     def _load_folder(self, path: Path) -> dict[str, Any]:
         model = self.lightning_module

@@ -9,18 +9,21 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim.callbacks import (
     Checkpoints,
     LearningRate,
     RunProgress,
     Throughput,
+    WeightAverage,
     peak_memory_bytes,
 )
 from simmim.checkpoints.classifier_file import save_classifier
+from simmim.checkpoints.deepspeed import is_deepspeed
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.reading import require_resumable, resumed_step
-from simmim.checkpoints.sharded import is_sharded
+from simmim.checkpoints.sharded import is_distributed, read_rest
 from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.samples import Transform
@@ -82,6 +85,13 @@ def create_run(
         # Averages are taken before a checkpoint is written.
         callbacks=[throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints],
     )
+    if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(
+        isinstance(callback, WeightAverage) for callback in callbacks
+    ):
+        raise UserError(
+            "ema.decay keeps a whole second model on each device, and trainer.strategy="
+            f"{options['trainer'].strategy} is to share it out; use ema.decay=null, or trainer=ddp"
+        )
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
     if resumed is not None:
         require_strategy(resumed, trainer)
@@ -90,11 +100,26 @@ def create_run(
 
 
 def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
-    """Raises UserError for a sharded checkpoint under a strategy that keeps the model whole."""
-    if is_sharded(resumed) and not isinstance(trainer.strategy, FullySharded):
+    """Raises UserError for a checkpoint that this strategy cannot go on from."""
+    strategy = trainer.strategy
+    whole = f"python -m simmim.export checkpoint={resumed} format=checkpoint output=whole.ckpt"
+    if is_distributed(resumed) and not isinstance(strategy, FullySharded):
         raise UserError(
-            f"{resumed} is a sharded checkpoint; use trainer=fsdp, or python -m simmim.export "
-            f"checkpoint={resumed} format=checkpoint output=whole.ckpt and resume=whole.ckpt"
+            f"{resumed} was written in parts by trainer=fsdp; use that, or {whole} and "
+            "resume=whole.ckpt"
+        )
+    if is_deepspeed(resumed):
+        processes = read_rest(resumed, map_location="meta")["dp_world_size"]
+        if not isinstance(strategy, DeepSpeedStrategy) or trainer.world_size != processes:
+            raise UserError(
+                f"{resumed} was written in parts by trainer=deepspeed_zero1 on {processes} devices; "
+                f"use both again, or {whole} and resume=whole.ckpt with trainer=fsdp or ddp"
+            )
+    elif isinstance(strategy, DeepSpeedStrategy):
+        raise UserError(
+            f"{resumed} was not written by trainer=deepspeed_zero1, which goes on from its own "
+            "checkpoints alone; use trainer=fsdp or ddp, or start anew with its weights: "
+            f"init.checkpoint={resumed} resume=never"
         )
 
 

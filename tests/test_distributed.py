@@ -116,7 +116,7 @@ def test_a_sharded_checkpoint_made_whole_goes_on_anywhere(
         text=True,
     )
     assert refused.returncode == 2
-    assert "is a sharded checkpoint; use trainer=fsdp, or python -m simmim.export" in refused.stderr
+    assert "was written in parts by trainer=fsdp; use that, or python -m" in refused.stderr
     whole = tmp_path / "whole.ckpt"
     subprocess.run(
         [

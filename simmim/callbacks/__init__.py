@@ -6,7 +6,7 @@ from simmim.callbacks.nearest_neighbours import NearestNeighbours
 from simmim.callbacks.progress import EvaluationProgress, RunProgress, report_progress
 from simmim.callbacks.reconstructions import Reconstructions
 from simmim.callbacks.throughput import Throughput, peak_memory_bytes
-from simmim.callbacks.weight_average import create_weight_average
+from simmim.callbacks.weight_average import WeightAverage, create_weight_average
 
 __all__ = [
     "Checkpoints",
@@ -16,6 +16,7 @@ __all__ = [
     "Reconstructions",
     "RunProgress",
     "Throughput",
+    "WeightAverage",
     "create_weight_average",
     "peak_memory_bytes",
     "report_progress",

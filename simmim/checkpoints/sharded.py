@@ -1,6 +1,6 @@
-"""Sharded checkpoints: a folder in which each process of an FSDP run wrote its own part.
+"""Sharded checkpoints: a folder in which each process of a run wrote its own part.
 
-They are PyTorch's distributed checkpoints (`torch.distributed.checkpoint`) beside Lightning's
+FSDP's are PyTorch's distributed checkpoints (`torch.distributed.checkpoint`) beside Lightning's
 `meta.pt`. PyTorch's own readers unpickle whatever a file says; these read weights and numbers only.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
     _EmptyStateDictLoadPlanner,
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, load
 
+from simmim.checkpoints.deepspeed import is_deepspeed, read_deepspeed, read_optimizer
 from simmim.errors import UserError
 
 _INDEX = ".metadata"
@@ -44,13 +46,20 @@ _INDEX_NAMES = {
 }
 
 
+def is_distributed(path: Path) -> bool:
+    """Whether the path is the folder that an FSDP run wrote."""
+    return (path / _INDEX).is_file() and (path / _REST).is_file()
+
+
 def is_sharded(path: Path) -> bool:
-    """Whether the path is the folder of a sharded checkpoint."""
-    return path.is_dir() and (path / _INDEX).is_file() and (path / _REST).is_file()
+    """Whether the path is a folder that the processes of a run wrote together."""
+    return is_distributed(path) or is_deepspeed(path)
 
 
 def read_rest(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
-    """All but the weights and the optimiser's states: loops, callbacks, what the encoder is."""
+    """What a sharded checkpoint says beside weights and optimiser: loops, callbacks, the encoder."""
+    if is_deepspeed(path):
+        return read_deepspeed(path, map_location=map_location)
     rest: dict[str, Any] = torch.load(path / _REST, map_location=map_location, weights_only=True)
     return rest
 
@@ -66,21 +75,39 @@ def read_whole(path: Path) -> dict[str, Any]:
     Raises:
         UserError: a folder that is damaged, or that holds more than weights and numbers.
     """
-    whole: dict[str, Any] = {}
-    planner = _WholePlanner()  # type: ignore[no-untyped-call]
     try:
-        rest = read_rest(path)
-        _load_state_dict(whole, storage_reader=_Reader(path), planner=planner, no_dist=True)
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _whole_deepspeed(path) if is_deepspeed(path) else _whole_distributed(path)
+    except (CheckpointException, Exception) as error:  # many kinds for a damaged or foreign file
+        cause: BaseException = error
+        if isinstance(error, CheckpointException) and error.failures:
+            cause = next(iter(error.failures.values()))[0]
+        first_line = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(
             f"{path} is damaged or no checkpoint ({first_line}); copy or write it again"
         ) from error
+
+
+def _whole_distributed(path: Path) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    planner = _WholePlanner()  # type: ignore[no-untyped-call]
+    _load_state_dict(whole, storage_reader=_Reader(path), planner=planner, no_dist=True)
     optimizers = sorted(name for name in whole if name.startswith("optimizer_"))
     return {
-        **rest,
+        **read_rest(path),
         "state_dict": whole["state_dict"],
         "optimizer_states": [number_parameters(whole[name]) for name in optimizers],
+    }
+
+
+def _whole_deepspeed(path: Path) -> dict[str, Any]:
+    content = read_deepspeed(path)
+    # What Lightning added for itself; the rest is DeepSpeed's.
+    added = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks")
+    ours = ("lr_schedulers", "encoder", "classes")
+    return {
+        **{name: content[name] for name in (*added, *ours) if name in content},
+        "state_dict": content["module"],
+        "optimizer_states": [number_parameters(read_optimizer(path, content["param_shapes"]))],
     }
 
 

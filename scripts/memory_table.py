@@ -1,0 +1,126 @@
+"""Measures what checkpointed blocks and sequential attention save: peak memory of a training step.
+
+    python scripts/memory_table.py
+    python scripts/memory_table.py --model swinv2_b --sizes 192/12 --batch-size 8
+
+Each cell is a process of its own: SwinV2 with SimMIM's head and loss, forward and backward, gradients
+allocated before. On a GPU it is the allocator's peak, on a CPU the process's; what stood before the
+step is taken off. Writes a Markdown table to the terminal.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "checkpointed blocks": {"checkpoint_blocks": "all"},
+    "sequential attention": {"sequential_attention": 1},
+    "both": {"checkpoint_blocks": "all", "sequential_attention": 1},
+}
+
+
+def main() -> None:
+    """Measures all cells, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--model", default="swinv2_t")
+    parser.add_argument("--sizes", nargs="+", default=["192/12", "768/24"], help="image/window")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.cell:
+        print(json.dumps(measure(**json.loads(options.cell))))
+        return
+    lines = ["| | " + " | ".join(options.sizes) + " |", "| --- |" + " --- |" * len(options.sizes)]
+    plain: dict[str, float] = {}
+    for way, encoder in WAYS.items():
+        cells = []
+        for size in options.sizes:
+            result = in_own_process(options.model, size, options.batch_size, encoder)
+            plain.setdefault(size, result["bytes"])
+            cells.append(
+                f"{result['bytes'] / 2**20:.0f} MiB ({plain[size] / result['bytes']:.1f}× less), "
+                f"{result['seconds']:.1f} s"
+            )
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+        Console(stderr=True).print(lines[-1])
+    print("\n".join(lines))
+
+
+def in_own_process(model: str, size: str, batch_size: int, encoder: dict[str, Any]) -> Any:
+    """One cell, in a process that has computed nothing else."""
+    image_size, window_size = map(int, size.split("/"))
+    cell = json.dumps(
+        {
+            "model": model,
+            "image_size": image_size,
+            "window_size": window_size,
+            "batch_size": batch_size,
+            "encoder": encoder,
+        }
+    )
+    done = subprocess.run(
+        [sys.executable, __file__, "--cell", cell], check=True, capture_output=True, text=True
+    )
+    return json.loads(done.stdout)
+
+
+def measure(
+    *, model: str, image_size: int, window_size: int, batch_size: int, encoder: dict[str, Any]
+) -> dict[str, float]:
+    """Bytes that a step's activations take at their peak, and its seconds."""
+    import torch
+
+    from simmim import create_encoder
+    from simmim.losses import masked_l1
+    from simmim.masking import RandomMaskGenerator, enlarge
+    from simmim.models import SimMIM
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    whole = SimMIM(
+        create_encoder(model, image_size=image_size, window_size=window_size, **encoder)
+    ).to(device)
+    for parameter in whole.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+    size = (image_size, image_size)
+    mask = RandomMaskGenerator(image_size=size, patch_size=32, token_size=4, ratio=0.6, seed=0)(
+        torch.arange(batch_size, device=device), step=0
+    )
+    before = memory_in_use(device)
+    started = time.perf_counter()
+    masked_l1(whole(images, mask), images, enlarge(mask, 4)).backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return {"bytes": peak(device) - before, "seconds": time.perf_counter() - started}
+
+
+def memory_in_use(device: Any) -> int:
+    """Bytes that stand before the step."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak(device: Any) -> int:
+    """The most bytes that stood at once, so far."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    main()
