@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from simmim.callbacks import (
     Checkpoints,
+    Interruption,
     LearningRate,
     RunProgress,
     Throughput,
@@ -80,7 +81,10 @@ def create_run(
         run_dir=run_dir,
         loggers=[instantiate(entry, save_dir=run_dir) for entry in options["logger"].values()],
         # Averages are taken before a checkpoint is written.
-        callbacks=[throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints],
+        callbacks=[
+            *(throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints),
+            Interruption(checkpoints),
+        ],
     )
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
     if resumed is not None:
