@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint format clean setup
+.PHONY: quickstart test slurm lint format clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
 
 test: $(READY)  ## all tests, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+
+slurm:  ## a SLURM on this machine for tests/test_slurm.py, which is skipped without; needs root or sudo
+	tests/slurm/start.sh
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim.callbacks import (
     Checkpoints,
+    Interruption,
     LearningRate,
     RunProgress,
     Throughput,
@@ -83,7 +84,10 @@ def create_run(
         run_dir=run_dir,
         loggers=[instantiate(entry, save_dir=run_dir) for entry in options["logger"].values()],
         # Averages are taken before a checkpoint is written.
-        callbacks=[throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints],
+        callbacks=[
+            *(throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints),
+            Interruption(checkpoints),
+        ],
     )
     if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(
         isinstance(callback, WeightAverage) for callback in callbacks

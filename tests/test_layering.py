@@ -14,7 +14,7 @@ LAYERS = [
     ["stages"],
     ["evaluation", "exporting"],
     ["runs", "starting"],
-    ["configuration", "console", "trainer", "summary", "metrics_csv"],
+    ["configuration", "trainer", "summary", "metrics_csv"],
     ["strategies", "fully_sharded"],
     ["callbacks"],
     ["tasks", "features"],
@@ -23,7 +23,7 @@ LAYERS = [
     ["models"],
     ["heads", "losses", "masking", "analysis"],
     ["encoder"],
-    ["normalisation", "randomness", "sizes"],
+    ["normalisation", "randomness", "sizes", "console", "interruption"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

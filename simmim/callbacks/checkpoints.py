@@ -112,8 +112,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the final state."""
-        if trainer.global_step != self._saved_step:
-            self.save(trainer)
+        self.save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """What the best one is."""
@@ -144,7 +143,9 @@ class Checkpoints(pl.Callback):
         return value > self.best_value if self.mode == "max" else value < self.best_value
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Writes the run's state and removes what is older than the newest `keep`."""
+        """Writes the run's state, unless it did, and removes what is older than the newest `keep`."""
+        if trainer.global_step == self._saved_step:
+            return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         beside = path.with_suffix(".partial")
         trainer.save_checkpoint(beside)

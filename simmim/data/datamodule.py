@@ -15,6 +15,7 @@ from simmim.data.samples import ImageSource, OnError, Sample, Transform, Transfo
 from simmim.data.sampling import EvaluationSampler, TrainSampler
 from simmim.data.transforms import CenterCrop
 from simmim.errors import UserError
+from simmim.interruption import ignore_signals
 from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from simmim.sizes import Size, as_pair
 
@@ -131,6 +132,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=generator,
+            worker_init_fn=start_worker,
             **workers,
         )
 
@@ -138,6 +140,11 @@ class ImageDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return {}
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+
+
+def start_worker(worker: int) -> None:
+    """Leaves signals to the run: its next step needs what its workers have in hand."""
+    ignore_signals()
 
 
 def demo(

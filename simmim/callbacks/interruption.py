@@ -1,0 +1,142 @@
+"""A run that is asked to stop finishes its step, writes its state, and says so in its exit code."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from torch import distributed
+
+from simmim.callbacks.checkpoints import Checkpoints
+from simmim.console import say
+from simmim.interruption import INTERRUPTED, SIGNALS, Interrupted
+
+
+class Interruption(pl.Callback):
+    """Stops all ranks after the same step once any of them was sent a signal.
+
+    The state is in `checkpoints/last.ckpt` by then. A validation that is due is made before the
+    process ends, for a resumed run does not make up for it; after the last step the run just ends.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+        self._received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._question: _Question | None = None
+        self._seen_step = -1
+        self._stops = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listens from here on, in Lightning's place."""
+        if stage != "fit" or threading.current_thread() is not threading.main_thread():
+            return
+        # Its own handlers talk to other ranks in the middle of a step, requeue SLURM's jobs with a
+        # checkpoint of their own, and have each step wait for the GPU to hear of rank 0's SIGTERM.
+        trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed run has this step behind it."""
+        self._seen_step = trainer.global_step
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Writes the state where the run is to stop; the step's figures are logged after this."""
+        if trainer.global_step == self._seen_step:  # in the middle of an accumulation
+            return
+        self._seen_step = trainer.global_step
+        if not self._stops and self._agree(trainer):
+            self.checkpoints.save(trainer)
+            self._stops = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends the process once there is nothing left to log of the step before."""
+        if not self._stops:
+            return
+        by = f" by {self._received.name}" if self._received else ""
+        say(
+            f"interrupted{by} after step {trainer.global_step}; its state is in "
+            f"{self.checkpoints.last}, and the same command goes on from there"
+        )
+        # submitit's handler requeues the job, and ends the process.
+        before = self._before.get(self._received) if self._received else None
+        if callable(before):
+            before(self._received, None)
+        # Lightning takes any other code of a process that it started itself for a crash, and kills
+        # the first rank while that is still closing its files.
+        launcher = trainer.strategy.launcher
+        started_here = (
+            isinstance(launcher, _SubprocessScriptLauncher)
+            and not launcher.cluster_environment.creates_processes_externally
+        )
+        raise Interrupted(0 if started_here and trainer.local_rank else INTERRUPTED)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Gives the signals back; a run that was interrupted holds on to them until its end."""
+        if not isinstance(exception, Interrupted):
+            self._give_back()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Gives the signals back."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
+
+    def _agree(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was sent a signal before the end of the step before this one.
+
+        Asked after each step and read after the next, when all ranks know it and none waits. One
+        process knows at once.
+        """
+        if trainer.world_size == 1:
+            return self._received is not None
+        earlier = self._question
+        self._question = _Question(self._received is not None, trainer.strategy.root_device)
+        return earlier is not None and earlier.answer()
+
+
+class _Question:
+    """Asks all ranks at once whether any says yes; the answer is fetched in the background."""
+
+    def __init__(self, mine: bool, device: torch.device) -> None:
+        self._flag = torch.full((), float(mine), device=device)
+        self._work = distributed.all_reduce(self._flag, op=distributed.ReduceOp.MAX, async_op=True)
+        self._arrived: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._work.wait()  # the stream waits, this process goes on
+            self._flag = torch.empty((), pin_memory=True).copy_(self._flag, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def answer(self) -> bool:
+        """True if any rank said yes."""
+        if self._arrived is None:
+            self._work.wait()
+        else:
+            self._arrived.synchronize()
+        return bool(self._flag)
+
+
+def _do_nothing() -> None:
+    pass
