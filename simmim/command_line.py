@@ -26,6 +26,8 @@ from simmim.finished import record_finished
 from simmim.processes import Composed
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+# Hydra's plugins that are installed with an extra.
+_EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
 
 
 def config_directory() -> Path:
@@ -68,9 +70,11 @@ def run_command(stage: str) -> None:
     try:
         with _full_error("1"):
             command()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
         if not wants_traceback:
             exit_if_mendable(error, stage)
+            # Optuna's sweeper asks which trial is the best even where all have failed.
+            sweeps.Sweep.report_failures()
         raise
 
 
@@ -148,6 +152,8 @@ def explain(error: BaseException, stage: str) -> str:
     message = str(error).rpartition("UserError: ")[2]
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        if group.startswith("hydra/") and choice in _EXTRAS:
+            return f'{group}={choice} is not installed; pip install "simmim[{_EXTRAS[choice]}]"'
         return f"{group}={choice} is unknown; use {', '.join(sorted(error.options))}"
     if unknown := re.search(r"Could not override '([^']+)'", message):
         return _unknown_option(unknown[1], list(_option_names(stage)))

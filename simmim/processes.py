@@ -1,8 +1,8 @@
 """What the processes of one run share: its configuration, and the directory that it writes to.
 
-A configuration is composed once, and resolved. The processes that Lightning starts for further devices,
-and the process of a sweep's job, read it from the run directory; an environment variable tells them
-where. Those that torchrun or srun starts compose it each for itself, and agree on the name of the start.
+A configuration is composed once, and resolved. The processes that Lightning starts for further
+devices, and that of a sweep's job, read it from the run directory; an environment variable tells them
+where. Those that torchrun or srun starts compose it each for itself, and agree on the start's name.
 """
 
 import hashlib
@@ -141,7 +141,7 @@ def start_name() -> str:
     now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return now
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     return agent.compare_set("simmim/start", "", now).decode()

@@ -84,7 +84,16 @@ def create_run(
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
     if resumed is not None:
         checkpoints.remember_best(resumed_step(resumed))
-    return Run(trainer, optimization, throughput, checkpoints, run_dir, resumed, options["objective"], extra_figures)
+    return Run(
+        trainer,
+        optimization,
+        throughput,
+        checkpoints,
+        run_dir,
+        resumed,
+        options["objective"],
+        extra_figures,
+    )
 
 
 def resume_checkpoint(resume: str, last: Path) -> Path | None:

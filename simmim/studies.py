@@ -1,6 +1,6 @@
 """Optuna's studies, which a sweep that is started again goes on with (`hydra/sweeper=optuna`)."""
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from simmim.sweeps import is_minimised
 
@@ -8,17 +8,21 @@ from simmim.sweeps import is_minimised
 def continue_study(config: DictConfig) -> None:
     """Settles what the sweeper is to do, by what its study holds.
 
-    `n_trials` counts the study's finished trials. Those that were killed or failed are tried again, with
-    the same values and so in the same directory; the study that they belong to has one sweep at a time.
+    The study is kept in the sweep's directory and looks for the best `objective`, unless `storage` and
+    `direction` are typed. `n_trials` counts its finished trials. Those that were killed or failed are
+    tried again, with the same values and so in the same directory; one sweep at a time has a study.
     """
     import optuna
 
     sweeper = config.hydra.sweeper
-    if sweeper.direction is None:
-        with open_dict(sweeper):
-            minimised = is_minimised(config.get("objective", "loss"))
-            sweeper.direction = "minimize" if minimised else "maximize"
-    if sweeper.storage is None or not isinstance(sweeper.direction, str):
+    typed = {str(option).partition("=")[0] for option in config.hydra.overrides.hydra}
+    if "hydra.sweeper.direction" not in typed:
+        sweeper.direction = "minimize" if is_minimised(config.objective) else "maximize"
+    if "hydra.sweeper.storage" not in typed:
+        sweeper.storage = f"sqlite:///{config.hydra.sweep.dir}/study.db"
+        sweeper.study_name = sweeper.study_name or config.hydra.job.name
+    # Of several objectives or without a memory, each start is a study of its own.
+    if sweeper.storage is None or sweeper.study_name is None or not _is_one(sweeper.direction):
         return
     study = optuna.create_study(
         study_name=sweeper.study_name,
@@ -27,16 +31,19 @@ def continue_study(config: DictConfig) -> None:
         load_if_exists=True,
     )
     states = optuna.trial.TrialState
-    settled = [trial.params for trial in study.trials if trial.state == states.COMPLETE]
+    trials = study.trials
+    settled = [trial.params for trial in trials if trial.state == states.COMPLETE]
     sweeper.n_trials = max(0, sweeper.n_trials - len(settled))
     settled += [
-        trial.system_attrs["fixed_params"]
-        for trial in study.trials
-        if trial.state == states.WAITING
+        trial.system_attrs["fixed_params"] for trial in trials if trial.state == states.WAITING
     ]
-    for trial in study.trials:
+    for trial in trials:
         if trial.state == states.RUNNING:  # by a sweep that was killed
             study.tell(trial.number, state=states.FAIL)
         if trial.state in (states.RUNNING, states.FAIL) and trial.params not in settled:
             study.enqueue_trial(trial.params)
             settled.append(trial.params)
+
+
+def _is_one(direction: object) -> bool:
+    return isinstance(direction, str)

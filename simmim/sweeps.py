@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -73,10 +73,10 @@ def is_minimised(objective: str) -> bool:
 
 
 def job_name(options: str) -> str:
-    """A directory's name for a job's own options, `optim.lr=0.001__seed=1`.
+    """A directory's name for a job's own options, `optim.lr-0.001__seed-1`.
 
     Without characters that would have to be quoted where the directory is an option's value
-    (`init.checkpoint=SWEEP/optim.lr-0.001__seed-1`); what this takes away, a digest tells apart.
+    (`init.checkpoint=SWEEP/optim.lr-0.001__seed-1`). What this takes away, a digest tells apart.
     """
     if not options:
         return "job"
@@ -85,14 +85,20 @@ def job_name(options: str) -> str:
     if name == plain and len(name) <= _LONGEST_NAME:
         return name
     digest = hashlib.sha256(options.encode()).hexdigest()[:8]
-    return f"{name[:_LONGEST_NAME].strip('-')}~{digest}"
+    return f"{name[:_LONGEST_NAME].strip('-')}_{digest}"
 
 
 OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
 class Sweep(Callback):
-    """Hydra tells it of a sweep's start and end."""
+    """Hydra tells it of a sweep's start and end.
+
+    Attributes:
+        folder: that of the sweep which this process runs, if it does.
+    """
+
+    folder: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Finds out what names the jobs, and lets a study go on where it stood."""
@@ -102,6 +108,7 @@ class Sweep(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob(f"*/{_FAILURE}"):
                 path.unlink()
+            Sweep.folder = folder
             # A job's configuration is composed anew, with these.
             config.hydra.overrides.hydra.append(shared_options(config))
             if "optuna" in config.hydra.sweeper.get("_target_", ""):
@@ -115,17 +122,18 @@ class Sweep(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Names the jobs that failed; exit code 2 if there are any."""
-        report_failures(Path(config.hydra.sweep.dir))
+        self.report_failures()
 
-
-def report_failures(folder: Path) -> None:
-    """Names the jobs that failed, each in one line, and exits with code 2 if there are any."""
-    failures = sorted(folder.glob(f"*/{_FAILURE}"))
-    if failures:
-        print(f"error: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
-        for path in failures:
-            print(f"  {path.parent}: {path.read_text().strip()}", file=sys.stderr)
-        sys.exit(2)
+    @classmethod
+    def report_failures(cls) -> None:
+        """Names the jobs that failed, each in one line, and exits with code 2 if there are any."""
+        failures = [] if cls.folder is None else sorted(cls.folder.glob(f"*/{_FAILURE}"))
+        cls.folder = None
+        if failures:
+            print(f"error: {len(failures)} of the sweep's jobs failed:", file=sys.stderr)
+            for path in failures:
+                print(f"  {path.parent}: {path.read_text().strip()}", file=sys.stderr)
+            sys.exit(2)
 
 
 def require_one_process() -> None:
