@@ -3,7 +3,6 @@
 `summary.json` holds what a run came to, `.hydra/finished.yaml` the configuration that this belongs to.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,27 +27,24 @@ def record_finished(run_dir: Path, config: DictConfig, overrides: Sequence[str])
     OmegaConf.save(OmegaConf.create(content), path)
 
 
-def finished_summary(run_dir: Path, config: DictConfig) -> dict[str, Any] | None:
-    """The summary of a finished run of this configuration; None if there is still something to train.
-
-    That is so before it ends, and when it was made longer since.
+def is_finished(run_dir: Path, config: DictConfig) -> bool:
+    """Whether nothing is left to train: a run of this configuration has ended, and was not made longer.
 
     Raises:
         UserError: a finished run of another configuration.
     """
     summary, record = run_dir / "summary.json", run_dir / ".hydra" / "finished.yaml"
     if not (summary.is_file() and record.is_file()):
-        return None
+        return False
     before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(record))["config"]))  # type: ignore
     now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
     changed = sorted(
         name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
     )
     if not changed:
-        figures: dict[str, Any] = json.loads(summary.read_text())
-        return figures
+        return True
     if set(changed) <= _LENGTH and all(_end(now[name]) >= _end(before[name]) for name in changed):
-        return None
+        return False
     name = changed[0]
     others = f" and {len(changed) - 1} more" if changed[1:] else ""
     raise UserError(

@@ -22,7 +22,7 @@ def continue_study(config: DictConfig) -> None:
         sweeper.storage = f"sqlite:///{config.hydra.sweep.dir}/study.db"
         sweeper.study_name = sweeper.study_name or config.hydra.job.name
     # Of several objectives or without a memory, each start is a study of its own.
-    if sweeper.storage is None or sweeper.study_name is None or not _is_one(sweeper.direction):
+    if None in (sweeper.storage, sweeper.study_name) or not isinstance(sweeper.direction, str):
         return
     study = optuna.create_study(
         study_name=sweeper.study_name,
@@ -43,7 +43,3 @@ def continue_study(config: DictConfig) -> None:
         if trial.state in (states.RUNNING, states.FAIL) and trial.params not in settled:
             study.enqueue_trial(trial.params)
             settled.append(trial.params)
-
-
-def _is_one(direction: object) -> bool:
-    return isinstance(direction, str)

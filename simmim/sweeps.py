@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from simmim import processes
 from simmim.errors import UserError
-from simmim.finished import finished_summary
+from simmim.finished import is_finished
 from simmim.processes import Composed
 
 log = logging.getLogger("simmim")
@@ -37,16 +37,16 @@ def run_job(stage: str, composed: Composed) -> float | None:
     """
     run_dir, config = composed.run_dir, composed.config
     (run_dir / _FAILURE).unlink(missing_ok=True)
-    summary = None
+    finished = False
     try:
         # Other stages are quick, and what they judge may have changed.
         if config.get("resume") == "auto":
-            summary = finished_summary(run_dir, config)
+            finished = is_finished(run_dir, config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         note_failure(run_dir, str(error))
         return None
-    if summary is not None:
+    if finished:
         log.info(f"finished before: {run_dir}")
     elif code := processes.run_apart(stage, composed):
         note_failure(run_dir, f"killed by signal {-code}" if code < 0 else f"exit code {code}")
@@ -54,8 +54,10 @@ def run_job(stage: str, composed: Composed) -> float | None:
     objective = config.get("objective")
     if objective is None:
         return None
-    figures = summary or json.loads((run_dir / "summary.json").read_text())
-    value = figures["metrics"].get(objective)
+    path = run_dir / "summary.json"
+    if not path.is_file():  # of several tasks of a cluster's job, the first one writes it
+        return None
+    value = json.loads(path.read_text())["metrics"].get(objective)
     # Figures that are not finite stand as null: a run that diverged is the worst.
     return value if value is not None else float("inf" if is_minimised(objective) else "-inf")
 
@@ -147,15 +149,10 @@ def require_one_process() -> None:
 
 
 def shared_options(config: DictConfig) -> str:
-    """The override that keeps what all jobs have in common out of their names.
-
-    With nothing to vary, that is where they write alone.
-    """
+    """The override that keeps what all jobs have in common out of their names."""
     typed = OmegaConf.to_container(config.hydra.overrides.task)
     assert isinstance(typed, list)
     configured = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]
     options = OverridesParser.create().parse_overrides([*configured, *map(str, typed)])
     shared = {option.key_or_group for option in options if not option.is_sweep_override()}
-    if len(shared) == len({option.key_or_group for option in options}):
-        shared = {"run_dir"}
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(shared))}]"
