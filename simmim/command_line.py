@@ -7,21 +7,27 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import configure_log
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from simmim import processes, sweeps
 from simmim.errors import UserError
+from simmim.finished import record_finished
+from simmim.processes import Composed
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+# Hydra's plugins that are installed with an extra.
+_EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
 
 
 def config_directory() -> Path:
@@ -38,26 +44,49 @@ def run_command(stage: str) -> None:
     shows the traceback instead.
     """
     wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+    composed = processes.handed_over()
+    if composed is not None:
+        run_composed(stage, composed, wants_traceback)
+        return
 
     @hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=stage)
-    def command(config: DictConfig) -> None:
+    def command(config: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         try:
+            composed = processes.hand_over(config, hydra_config)
             # The processes of a run inherit the user's own choice.
             with _full_error("1" if wants_traceback else None):
-                run_stage(stage, config, hydra_config.runtime.output_dir)
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    return sweeps.run_job(stage, composed)
+                with processes.inherited(composed):
+                    run_stage(stage, config, str(composed.run_dir), composed.overrides)
         except Exception as error:
-            # In a sweep, Hydra notes the job's failure and goes on.
-            if wants_traceback or hydra_config.mode == RunMode.MULTIRUN:
-                raise
-            exit_if_mendable(error, stage)
+            if not wants_traceback:
+                exit_if_mendable(error, stage)
             raise
+        return None
 
     # Hydra then lets errors through instead of printing them in its own way.
     try:
         with _full_error("1"):
             command()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not wants_traceback:
+            exit_if_mendable(error, stage)
+            # Optuna's sweeper asks which trial is the best even where all have failed.
+            sweeps.Sweep.report_failures()
+        raise
+
+
+def run_composed(stage: str, composed: Composed, wants_traceback: bool) -> None:
+    """Runs what another process composed: a job of a sweep, or a run's part on a further device."""
+    configure_log(composed.job_logging)
+    try:
+        run_stage(stage, composed.config, str(composed.run_dir), composed.overrides)
+    except Exception as error:
+        mistake = mendable(error)
+        reason = explain(mistake, stage) if mistake else f"{type(error).__name__}: {error}"
+        sweeps.note_failure(composed.run_dir, reason)
         if not wants_traceback:
             exit_if_mendable(error, stage)
         raise
@@ -77,8 +106,11 @@ def _full_error(value: str | None) -> Iterator[None]:
             os.environ[_FULL_ERROR] = before
 
 
-def run_stage(stage: str, config: DictConfig, run_dir: str) -> Any:
-    """Checks the configuration and calls `simmim.stages.<stage>` with it; imports torch."""
+def run_stage(stage: str, config: DictConfig, run_dir: str, overrides: Sequence[str] = ()) -> Any:
+    """Checks the configuration and calls `simmim.stages.<stage>` with it; imports torch.
+
+    `overrides` are what was typed, for the record.
+    """
     # Loader workers and other programs share the cores: a thread that spins while it waits for the
     # others keeps them from running (quickstart on two cores: 200 images/s against 174).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -88,20 +120,30 @@ def run_stage(stage: str, config: DictConfig, run_dir: str) -> Any:
     with open_dict(config):
         config.run_dir = run_dir
     configuration.check(config, function)
-    return function(**{str(name): value for name, value in config.items()})
+    summary = function(**{str(name): value for name, value in config.items()})
+    # The first of several processes has it.
+    if summary and Path(run_dir, "summary.json").is_file():
+        record_finished(Path(run_dir), config, overrides)
+    return summary
 
 
 def exit_if_mendable(error: BaseException, stage: str) -> None:
     """Prints one line and exits with code 2 if the error, or what caused it, is the user's to mend."""
+    mistake = mendable(error)
+    if mistake is not None:
+        print(f"error: {explain(mistake, stage)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def mendable(error: BaseException) -> BaseException | None:
+    """The error, or what caused it, if the user can mend it."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
-    mendable = cause or error
-    composing = isinstance(mendable, (HydraException, OmegaConfBaseException))
-    building = isinstance(mendable, InstantiationException)
-    if isinstance(mendable, UserError) or (composing and not building):
-        print(f"error: {explain(mendable, stage)}", file=sys.stderr)
-        sys.exit(2)
+    if cause is not None:
+        return cause
+    composing = isinstance(error, (HydraException, OmegaConfBaseException))
+    return error if composing and not isinstance(error, InstantiationException) else None
 
 
 def explain(error: BaseException, stage: str) -> str:
@@ -110,6 +152,8 @@ def explain(error: BaseException, stage: str) -> str:
     message = str(error).rpartition("UserError: ")[2]
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        if group.startswith("hydra/") and choice in _EXTRAS:
+            return f'{group}={choice} is not installed; pip install "simmim[{_EXTRAS[choice]}]"'
         return f"{group}={choice} is unknown; use {', '.join(sorted(error.options))}"
     if unknown := re.search(r"Could not override '([^']+)'", message):
         return _unknown_option(unknown[1], list(_option_names(stage)))

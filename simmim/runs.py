@@ -50,6 +50,7 @@ class RunOptions(TypedDict):
     trainer: DictConfig
     save: DictConfig
     resume: str
+    objective: str
     logger: DictConfig
     seed: int
     run_dir: str
@@ -64,6 +65,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     run_dir: str
     resumed: Path | None
+    objective: str
     extra_figures: tuple[str, ...]
 
 
@@ -100,7 +102,16 @@ def create_run(
     if resumed is not None:
         require_strategy(resumed, trainer)
         checkpoints.remember_best(resumed_step(resumed))
-    return Run(trainer, optimization, throughput, checkpoints, run_dir, resumed, extra_figures)
+    return Run(
+        trainer,
+        optimization,
+        throughput,
+        checkpoints,
+        run_dir,
+        resumed,
+        options["objective"],
+        extra_figures,
+    )
 
 
 def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
@@ -217,7 +228,9 @@ def fit(
     `figures` were measured before and stand in the summary among the others.
     """
     trainer = run.trainer
-    run.checkpoints.require_figure([*task.figures, *run.extra_figures])
+    logged = [*task.figures, *run.extra_figures]
+    run.checkpoints.require_figure(logged)
+    require_objective(run.objective, [*logged, *(figures or {})])
     trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=images, verbose=False)
@@ -254,6 +267,14 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
+
+
+def require_objective(objective: str, figures: Sequence[str]) -> None:
+    """Raises UserError unless a summary will hold the figure that a sweep is to optimise."""
+    if objective not in figures:
+        raise UserError(
+            f"objective={objective} is no held-out figure of this run; use {', '.join(figures)}"
+        )
 
 
 def validate_untrained(

@@ -139,15 +139,5 @@ def test_a_file_that_vanishes_is_named_in_one_line(folders):
     assert "error: cannot read image" in done.stderr
 
 
-def test_a_multirun_gives_each_job_its_directory(tmp_path):
-    tiny = "model.image_size=32 model.window_size=4 model.depths=[1,1] model.num_heads=[2,4] "
-    tiny += "data.train_size=8 data.val_size=2 data.batch_size=4 data.num_workers=0 "
-    tiny += "trainer=cpu trainer.max_steps=1"
-    done = command("-m", "seed=0,1", *tiny.split(), "run_dir=sweep", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "sweep" / "0" / "summary.json").is_file()
-    assert (tmp_path / "sweep" / "1" / "encoder.safetensors").is_file()
-
-
 def test_configuration_directory_has_a_root_for_the_command():
     assert (config_directory() / "pretrain.yaml").is_file()

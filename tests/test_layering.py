@@ -11,6 +11,7 @@ PACKAGE = Path(simmim.__file__).parent
 LAYERS = [
     ["evaluate", "export", "finetune", "pretrain", "transfer"],
     ["command_line"],
+    ["sweeps", "studies", "finished", "processes"],
     ["stages"],
     ["evaluation", "exporting"],
     ["runs", "starting"],

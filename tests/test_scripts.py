@@ -14,6 +14,7 @@ from PIL import Image
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import gather_sweep  # noqa: E402
 from commands import run  # noqa: E402
 from quickstart import Story, as_markdown, table_rows  # noqa: E402
 from window_transfer import Cell  # noqa: E402
@@ -107,3 +108,71 @@ def test_the_window_transfer_ablation_writes_its_table_and_plot(tmp_path):
     assert "| log CPB |" in (out / "table.md").read_text()
     with Image.open(out / "table.png") as picture:
         assert picture.width > 500
+
+
+def leave_job(sweep: Path, name: str, overrides: list[str], loss: float | None) -> None:
+    (sweep / name / ".hydra").mkdir(parents=True)
+    summary = {"metrics": {"val/loss": loss, "val/other": 1.0}, "steps": 9, "seconds": 1.5}
+    (sweep / name / "summary.json").write_text(json.dumps(summary))
+    finished = {"overrides": overrides, "config": {"objective": "val/loss"}}
+    (sweep / name / ".hydra" / "finished.yaml").write_text(json.dumps(finished))
+
+
+def gather(sweep: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[dict[str, str]]:
+    monkeypatch.setattr(sys, "argv", ["gather_sweep.py", str(sweep), *options])
+    gather_sweep.main()
+    with Image.open(sweep / "sweep.png") as picture:
+        assert picture.width > 500
+    with (sweep / "sweep.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweeps_table_has_what_differs_and_names_what_is_missing(tmp_path, monkeypatch, capsys):
+    for lr, seed, loss in (("1e-2", 0, 0.6), ("1e-2", 1, 0.8), ("1e-3", 0, 0.5), ("1e-3", 1, None)):
+        leave_job(tmp_path, f"{lr}-{seed}", [f"optim.lr={lr}", f"seed={seed}", "data=demo"], loss)
+    for name in ("stopped", "failed"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+    (tmp_path / "failed" / "failure.txt").write_text("mask ratio 2\n")
+    rows = gather(tmp_path, monkeypatch)
+    assert list(rows[0]) == [
+        *("job", "optim.lr", "seed", "val/loss", "val/other", "steps", "seconds")
+    ]
+    assert [(row["job"], row["val/loss"]) for row in rows] == [
+        *(("1e-3-0", "0.5"), ("1e-3-1", ""), ("1e-2-0", "0.6"), ("1e-2-1", "0.8"))
+    ]
+    table = (tmp_path / "sweep.md").read_text()
+    assert "| 0.001 | 1 | – | 1 | 9 | 1.5 |" in table
+    assert "| 0.01 | 0.7 ± 0.14 (2) |" in table
+    told = capsys.readouterr().out
+    assert "4 of 6 finished" in told
+    assert "not finished: stopped" in told
+    assert "failed: failed: mask ratio 2" in told
+    with pytest.raises(SystemExit, match="no figure val/top1; use val/loss, val/other"):
+        gather(tmp_path, monkeypatch, "--figure", "val/top1")
+
+
+@pytest.mark.parametrize(
+    ("options", "panels", "lines"),
+    [
+        ([["a=1"], ["a=20"], ["a=100"]], ["a"], [1]),
+        ([["a=tiny"], ["a=small"]], ["a"], [1]),
+        ([["a=1", "b=x"], ["a=2", "b=x"], ["a=3", "b=x"], ["a=1", "b=y"]], ["a"], [2]),
+        ([["a=1", "b=2"], ["a=3", "b=4"], ["a=5", "b=6"]], ["a", "b"], [1, 1]),
+        ([["a=1", "b=2", "c=3"], ["a=2", "b=3", "c=4"]], ["a", "b", "c"], [1, 1, 1]),
+    ],
+)
+def test_a_sweeps_plot_suits_what_was_varied(tmp_path, monkeypatch, options, panels, lines):
+    from matplotlib import pyplot
+
+    for number, overrides in enumerate(options):
+        leave_job(tmp_path, str(number), overrides, 0.5 + number)
+    gather(tmp_path, monkeypatch)
+    frames = pyplot.gcf().axes
+    assert [frame.get_xlabel() for frame in frames] == panels
+    assert [len(frame.containers) for frame in frames] == lines
+    assert frames[0].get_xscale() == ("log" if options[-1] == ["a=100"] else "linear")
+
+
+def test_a_folder_without_runs_is_told(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="holds no finished run of 0"):
+        gather(tmp_path, monkeypatch)
