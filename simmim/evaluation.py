@@ -175,6 +175,7 @@ def judge_encoder(
         )
     images = open_data(data, start.planned, CenterCrop(start.planned.image_size), seed)
     classes = images.require_classes()
+    source = images.require_random_access()
     if isinstance(recipe, NeighbourVote):
         recipe.require_neighbours(len(images.train))
     normalisation = start.find_normalisation(images.normalisation)
@@ -187,7 +188,7 @@ def judge_encoder(
         with trainer.precision_plugin.forward_context():
             return extract_features(encoder, batches, normalisation, device).counted()
 
-    train, val = see(images.train, "training images"), see(images.val, "held-out images")
+    train, val = see(source, "training images"), see(images.val, "held-out images")
     if not train.values.isfinite().all() or not val.values.isfinite().all():
         raise UserError(
             f"features of {start.source} are not finite: the model had diverged; use another"

@@ -1,9 +1,9 @@
-"""From uint8 images to what a model takes, and back; on whatever device the images are."""
+"""From images to what a model takes, and back; on whatever device the images are."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -11,18 +11,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalisation(NamedTuple):
-    """Mean and standard deviation of each channel, for values scaled to [0, 1]."""
+    """Mean and standard deviation of each channel: of uint8 scaled to [0, 1], of floats as they are."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def normalise(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """uint8 images to float32 of about zero mean and unit variance, on their own device."""
+    def normalise(self, images: Real[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """To float32 of about zero mean and unit variance; what is not finite becomes the mean."""
         mean, std = self._on(images)
-        return (images.float() / 255 - mean) / std
+        if images.dtype == torch.uint8:
+            return (images.float() / 255 - mean) / std
+        return ((images.float() - mean) / std).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     def invert(self, images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
-        """Normalised images back to uint8, for pictures."""
+        """Normalised images back to the uint8 that they were, for pictures."""
         mean, std = self._on(images)
         return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -32,3 +34,8 @@ class Normalisation(NamedTuple):
             for values in (self.mean, self.std)
         )
         return mean, std
+
+
+def stretch(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:
+    """A picture of normalised values: two deviations below the mean are black, two above white."""
+    return ((images.float() / 4 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)

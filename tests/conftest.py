@@ -1,6 +1,7 @@
 """What many tests share: configurations composed as the command line does it, and tiny runs."""
 
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,17 @@ def compose(stage: str, overrides: list[str]) -> DictConfig:
     """The configuration that `python -m simmim.<stage> <overrides>` runs with."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
         return hydra.compose(stage, overrides, return_hydra_config=False)
+
+
+def pack(files: Path, shards: Path, per_shard: int = 1000) -> Path:
+    """The files of a folder as tar shards of so many, in order; the first part of a name is the key."""
+    shards.mkdir(parents=True, exist_ok=True)
+    paths = sorted(path for path in files.rglob("*") if path.is_file())
+    for first in range(0, len(paths), per_shard):
+        with tarfile.open(shards / f"{first // per_shard:03}.tar", "w") as tar:
+            for path in paths[first : first + per_shard]:
+                tar.add(path, path.relative_to(files).as_posix())
+    return shards
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """Every file under conf/ composes and builds what it names; every recipe says where it is from."""
 
+import json
 import re
 
+import numpy as np
 import pytest
 import torch
-from conftest import compose
+from conftest import compose, pack
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -72,17 +74,39 @@ def build(config: DictConfig, tmp_path) -> None:
         instantiate(config.mixing, num_classes=10, batch_size=config.data.batch_size)
 
 
+def write_images(config: DictConfig, folder):
+    """Three images in the form and with the channels that the configuration asks for."""
+    files = folder / "images"
+    files.mkdir()
+    for number in range(3):
+        if config.model.get("in_channels") in (3, None):
+            Image.new("RGB", (40, 40)).save(files / f"{number}.png")
+        else:
+            np.save(files / f"{number}.npy", np.zeros((config.model.in_channels, 40, 40), np.int16))
+    if config.data._target_.endswith(".webdataset"):
+        return pack(files, folder / "shards")
+    if config.data._target_.endswith(".hf"):
+        datasets = pytest.importorskip("datasets")
+        paths = [str(path) for path in files.iterdir()]
+        images = datasets.Dataset.from_dict({"image": paths})
+        images.cast_column("image", datasets.Image()).save_to_disk(folder / "saved")
+        return folder / "saved"
+    return files
+
+
 def build_data(config: DictConfig, image_size: tuple[int, int], tmp_path) -> None:
-    """Builds the data; a folder of images where the configuration leaves it to the user."""
-    folder = {}
+    """Builds the data; a few images where the configuration leaves it to the user."""
+    given = {}
     if "root" in config.data:
-        for number in range(3):
-            Image.new("RGB", (40, 40)).save(tmp_path / f"{number}.png")
-        folder = {"root": tmp_path}
+        given["root"] = str(write_images(config, tmp_path))
+    if config.data.get("statistics"):
+        given["statistics"] = tmp_path / "statistics.json"
+        values = [1.0] * config.model.in_channels
+        given["statistics"].write_text(json.dumps({"mean": values, "std": values}))
     transform = None
     if "augmentation" in config:
         transform = instantiate(config.augmentation, image_size=image_size)
-    data = instantiate(config.data, image_size=image_size, train_transform=transform, **folder)
+    data = instantiate(config.data, image_size=image_size, train_transform=transform, **given)
     assert len(data.train) > 0 or transform is None
     assert len(data.val) > 0
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
+from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation, stretch
 
 
 def every_byte(channels: int) -> torch.Tensor:
@@ -43,3 +43,15 @@ def test_bf16_predictions_are_inverted_in_float32() -> None:
     images = torch.tensor([[[[0.7]]]], dtype=torch.bfloat16)
     expected = round((images.item() * 0.225 + 0.406) * 255)
     assert Normalisation((0.406,), (0.225,)).invert(images).item() == expected
+
+
+def test_floats_are_taken_in_their_own_units_and_what_is_not_finite_becomes_the_mean() -> None:
+    images = torch.tensor([[[[100.0, 140.0, torch.nan, torch.inf, -torch.inf]], [[0.0] * 5]]])
+    normalised = Normalisation((120.0, -1.0), (10.0, 2.0)).normalise(images)
+    assert normalised[0, 0].tolist() == [[-2, 2, 0, 0, 0]]
+    assert normalised[0, 1].tolist() == [[0.5] * 5]
+
+
+def test_normalised_values_of_any_unit_make_a_picture() -> None:
+    images = torch.tensor([-100.0, -2.0, 0.0, 2.0, 100.0]).view(1, 1, 1, 5)
+    assert stretch(images).flatten().tolist() == [0, 0, 128, 255, 255]

@@ -5,17 +5,24 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY
 from PIL import Image
 
+from simmim.data import webdataset
+from simmim.errors import UserError
+
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import channel_statistics  # noqa: E402
 import gather_sweep  # noqa: E402
 from commands import run  # noqa: E402
+from make_shards import make_shards  # noqa: E402
 from quickstart import Story, as_markdown, table_rows  # noqa: E402
 from window_transfer import Cell  # noqa: E402
 from window_transfer import as_markdown as as_paper  # noqa: E402
@@ -176,3 +183,93 @@ def test_a_sweeps_plot_suits_what_was_varied(tmp_path, monkeypatch, options, pan
 def test_a_folder_without_runs_is_told(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="holds no finished run of 0"):
         gather(tmp_path, monkeypatch)
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    """Twelve pictures of two classes below a folder, and one that is none; the pictures' bytes."""
+    written = {}
+    for number in range(12):
+        path = folder / ("ant", "bee.s")[number % 2] / f"picture.{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30 + number, 20), (number, 0, 0)).save(path)
+        written[path.relative_to(folder).as_posix()] = path.read_bytes()
+    (folder / "ant" / "broken.jpg").write_bytes(b"no image")
+    return written
+
+
+def test_shards_hold_the_files_byte_by_byte_with_their_labels(tmp_path):
+    written = images(tmp_path / "images")
+    made = make_shards(tmp_path / "images", tmp_path / "shards", shard_size=5, workers=2)
+    assert sum(shard.count for shard in made) == 12
+    [error] = [error for shard in made for error in shard.errors]
+    assert "ant/broken.jpg" in error
+    description = json.loads((tmp_path / "shards" / "dataset.json").read_text())
+    assert description["samples"] == sum(description["shards"].values()) == 12
+    data = webdataset(
+        root=str(tmp_path / "shards"), image_size=8, batch_size=1, train_transform=None
+    )
+    assert data.val.classes == ("ant", "bee.s")
+    packed = [data.val.read(index) for index in range(len(data.val))]
+    assert sorted(packed) == sorted(written.values())
+    assert packed != list(written.values())
+    for index in range(len(data.val)):
+        image, label = data.val.load(index)
+        assert label == int(image[0, 0, 0]) % 2
+    make_shards(tmp_path / "images", tmp_path / "again", shard_size=5, workers=1)
+    for path in (tmp_path / "shards").glob("*.tar"):
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+    make_shards(tmp_path / "images", tmp_path / "other", shard_size=5, workers=1, seed=1)
+    first, other = (tmp_path / name / "shard-000000.tar" for name in ("again", "other"))
+    assert first.read_bytes() != other.read_bytes()
+
+
+def test_shards_of_a_flat_folder_have_no_labels_and_smaller_pictures_if_asked(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 32)).save(tmp_path / "images" / "large.jpg")
+    Image.new("RGB", (16, 8)).save(tmp_path / "images" / "small.png")
+    make_shards(tmp_path / "images", tmp_path / "shards", workers=1, max_side=32)
+    with tarfile.open(tmp_path / "shards" / "shard-000000.tar") as tar:
+        content = {member.name.split("-")[1]: tar.extractfile(member).read() for member in tar}
+    assert set(content) == {"large.jpg", "small.png"}
+    assert content["small.png"] == (tmp_path / "images" / "small.png").read_bytes()
+    data = webdataset(
+        root=str(tmp_path / "shards"), image_size=8, batch_size=1, train_transform=None
+    )
+    assert {tuple(data.val.load(index)[0].shape) for index in (0, 1)} == {(3, 16, 32), (3, 8, 16)}
+
+
+def test_shards_are_not_written_over_others(tmp_path):
+    images(tmp_path / "images")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is not empty"):
+        make_shards(tmp_path / "images", tmp_path / "images")
+    with pytest.raises(UserError, match="holds no image"):
+        make_shards(tmp_path / "empty", tmp_path / "shards")
+    with pytest.raises(UserError, match="is not a folder"):
+        make_shards(tmp_path / "none", tmp_path / "shards")
+    with pytest.raises(UserError, match="must be positive"):
+        make_shards(tmp_path / "images", tmp_path / "shards", shard_size=0)
+    with pytest.raises(UserError, match="--max-side is for RGB"):
+        make_shards(tmp_path / "images", tmp_path / "shards", channels=4, max_side=5)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_channel_statistics_are_numpys_for_a_folder_and_for_its_shards(
+    tmp_path, monkeypatch, capsys
+):
+    values = np.random.default_rng(0).normal(300, 40, (90, 4, 6, 5)).astype(np.float32)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(values):
+        np.save(tmp_path / "images" / f"{number}.npy", image)
+    make_shards(tmp_path / "images", tmp_path / "shards", workers=1, channels=4, shard_size=40)
+    for root in ("images", "shards"):
+        options = [str(tmp_path / root), "--channels", "4", "--workers", "2"]
+        file = tmp_path / f"{root}.json"
+        monkeypatch.setattr(sys, "argv", ["", *options, "--out", str(file)])
+        channel_statistics.main()
+        printed = capsys.readouterr().out
+        assert "90 images, 0 could not be read" in printed
+        found = json.loads(file.read_text())
+        np.testing.assert_allclose(found["mean"], values.mean((0, 2, 3), np.float64), rtol=1e-6)
+        np.testing.assert_allclose(found["std"], values.std((0, 2, 3), np.float64), rtol=1e-6)
+        assert f"mean: [{found['mean'][0]:.6g}, " in printed

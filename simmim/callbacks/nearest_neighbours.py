@@ -55,6 +55,7 @@ class NearestNeighbours(pl.Callback):
         images = _data(trainer)
         try:
             images.require_classes()
+            images.require_random_access()
         except UserError as error:
             raise UserError(
                 f"knn.every_n_epochs={self.every_n_epochs} needs labelled images: {error}; "
@@ -97,7 +98,8 @@ class NearestNeighbours(pl.Callback):
         if held_out:
             loader = images.evaluation_dataloader(images.val)
         else:
-            loader = images.evaluation_dataloader(images.train, self._choose(images))
+            source = images.require_random_access()
+            loader = images.evaluation_dataloader(source, self._choose(images))
         with trainer.precision_plugin.forward_context():
             return extract_features(task.model.encoder, loader, task.normalisation, task.device)
 

@@ -1,5 +1,6 @@
 """Pictures of what the model sees and what it fills in."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch.utils.data import default_collate
 from simmim.data.datamodule import ImageDataModule
 from simmim.data.samples import Sample, SampleKey, TransformedImages
 from simmim.errors import UserError
-from simmim.normalisation import Normalisation
+from simmim.normalisation import stretch
 from simmim.tasks.simmim import Reconstruction, SimMIMTask
 
 _GREY = 128
@@ -50,7 +51,10 @@ class Reconstructions(pl.Callback):
             )
         if not trainer.is_global_zero:
             return
-        sheet = contact_sheet(panels(result, pl_module.normalisation))
+        # Values of another type than uint8 are no colours yet.
+        is_picture = batch.image.dtype == torch.uint8
+        show = pl_module.normalisation.invert if is_picture else stretch
+        sheet = contact_sheet(panels(result, show))
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / f"step-{trainer.global_step:08d}.png")
         for logger in trainer.loggers:
@@ -81,14 +85,17 @@ class Panels(NamedTuple):
     reconstruction: UInt8[Tensor, "b c h w"]
 
 
-def panels(result: Reconstruction, normalisation: Normalisation) -> Panels:
-    """Images of a reconstruction in uint8: as they are, with masked pixels grey, and filled in."""
-    images = normalisation.invert(result.images)
+def panels(result: Reconstruction, show: Callable[[Tensor], Tensor]) -> Panels:
+    """Images of a reconstruction in uint8: as they are, with masked pixels grey, and filled in.
+
+    `show` makes uint8 of normalised images.
+    """
+    images = show(result.images)
     grey = torch.full_like(images, _GREY)
     return Panels(
         images,
         torch.where(result.mask.unsqueeze(1), grey, images),
-        normalisation.invert(result.predicted_images),
+        show(result.predicted_images),
     )
 
 

@@ -1,5 +1,6 @@
-"""Images in: sources, transforms, sampling, loaders. Knows nothing of models."""
+"""Images in: sources, streams, transforms, sampling, loaders. Knows nothing of models."""
 
-from simmim.data.datamodule import ImageDataModule, demo, imagefolder
+from simmim.data.datamodule import ImageDataModule
+from simmim.data.kinds import demo, hf, imagefolder, webdataset
 
-__all__ = ["ImageDataModule", "demo", "imagefolder"]
+__all__ = ["ImageDataModule", "demo", "hf", "imagefolder", "webdataset"]

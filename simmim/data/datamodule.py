@@ -1,36 +1,34 @@
-"""Sources into batches: the loaders of a run, and one function for each kind of data."""
+"""Sources and streams into batches: the loaders of a run."""
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from simmim.data.demo import DemoImages
-from simmim.data.imagefolder import FolderSplits, ImageFolder, held_out_folder, split_folder
 from simmim.data.samples import ImageSource, OnError, Sample, Transform, TransformedImages
-from simmim.data.sampling import EvaluationSampler, TrainSampler
-from simmim.data.transforms import CenterCrop
+from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
+from simmim.data.streams import ImageStream, StreamedImages
 from simmim.errors import UserError
 from simmim.interruption import ignore_signals
-from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
-from simmim.sizes import Size, as_pair
+from simmim.normalisation import Normalisation
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Loaders over a training and a held-out source.
+    """Loaders over a training source or stream, and a held-out source.
 
-    Workers send uint8; `normalisation` is applied on the device. `batch_size` is per device.
-    `num_workers` None means a worker for each core but one, at most 8. `train_transform` is None
-    where nothing is trained.
+    Workers send images as they are stored; `normalisation` is applied on the device. `batch_size`
+    is per device. `num_workers` None means a worker for each core but one, at most 8.
+    `train_transform` is None where nothing is trained, `order` where any order of a source's samples
+    will do. Workers change nothing in a source; a stream is read in as many lanes as there are.
     """
 
     def __init__(
         self,
-        train: ImageSource,
+        train: ImageSource | ImageStream,
         val: ImageSource,
         *,
         train_transform: Transform | None,
@@ -40,6 +38,7 @@ class ImageDataModule(pl.LightningDataModule):
         normalisation: Normalisation = Normalisation(),
         seed: int = 0,
         on_error: OnError = "raise",
+        order: Order | None = None,
     ) -> None:
         super().__init__()
         check_loading(batch_size, num_workers)
@@ -52,6 +51,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.normalisation = normalisation
         self.seed = seed
         self.on_error: OnError = on_error
+        self.order = order
 
     def require_batches(self, world_size: int) -> None:
         """Raises UserError where one global batch takes more images than there are."""
@@ -77,15 +77,26 @@ class ImageDataModule(pl.LightningDataModule):
             )
         return self.train.classes
 
+    def require_random_access(self) -> ImageSource:
+        """The training source; UserError where it is a stream, whose images cannot be chosen."""
+        if isinstance(self.train, ImageStream):
+            raise UserError(
+                "the training images are streamed and cannot be chosen one by one, as neighbours and "
+                "linear classifiers need; use shards or a dataset on a disk"
+            )
+        return self.train
+
     def batches_per_epoch(self, world_size: int) -> int:
         """Training batches of each rank in an epoch."""
         return len(self.train) // (self.batch_size * world_size)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled, augmented batches; a resumed run goes on at the next one."""
-        sampler = TrainSampler(
-            len(self.train), self.batch_size, seed=self.seed, **self._rank_and_world_size()
-        )
+        place = self._rank_and_world_size()
+        length = len(self.train)
+        is_stream = isinstance(self.train, ImageStream)
+        order = partial(in_turn, length) if is_stream else self.order
+        sampler = TrainSampler(length, self.batch_size, seed=self.seed, order=order, **place)
         if self.trainer is not None:
             # Workers ask for keys as soon as they start, before Lightning tells the epoch.
             accumulation = self.trainer.accumulate_grad_batches
@@ -94,7 +105,19 @@ class ImageDataModule(pl.LightningDataModule):
             sampler.set_epoch(epoch)
             sampler.skip_batches(step * accumulation)
         assert self.train_transform is not None
-        images = TransformedImages(self.train, self.train_transform, self.seed, self.on_error)
+        images: TransformedImages | StreamedImages
+        if isinstance(self.train, ImageStream):
+            images = StreamedImages(
+                self.train,
+                self.train_transform,
+                self.seed,
+                batch_size=self.batch_size,
+                lanes=max(1, self.num_workers),
+                on_error=self.on_error,
+                **place,
+            )
+        else:
+            images = TransformedImages(self.train, self.train_transform, self.seed, self.on_error)
         return self._loader(images, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
@@ -116,7 +139,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(
         self,
-        images: TransformedImages,
+        images: TransformedImages | StreamedImages,
         sampler: TrainSampler | EvaluationSampler,
         *,
         persistent: bool = True,
@@ -145,73 +168,6 @@ class ImageDataModule(pl.LightningDataModule):
 def start_worker(worker: int) -> None:
     """Leaves signals to the run: its next step needs what its workers have in hand."""
     ignore_signals()
-
-
-def demo(
-    *,
-    image_size: Size,
-    train_size: int,
-    val_size: int,
-    batch_size: int,
-    train_transform: Transform | None,
-    detail: float = 1.0,
-    num_workers: int | None = None,
-    seed: int = 0,
-) -> ImageDataModule:
-    """Pictures that simmim draws itself, with the texture of the ground as their label."""
-    size = as_pair(image_size, "model.image_size")
-    train, val = (
-        DemoImages(split=split, size=count, image_size=size, seed=seed, detail=detail)
-        for split, count in (("train", train_size), ("val", val_size))
-    )
-    return ImageDataModule(
-        train,
-        val,
-        train_transform=train_transform,
-        val_transform=CenterCrop(size),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        seed=seed,
-    )
-
-
-def imagefolder(
-    *,
-    root: str | Path | None,
-    image_size: Size,
-    batch_size: int,
-    train_transform: Transform | None,
-    val_ratio: float = 0.05,
-    num_workers: int | None = None,
-    on_error: OnError = "skip",
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    seed: int = 0,
-) -> ImageDataModule:
-    """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
-
-    Raises:
-        UserError: no folder given, or none that holds readable images.
-    """
-    if root is None:
-        raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
-    check_loading(batch_size, num_workers)  # before the folder is read
-    if train_transform is None:
-        held_out = held_out_folder(root)
-        folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
-    else:
-        folders = split_folder(root, val_ratio)
-    return ImageDataModule(
-        folders.train,
-        folders.val,
-        train_transform=train_transform,
-        val_transform=CenterCrop(image_size),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        normalisation=Normalisation(tuple(mean), tuple(std)),
-        seed=seed,
-        on_error=on_error,
-    )
 
 
 def check_loading(batch_size: int, num_workers: int | None) -> None:

@@ -1,16 +1,26 @@
-"""Image files to RGB: every Pillow mode, each converted so that the picture looks as it should."""
+"""Image files to tensors: pictures as RGB or grey, bands of other kinds of data as they are.
 
+What is asked for is a number of channels. Three are a picture in RGB, whatever Pillow mode it is
+stored in, each converted so that it looks as it should; one is its grey. `.npy` arrays and TIFF files
+that are no such pictures keep their values: uint8 as they are, every other type as float32 in the units
+of the file.
+"""
+
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from jaxtyping import Real
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
 from simmim.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".npy"}
+)
 
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -25,22 +35,73 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# What the readers raise for a damaged file.
+_DAMAGED = (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError)
 
-def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
-    """Reads a file (its first frame) as RGB, upright by its EXIF orientation.
+
+def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
+    """Reads a file (its first frame); uint8, or float32 where it holds values of another type.
+
+    Pictures are upright by their EXIF orientation.
 
     Raises:
-        UserError: the file cannot be read as an image; the message names it.
+        UserError: the file cannot be read, or has other channels; the message names it.
     """
     try:
-        with Image.open(path) as image:
-            rgb = to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"cannot read image {path} ({str(error) or type(error).__name__}); remove or replace it"
-        ) from error
+        with path.open("rb") as file:
+            return _decode(file, channels)
+    except _DAMAGED as error:
+        raise _unreadable(str(path), error) from error
+
+
+def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
+    """The same for a file's content; `name` tells an unreadable one in the message."""
+    try:
+        return _decode(BytesIO(data), channels)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: BaseException) -> UserError:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = "it is no image of a known format"
+    return UserError(f"cannot read image {name} ({reason}); remove or replace it")
+
+
+def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
+    """Told apart by content: a name may say anything."""
+    start = file.read(8)
+    file.seek(0)
+    if is_array(start):
+        return read_array(file, channels)
+    if is_tiff(start) and not _is_picture(file, channels):
+        return read_tiff(file, channels)
+    if channels not in (1, 3):
+        raise ValueError(f"a picture of this format has 3 channels, not {channels}")
+    with Image.open(file) as image:
+        picture = to_rgb(image)
+    if channels == 1:
+        picture = picture.convert("L")
     # A copy, for PyTorch wants memory that it may write to.
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+
+
+def _is_picture(file: OpenFile, channels: int) -> bool:
+    """Whether a TIFF file is one that Pillow reads, and its channels are asked for as a picture's.
+
+    A single band of more than 8 bits is one where RGB is asked for.
+    """
+    if channels not in (1, 3):
+        return False
+    try:
+        with Image.open(file) as image:
+            return channels == 3 or image.mode not in _WIDE_MODES
+    except UnidentifiedImageError:
+        return False
+    finally:
+        file.seek(0)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxtyping import UInt8
+from jaxtyping import Real
 from torch import Tensor
 
 from simmim.data.decode import IMAGE_SUFFIXES, read_image
@@ -23,8 +23,11 @@ class ImageFolder:
     labels are -1 otherwise).
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], classes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, root: Path, paths: Sequence[str], classes: tuple[str, ...] = (), channels: int = 3
+    ) -> None:
         self.root = root
+        self.channels = channels
         self.paths = list(paths)
         self.classes = classes
         self._label_of = {name: label for label, name in enumerate(classes)}
@@ -39,11 +42,11 @@ class ImageFolder:
         """Number of images."""
         return len(self.paths)
 
-    def load(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], int]:
+    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
         """Decodes one image; UserError names a file that cannot be read."""
         path = self.paths[index]
         label = self._label_of[path.split("/", 1)[0]] if self.classes else -1
-        return read_image(self.root / path), label
+        return read_image(self.root / path, self.channels), label
 
     def identifier(self, index: int) -> str:
         """The path below the root."""
@@ -57,7 +60,7 @@ class FolderSplits(NamedTuple):
     val: ImageFolder
 
 
-def split_folder(root: str | Path, val_ratio: float) -> FolderSplits:
+def split_folder(root: str | Path, val_ratio: float, channels: int = 3) -> FolderSplits:
     """Images of `root/train` and `root/val` where both exist, else `val_ratio` of `root` held out.
 
     Which images are held out depends on their paths alone, so that a file added later moves few.
@@ -68,49 +71,57 @@ def split_folder(root: str | Path, val_ratio: float) -> FolderSplits:
     """
     root = _existing(root)
     if (root / "train").is_dir() and (root / "val").is_dir():
-        train, val = open_folder(root / "train"), open_folder(root / "val")
+        train, val = (open_folder(root / split, channels) for split in ("train", "val"))
         # Numbered together, for either may lack a class that the other has.
         both = train.classes and val.classes
         classes = tuple(sorted({*train.classes, *val.classes})) if both else ()
         return FolderSplits(
-            ImageFolder(train.root, train.paths, classes), ImageFolder(val.root, val.paths, classes)
+            ImageFolder(train.root, train.paths, classes, channels),
+            ImageFolder(val.root, val.paths, classes, channels),
         )
     if not 0 < val_ratio < 1:
         raise UserError(
             f"data.val_ratio {val_ratio} is not between 0 and 1 (both excluded); use 0.05, "
             f"or put the images into {root}/train and {root}/val"
         )
-    whole = open_folder(root)
+    whole = open_folder(root, channels)
     if len(whole) < 2:
         raise UserError(f"{root} holds one image, none is left to validate on; add more images")
     by_hash = sorted(whole.paths, key=lambda path: zlib.crc32(os.fsencode(path)))
     held_out = set(by_hash[: min(max(1, round(val_ratio * len(whole))), len(whole) - 1)])
     return FolderSplits(
-        ImageFolder(root, [path for path in whole.paths if path not in held_out], whole.classes),
-        ImageFolder(root, [path for path in whole.paths if path in held_out], whole.classes),
+        *(
+            ImageFolder(
+                root,
+                [path for path in whole.paths if (path in held_out) == is_held_out],
+                whole.classes,
+                channels,
+            )
+            for is_held_out in (False, True)
+        )
     )
 
 
-def held_out_folder(root: str | Path) -> ImageFolder:
+def held_out_folder(root: str | Path, channels: int = 3) -> ImageFolder:
     """Every image of `root/val` where there is one, else of `root`: for what is not trained.
 
     Raises:
         UserError: a folder that is missing, empty or without a readable image.
     """
     root = _existing(root)
-    return open_folder(root / "val" if (root / "val").is_dir() else root)
+    return open_folder(root / "val" if (root / "val").is_dir() else root, channels)
 
 
-def open_folder(root: Path) -> ImageFolder:
+def open_folder(root: Path, channels: int = 3) -> ImageFolder:
     """All images below `root`; UserError if there is none, or none that can be read."""
     paths = sorted(find_images(root))
     if not paths:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise UserError(f"{root} holds no image ({kinds}); set data.root to a folder of images")
-    _require_readable(root, paths)
+    _require_readable(root, paths, channels)
     in_folders = all("/" in path for path in paths)
     classes = sorted({path.split("/", 1)[0] for path in paths}) if in_folders else []
-    return ImageFolder(root, paths, tuple(classes))
+    return ImageFolder(root, paths, tuple(classes), channels)
 
 
 def find_images(root: Path) -> Iterator[str]:
@@ -139,12 +150,12 @@ def _existing(root: str | Path) -> Path:
     return root
 
 
-def _require_readable(root: Path, paths: Sequence[str]) -> None:
+def _require_readable(root: Path, paths: Sequence[str], channels: int) -> None:
     """Raises UserError if none of the first files can be decoded, with the first one's reason."""
     reason: UserError | None = None
     for path in paths[:_PROBED_FILES]:
         try:
-            read_image(root / path)
+            read_image(root / path, channels)
         except UserError as error:
             reason = reason or error
         else:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Real
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     repeat that only evens out the ranks and must not be counted.
     """
 
-    image: UInt8[Tensor, "*b c h w"]
+    image: Real[Tensor, "*b c h w"]
     label: Int[Tensor, "*b"] | int
     sample_index: Int[Tensor, "*b"] | int
 
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """Samples without the repeats that only even out the ranks; there may be none."""
 
-    images: UInt8[Tensor, "n c h w"]
+    images: Real[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
     sample_index: Int[Tensor, " n"]
 
@@ -74,8 +74,8 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def load(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int]:
-        """The image as uint8 at its own size, and its label (-1 where there is none)."""
+    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
+        """The image at its own size, uint8 or float32, and its label (-1 where there is none)."""
 
     def identifier(self, index: int) -> str:
         """What names the image to a person: a path, or a place in a stream."""
@@ -112,7 +112,7 @@ class TransformedImages(Dataset[Sample]):
             image = self.transform(image)
         return Sample(image, label, -1 if key.is_padding or replaced else key.sample_index)
 
-    def _load(self, index: int) -> tuple[UInt8[Tensor, "c h w"], int, bool]:
+    def _load(self, index: int) -> tuple[Real[Tensor, "c h w"], int, bool]:
         """The image and label, and whether another stands in for them."""
         for tried in range(_MOST_REPLACEMENTS):
             place = (index + tried) % len(self)

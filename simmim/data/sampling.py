@@ -1,6 +1,7 @@
 """Which rank sees which sample when: a function of (seed, epoch), however many ranks there are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -10,20 +11,65 @@ from torch.utils.data import Sampler
 from simmim.data.samples import SampleKey
 from simmim.randomness import derive_seed
 
+# The order of an epoch's samples by (seed, epoch).
+Order = Callable[[int, int], Int[Tensor, " length"]]
+
+
+def shuffle(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
+    """Any order of all samples is as likely as any other."""
+    return torch.randperm(length, generator=_generator(seed, epoch))
+
+
+def shuffle_nearby(
+    counts: Sequence[int], buffer: int, seed: int, epoch: int
+) -> Int[Tensor, " length"]:
+    """Stretches of samples (`counts` of each) in any order, and each sample near its neighbours.
+
+    What a shuffle buffer of `buffer` samples does to shards that are read one after another: a
+    sample changes places with those at most so many before or after it.
+    """
+    generator = _generator(seed, epoch)
+    shards = torch.randperm(len(counts), generator=generator)
+    sizes = torch.tensor(counts)
+    firsts = sizes.cumsum(0) - sizes
+    sizes, firsts = sizes[shards], firsts[shards]
+    turns = torch.arange(int(sizes.sum()))
+    ordered = turns + torch.repeat_interleave(firsts - (sizes.cumsum(0) - sizes), sizes)
+    delays = torch.rand(len(turns), generator=generator, dtype=torch.float64) * buffer
+    return ordered[(turns + delays).argsort()]
+
+
+def in_turn(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
+    """As they are: places in a stream, which shuffles by itself."""
+    return torch.arange(length)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(seed, "order", epoch) % 2**63)
+
 
 class TrainSampler(Sampler[SampleKey]):
-    """Shuffles the whole data by (seed, epoch) and deals each global batch out to the ranks.
+    """Orders the whole data by (seed, epoch) and deals each global batch out to the ranks.
 
     Global batch `g` is places `g · world_size · batch_size` onwards of the shuffled order; rank `r`
     takes the `r`-th stretch of `batch_size`. An incomplete last batch waits for a later epoch.
+    `order` is by default a shuffle of all.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Order | None = None,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
+        self.order: Order = order or partial(shuffle, length)
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -46,16 +92,11 @@ class TrainSampler(Sampler[SampleKey]):
         """Starts the next iteration after `count` batches: a resumed run was there before."""
         self.skipped_batches = count
 
-    def order(self) -> Int[Tensor, " length"]:
-        """The epoch's order of all samples."""
-        generator = torch.Generator().manual_seed(
-            derive_seed(self.seed, "order", self.epoch) % 2**63
-        )
-        return torch.randperm(self.length, generator=generator)
-
     def __iter__(self) -> Iterator[SampleKey]:
         """Keys of this rank, batch after batch."""
-        used = self.order()[: self.num_batches * self.world_size * self.batch_size]
+        used = self.order(self.seed, self.epoch)[
+            : self.num_batches * self.world_size * self.batch_size
+        ]
         dealt = used.view(self.num_batches, self.world_size, self.batch_size)[:, self.rank]
         first, self.skipped_batches = self.skipped_batches, 0
         for index in dealt[first:].flatten().tolist():

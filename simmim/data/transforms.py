@@ -1,14 +1,15 @@
-"""From a decoded uint8 image of any size to one of the size that the model takes, still uint8."""
+"""From a decoded image of any size to one of the size that the model takes, of the same type."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from simmim.data.samples import Transform
 from simmim.errors import UserError
 from simmim.normalisation import IMAGENET_MEAN
 from simmim.sizes import Pair, Size, as_pair
@@ -72,6 +73,16 @@ def strong_augmentation(
     return v2.Compose(steps)
 
 
+def require_channels(transform: Transform | None, channels: int) -> None:
+    """Raises UserError for an augmentation of RGB pictures where there are other channels."""
+    steps = getattr(transform, "transforms", ())
+    if channels != 3 and any(isinstance(step, RandAugment) for step in steps):
+        raise UserError(
+            f"augmentation.rand_augment changes the colours of RGB pictures and the data has "
+            f"{channels} channels; use augmentation.rand_augment=null"
+        )
+
+
 class RandAugment(nn.Module):
     """timm's RandAugment on uint8 tensors; holes that a rotation leaves are ImageNet's mean colour."""
 
@@ -87,6 +98,11 @@ class RandAugment(nn.Module):
 
     def forward(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
         """Augments one image."""
+        if image.dtype != torch.uint8:
+            raise UserError(
+                "augmentation.rand_augment changes the colours of 8-bit pictures and the data holds "
+                "other values; use augmentation.rand_augment=null"
+            )
         return F.pil_to_tensor(self.policy(F.to_pil_image(image)))
 
 
@@ -97,11 +113,17 @@ class NoiseErasing(nn.Module):
         super().__init__()
         self.erase = v2.RandomErasing(probability, value=0)
 
-    def forward(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h w"]:
+    def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h w"]:
         """Erases from one image."""
         # Where a marked copy was erased, noise of the normalised image's variance comes in.
         kept = self.erase(torch.ones_like(image)).bool()
-        noise = (torch.randn(image.shape) * 57 + 114).clamp(0, 255).to(torch.uint8)
+        noise = torch.randn(image.shape)
+        if image.dtype == torch.uint8:
+            noise = (noise * 57 + 114).clamp(0, 255).to(torch.uint8)
+        else:
+            # Floats have units of their own: those of the image.
+            std, mean = torch.std_mean(image, dim=(1, 2), keepdim=True)
+            noise = noise * std + mean
         return torch.where(kept, image, noise)
 
 
@@ -112,7 +134,7 @@ class CenterCrop(nn.Module):
         super().__init__()
         self.image_size: Pair = as_pair(image_size, "model.image_size")
 
-    def forward(self, image: UInt8[Tensor, "c h w"]) -> UInt8[Tensor, "c h2 w2"]:
+    def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
         """Crops and resizes; the same for the same image."""
         height, width = image.shape[-2:]
         target_height, target_width = self.image_size

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import Unpack
@@ -75,7 +75,7 @@ class SimMIMTask(TrainingTask):
         self.val_baseline = MeanMetric()
 
     def reconstruct(
-        self, images: UInt8[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
+        self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Reconstruction:
         """Masks the images as their places at `step` say, and predicts them."""
         mask = self.mask_generator(places, step=step)
@@ -90,7 +90,7 @@ class SimMIMTask(TrainingTask):
         return Reconstruction(normalised, pixels, target, prediction, statistics)
 
     def reconstruct_held_out(
-        self, images: UInt8[Tensor, "b c H W"], index: Int[Tensor, " b"]
+        self, images: Real[Tensor, "b c H W"], index: Int[Tensor, " b"]
     ) -> Reconstruction:
         """The same with masks that depend on the images' indices alone: fixed over a run."""
         # No step of training is negative, so held-out masks are none of those trained on.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import simmim
 from simmim.callbacks import NearestNeighbours
-from simmim.data.datamodule import demo
+from simmim.data import demo
 from simmim.data.transforms import CenterCrop
 from simmim.errors import UserError
 from simmim.features import extract_features

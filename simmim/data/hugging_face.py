@@ -1,0 +1,326 @@
+"""Images of a Hugging Face dataset: by index where it is on a disk, else as a stream."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Real, Shaped
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor
+
+from simmim.data.decode import decode_image
+from simmim.data.streams import Encoded, FirstImages
+from simmim.errors import UserError
+from simmim.randomness import derive_seed
+
+_BATCH = 16
+
+
+class Columns(NamedTuple):
+    """Where a dataset's images and labels are, the images' channels, and the dataset's name."""
+
+    image: str
+    label: str | None
+    channels: int
+    name: str
+
+
+class HuggingFaceImages:
+    """The images of a `datasets.Dataset`, which lies on a disk and is read at random."""
+
+    def __init__(self, dataset: Any, columns: Columns, classes: tuple[str, ...]) -> None:
+        self.dataset = undecoded(dataset, columns.image)
+        self.columns = columns
+        self.classes = classes
+        self._labels: list[int] | None = None
+        if classes:
+            values = np.asarray(dataset.with_format("numpy")[columns.label][:])
+            self._labels = number_labels(values, classes)
+
+    def present_classes(self) -> tuple[str, ...]:
+        """The classes that some image here has."""
+        labels = {label for label in self._labels or () if label >= 0}
+        return tuple(sorted(self.classes[label] for label in labels))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
+        """Decodes one image; UserError names one that cannot be read."""
+        data = content(self.dataset[index][self.columns.image])
+        label = -1 if self._labels is None else self._labels[index]
+        return decode_image(data, self.identifier(index), self.columns.channels), label
+
+    def identifier(self, index: int) -> str:
+        """The dataset and the row."""
+        return f"{self.columns.name}[{index}]"
+
+
+class HuggingFaceStream:
+    """The images of a `datasets.IterableDataset`, shuffled by it in shards and a buffer.
+
+    Args:
+        length: samples that count as an epoch.
+        buffer: samples that its shuffle buffer holds, undecoded.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        columns: Columns,
+        classes: tuple[str, ...],
+        *,
+        length: int,
+        buffer: int,
+        seed: int,
+    ) -> None:
+        self.dataset = undecoded(dataset, columns.image)
+        self.columns = columns
+        self.classes = classes
+        self.channels = columns.channels
+        self.buffer = buffer
+        self.seed = seed
+        self._length = length
+
+    def present_classes(self) -> tuple[str, ...]:
+        """All of them, for a stream is not read to find out."""
+        return self.classes
+
+    def __len__(self) -> int:
+        """Samples that count as an epoch."""
+        return self._length
+
+    def read_part(self, epoch: int, part: int, parts: int) -> Iterator[Encoded]:
+        """The images of every `parts`-th of its files; of every `parts`-th row where it has fewer."""
+        dataset = self.dataset
+        is_split = dataset.num_shards >= parts
+        if is_split:
+            # Another part each epoch, so that lanes do not stay with their files.
+            dataset = dataset.shard(parts, (part + epoch) % parts, contiguous=False)
+        key = derive_seed(self.seed, "stream", epoch, part if is_split else 0)
+        shuffled = dataset.shuffle(seed=key % 2**32, buffer_size=self.buffer)
+        images = read_rows(shuffled, self.columns, self.classes)
+        yield from images if is_split else islice(images, part, None, parts)
+
+
+def load_saved(root: str | Path, train_split: str) -> dict[str, Any]:
+    """The splits that `save_to_disk` wrote; a dataset without splits is the one to train on.
+
+    Raises:
+        UserError: a folder that holds none.
+    """
+    datasets = require_datasets()
+    folder = Path(root).expanduser()
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.root {root} is no dataset that save_to_disk wrote ({error}); "
+            "use data=imagefolder for a folder of images, data.name for other datasets"
+        ) from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {train_split: loaded}
+
+
+def load_named(name: str, subset: str | None, streaming: bool) -> dict[str, Any]:
+    """The splits of a dataset of the hub, or of a folder that `datasets.load_dataset` takes.
+
+    Raises:
+        UserError: one that cannot be loaded.
+    """
+    datasets = require_datasets()
+    try:
+        return dict(datasets.load_dataset(name, subset, streaming=streaming))
+    except Exception as error:  # of as many kinds as there are formats
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"data.name={name} cannot be loaded ({reason}); check the name, data.subset and the network"
+        ) from error
+
+
+def index_splits(
+    splits: Mapping[str, Any],
+    train_split: str,
+    val_split: str | None,
+    columns: Columns,
+    *,
+    val_ratio: float,
+    samples_per_epoch: int | None,
+) -> tuple[HuggingFaceImages, HuggingFaceImages]:
+    """What a run trains on ("": nothing) and holds out of a dataset that lies on a disk.
+
+    Raises:
+        UserError: splits or columns that do not exist, or a ratio that leaves a part empty.
+    """
+    if samples_per_epoch is not None:
+        raise UserError(
+            f"data.samples_per_epoch={samples_per_epoch} is for data.streaming=true; here an epoch is "
+            "all images; use data.samples_per_epoch=null"
+        )
+    if val_split is not None:
+        val = _find_split(splits, val_split, "data.val_split")
+        classes = class_names(val, columns.label)
+        train = val.select([])
+        if train_split:
+            train = _find_split(splits, train_split, "data.train_split")
+            classes = _merge(class_names(train, columns.label), classes)
+    else:
+        whole = _find_split(splits, train_split, "data.train_split")
+        if not 0 < val_ratio < 1 or len(whole) < 2:
+            raise UserError(
+                f"data.val_ratio {val_ratio} of {len(whole)} images leaves a part empty; "
+                "use 0.05, or set data.val_split"
+            )
+        classes = class_names(whole, columns.label)
+        count = min(max(1, round(val_ratio * len(whole))), len(whole) - 1)
+        order = np.random.default_rng(0).permutation(len(whole))
+        rank_zero_info(f"{count} of {len(whole)} images are held out (data.val_ratio)")
+        val, train = (whole.select(np.sort(part)) for part in (order[:count], order[count:]))
+    return HuggingFaceImages(train, columns, classes), HuggingFaceImages(val, columns, classes)
+
+
+def stream_splits(
+    splits: Mapping[str, Any],
+    train_split: str,
+    val_split: str | None,
+    columns: Columns,
+    *,
+    val_size: int,
+    buffer: int,
+    samples_per_epoch: int | None,
+    seed: int,
+) -> tuple[HuggingFaceStream, FirstImages]:
+    """What a run trains on ("": nothing) and holds out of streams: their first images.
+
+    Raises:
+        UserError: splits or columns that do not exist, or an epoch of no known length.
+    """
+    train = _find_split(splits, train_split or str(val_split), "data.train_split")
+    known = train.info.splits and train.info.splits.get(train_split)
+    length = samples_per_epoch or (known.num_examples if known else 0) or 0
+    if val_split is not None:
+        held_out = _find_split(splits, val_split, "data.val_split")
+    else:
+        held_out, train = train.take(val_size), train.skip(val_size)
+        length = length if samples_per_epoch else length - val_size
+        rank_zero_info(f"the first {val_size} images are held out (data.val_size)")
+    if length < 1 and train_split:
+        raise UserError(
+            f"how many images {columns.name} holds is not known, or not more than data.val_size="
+            f"{val_size}; set data.samples_per_epoch=N"
+        )
+    classes = class_names(train, columns.label)
+    images = read_rows(undecoded(held_out, columns.image), columns, classes)
+    val = FirstImages(images, val_size, classes, columns.channels)
+    stream = HuggingFaceStream(train, columns, classes, length=length, buffer=buffer, seed=seed)
+    return stream, val
+
+
+def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Iterator[Encoded]:
+    """The rows of a stream as they come, undecoded."""
+    row = 0
+    # Not by its __iter__, which would share the rows out to the workers a second time.
+    for batch in dataset.iter(_BATCH):
+        labels = [-1] * len(batch[columns.image])
+        if classes:
+            labels = number_labels(np.asarray(batch[columns.label]), classes)
+        for image, label in zip(batch[columns.image], labels, strict=True):
+            yield Encoded(content(image), f"{columns.name}, row {row} of its part", label)
+            row += 1
+
+
+def undecoded(dataset: Any, image_column: str) -> Any:
+    """The dataset with its images as bytes; UserError where the column is none of images."""
+    datasets = require_datasets()
+    features = dataset.features or {}
+    if image_column not in features:
+        raise UserError(
+            f"data.image_column {image_column} does not exist; use one of {', '.join(features)}"
+        )
+    if isinstance(features[image_column], datasets.Image):
+        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    elif getattr(features[image_column], "dtype", None) not in ("binary", "large_binary"):
+        raise UserError(
+            f"data.image_column {image_column} holds no images but {features[image_column]}; "
+            "use a column of type Image, or of files as bytes"
+        )
+    return dataset.select_columns(
+        [name for name, kind in features.items() if name == image_column or _is_label(kind)]
+    )
+
+
+def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
+    """The names that the dataset has for its labels; its distinct values where it lies on a disk.
+
+    Raises:
+        UserError: a column that does not exist, or is neither of names nor of numbers.
+    """
+    if label_column is None:
+        return ()
+    features = dataset.features or {}
+    if label_column not in features:
+        raise UserError(
+            f"data.label_column {label_column} does not exist; use one of {', '.join(features)}, "
+            "or null for none"
+        )
+    feature = features[label_column]
+    if hasattr(feature, "names"):
+        return tuple(feature.names)
+    if not _is_label(feature):
+        raise UserError(f"data.label_column {label_column} holds no labels but {feature}")
+    if not hasattr(dataset, "unique"):
+        raise UserError(
+            f"data.label_column {label_column} of a stream has no names; "
+            "use data.label_column=null, or data.streaming=false"
+        )
+    values = dataset.unique(label_column)
+    if feature.dtype == "string":
+        return tuple(sorted(values))
+    if max(values) >= max(100_000, len(dataset)):
+        raise UserError(
+            f"data.label_column {label_column} holds {max(values)}, no number of a class"
+        )
+    return tuple(map(str, range(max(values) + 1)))
+
+
+def number_labels(values: Shaped[np.ndarray, " n"], classes: tuple[str, ...]) -> list[int]:
+    """Labels as places in the classes: numbers as they are, names by their place; -1 beyond."""
+    if values.dtype.kind in "iu":
+        return [int(label) if 0 <= label < len(classes) else -1 for label in values]
+    places = {name: place for place, name in enumerate(classes)}
+    return [places.get(str(label), -1) for label in values]
+
+
+def content(image: Mapping[str, Any] | bytes) -> bytes:
+    """An image's file, from within the dataset or from where it points to."""
+    if isinstance(image, bytes):
+        return image
+    data = image["bytes"]
+    return Path(image["path"]).read_bytes() if data is None else data
+
+
+def require_datasets() -> Any:
+    """The library, or UserError where it is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError('data=hf needs the datasets library; pip install "simmim[hf]"') from None
+    return datasets
+
+
+def _find_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
+    if split not in splits:
+        raise UserError(f"{option} {split} does not exist; use one of {', '.join(splits)}")
+    return splits[split]
+
+
+def _merge(classes: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of both parts, in the order of the first, where that has all of them."""
+    return classes if set(others) <= set(classes) else tuple(sorted({*classes, *others}))
+
+
+def _is_label(feature: Any) -> bool:
+    dtype = str(getattr(feature, "dtype", ""))
+    return dtype == "string" or dtype.startswith(("int", "uint"))

@@ -1,0 +1,99 @@
+"""Which tar shards there are, by patterns; and what is written beside them."""
+
+import glob
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from simmim.errors import UserError
+
+# Beside shards of scripts/make_shards.py: names of the classes, and how many images each shard holds.
+DESCRIPTION = "dataset.json"
+
+_SHOWN = 5
+
+
+def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> list[str]:
+    """Paths and URLs of shards, in order: of folders, globs, brace lists, or several of them.
+
+    Raises:
+        UserError: a pattern that matches nothing, or a brace list of which files are missing.
+    """
+    require_webdataset()
+    from braceexpand import braceexpand
+
+    found: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        # A command is no pattern but for its braces.
+        names = list(braceexpand(pattern)) if "{" in pattern else [pattern]
+        missing = []
+        for name in names:
+            if is_url(name):
+                found.append(name)
+                continue
+            path = os.path.expanduser(name)  # noqa: PTH111
+            if Path(path).is_dir():
+                matches = sorted(map(str, Path(path).glob("*.tar")))
+            else:
+                matches = [path] if Path(path).exists() else sorted(glob.glob(path))
+            found += matches
+            if not matches:
+                missing.append(name)
+        if len(missing) == len(names):
+            raise UserError(
+                f"{option} {pattern} matches no shard; use a folder of .tar files, "
+                "a glob such as 'DIR/*.tar', or 'DIR/{000..123}.tar'"
+            )
+        if missing:
+            shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+            raise UserError(
+                f"{option} {pattern}: {len(missing)} of {len(names)} shards do not exist ({shown}); "
+                "restore them, or narrow the range"
+            )
+    repeated = len(found) - len(set(found))
+    if repeated:
+        raise UserError(f"{option} names {repeated} shards more than once; name each once")
+    return found
+
+
+def sort_roots(
+    root: str | Sequence[str], val_root: str | Sequence[str] | None
+) -> tuple[str | Sequence[str], str | Sequence[str] | None]:
+    """The two as they are given, or the `train` and `val` of a folder that has both."""
+    if val_root is None and isinstance(root, str):
+        train, val = (Path(root).expanduser() / split for split in ("train", "val"))
+        if train.is_dir() and val.is_dir():
+            return str(train), str(val)
+    return root, val_root
+
+
+def is_url(name: str) -> bool:
+    """Whether a shard is streamed: a URL or a command, not a path."""
+    return "://" in name or name.startswith("pipe:")
+
+
+def require_webdataset() -> Any:
+    """The library, or UserError where it is not installed."""
+    try:
+        import webdataset
+    except ImportError:
+        raise UserError(
+            'data=webdataset needs the webdataset library; pip install "simmim[webdataset]"'
+        ) from None
+    return webdataset
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What scripts/make_shards.py wrote beside the shards; nothing where it did not make them."""
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); correct or remove it") from error
+    if not isinstance(description, dict):
+        raise UserError(f"{path} does not hold an object; correct or remove it")
+    return description

@@ -1,0 +1,182 @@
+"""Tar shards behind URLs or commands, read from front to end by the webdataset library."""
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_info
+
+from simmim.data.samples import OnError
+from simmim.data.shard_lists import DESCRIPTION, require_webdataset
+from simmim.data.streams import Encoded, FirstImages
+from simmim.data.tar_index import is_image, parse_label, split_name
+from simmim.errors import UserError
+from simmim.randomness import derive_seed
+
+log = logging.getLogger(__name__)
+
+
+class ShardStream:
+    """Shards in a random order and their images through a shuffle buffer, by (seed, epoch).
+
+    Args:
+        urls: what the library opens: `https://…`, `s3`-like schemes, `file://…`, `pipe:COMMAND`.
+        length: samples that count as an epoch.
+        buffer: samples that the shuffle buffer holds, encoded; 1 leaves the shards' order.
+        on_error: whether a damaged shard is named and left (`skip`) or stops the run.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        length: int,
+        *,
+        buffer: int,
+        seed: int,
+        classes: tuple[str, ...] = (),
+        channels: int = 3,
+        on_error: OnError = "raise",
+    ) -> None:
+        self.urls = list(urls)
+        self.buffer = buffer
+        self.seed = seed
+        self.classes = classes
+        self.channels = channels
+        self.on_error = on_error
+        self._length = length
+
+    def present_classes(self) -> tuple[str, ...]:
+        """All of them, for a stream is not read to find out."""
+        return self.classes
+
+    def __len__(self) -> int:
+        """Samples that count as an epoch."""
+        return self._length
+
+    def read_part(self, epoch: int, part: int, parts: int) -> Iterator[Encoded]:
+        """The images of every `parts`-th shard of the epoch's order."""
+        wds = require_webdataset()
+        urls = list(self.urls)
+        random.Random(derive_seed(self.seed, "shards", epoch)).shuffle(urls)
+        # With fewer shards than readers, each reads all and keeps its share.
+        is_split = len(urls) >= parts
+        handler = partial(self._report, set())
+        rng = random.Random(derive_seed(self.seed, "buffer", epoch, part if is_split else 0))
+        pipeline = wds.DataPipeline(
+            wds.SimpleShardList(urls[part::parts] if is_split else urls),
+            # Nothing but images and labels is kept: no pickle comes near a decoder.
+            wds.tarfile_to_samples(handler=handler, select_files=_is_needed),
+            wds.shuffle(self.buffer, initial=self.buffer, rng=rng),
+        )
+        images = filter(None, map(self._encoded, pipeline))
+        yield from images if is_split else islice(images, part, None, parts)
+
+    def _encoded(self, sample: dict[str, Any]) -> Encoded | None:
+        suffix = next((name for name in sample if is_image(f".{name}")), None)
+        if suffix is None:
+            return None
+        label = -1
+        if self.classes:
+            text = parse_label(sample.get("cls", b"")).decode("utf-8", "replace")
+            text = text or sample["__key__"].rpartition("/")[0].split("/", 1)[0]
+            label = _place(text, self.classes) if text else -1
+        return Encoded(sample[suffix], f"{sample['__url__']}/{sample['__key__']}.{suffix}", label)
+
+    def _report(self, named: set[str], error: Exception) -> bool:
+        """Whether to go on after a shard that cannot be read, or not to its end."""
+        if isinstance(error, UserError):
+            raise error
+        # The library adds the shard's address to what the error says.
+        url = next((text for text in reversed(error.args) if text in self.urls), "a shard")
+        reason = str(error.args[0]).split(" @ ", 1)[0] if error.args else type(error).__name__
+        what = f"{url} is damaged or cannot be read ({reason})"
+        if self.on_error == "raise":
+            raise UserError(f"{what}; restore it, or use data.on_error=skip") from error
+        named.add(url)
+        log.warning(f"skipped: the rest of {what}; {len(named)} shards so far in this epoch's part")
+        return True
+
+
+def open_streams(
+    urls: Sequence[str],
+    val_urls: Sequence[str],
+    *,
+    val_ratio: float,
+    val_size: int,
+    buffer: int,
+    channels: int,
+    seed: int,
+    on_error: OnError,
+    samples_per_epoch: int | None,
+) -> tuple[ShardStream, FirstImages]:
+    """What a run trains on and holds out: the first images of `val_urls`, or of a share of `urls`.
+
+    Raises:
+        UserError: an epoch of no known length, or one shard alone.
+    """
+    everything = [*urls, *val_urls]
+    about = describe_url(everything[0])
+    classes = tuple(about.get("classes", ()))
+    train_urls = list(urls)
+    if not val_urls:
+        count = min(max(1, round(val_ratio * len(train_urls))), len(train_urls) - 1)
+        if count < 1:
+            raise UserError(
+                f"{train_urls[0]} is one shard, none is left to validate on; set data.val_root"
+            )
+        train_urls, val_urls = train_urls[:-count], train_urls[-count:]
+        rank_zero_info(f"the last {count} of {len(urls)} shards are held out (data.val_ratio)")
+    if samples_per_epoch is None and train_urls:
+        counts = about.get("shards", {})
+        unknown = [url for url in train_urls if url.rsplit("/", 1)[-1] not in counts]
+        if unknown:
+            raise UserError(
+                f"how many images {unknown[0]} holds is not known; set data.samples_per_epoch=N, "
+                "or make the shards with scripts/make_shards.py"
+            )
+        samples_per_epoch = sum(counts[url.rsplit("/", 1)[-1]] for url in train_urls)
+    if samples_per_epoch is not None and samples_per_epoch < 1 and train_urls:
+        raise UserError(f"data.samples_per_epoch {samples_per_epoch} is not positive; use 1000000")
+    options: dict[str, Any] = {
+        "seed": seed,
+        "classes": classes,
+        "channels": channels,
+        "on_error": on_error,
+    }
+    train = ShardStream(train_urls, samples_per_epoch or 0, buffer=buffer, **options)
+    held_out = ShardStream(val_urls, 0, buffer=1, **options)
+    val = FirstImages(held_out.read_part(0, 0, 1), val_size, classes, channels)
+    if not len(val):
+        raise UserError(f"{val_urls[0]} and {len(val_urls) - 1} other shards hold no image")
+    rank_zero_info(f"{len(val)} held-out images are kept in memory (at most data.val_size)")
+    return train, val
+
+
+def describe_url(url: str) -> dict[str, Any]:
+    """What scripts/make_shards.py wrote beside a shard; nothing where that cannot be told."""
+    if url.startswith("pipe:"):
+        return {}
+    try:
+        with require_webdataset().gopen(f"{url.rsplit('/', 1)[0]}/{DESCRIPTION}") as file:
+            description = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return description if isinstance(description, dict) else {}
+
+
+def _is_needed(name: str) -> bool:
+    suffixes = split_name(name)[1]
+    return suffixes == ".cls" or is_image(suffixes)
+
+
+def _place(text: str, classes: tuple[str, ...]) -> int:
+    """A label's place in the classes; UserError for one that they do not have."""
+    if text in classes:
+        return classes.index(text)
+    if text.isascii() and text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    raise UserError(f"label {text!r} of a streamed image is none of {len(classes)} classes")

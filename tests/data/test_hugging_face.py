@@ -1,0 +1,205 @@
+"""Hugging Face datasets: at random from a disk, as streams, labels by name."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from test_streams import batches
+
+from simmim.data import hf
+from simmim.errors import UserError
+
+
+def rows(numbers: range) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "picture": datasets.Image(),
+            "kind": datasets.ClassLabel(names=["a", "b", "c"]),
+            "word": datasets.Value("string"),
+            "price": datasets.Value("float32"),
+        }
+    )
+    columns = {
+        "picture": [Image.new("RGB", (4, 4), (number,) * 3) for number in numbers],
+        "kind": [number % 3 for number in numbers],
+        "word": ["xyz"[number % 3] for number in numbers],
+        "price": [1.0 for _ in numbers],
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """A dataset of two splits as `save_to_disk` leaves it; image n is of shade n, its label n % 3."""
+    folder = tmp_path_factory.mktemp("saved")
+    splits = {"train": rows(range(40)), "test": rows(range(100, 105))}
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parquet(tmp_path_factory) -> Path:
+    """The same as a folder of four parquet files, to be streamed."""
+    folder = tmp_path_factory.mktemp("parquet")
+    for part in range(4):
+        rows(range(part * 16, part * 16 + 16)).to_parquet(folder / f"train-{part}.parquet")
+    rows(range(100, 105)).to_parquet(folder / "test-0.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    # The library waits for its threads at the end of each stream.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+def open_data(rank: int = 0, world_size: int = 1, **options):
+    given = {
+        "image_column": "picture",
+        "label_column": "kind",
+        "batch_size": 4,
+        "num_workers": 0,
+        "image_size": 4,
+        "train_transform": torch.nn.Identity(),
+        "seed": 1,
+    } | options
+    data = hf(**given)
+    data._rank_and_world_size = lambda: {"rank": rank, "world_size": world_size}
+    return data
+
+
+def test_a_saved_dataset_is_read_at_random_with_its_labels(saved):
+    data = open_data(root=saved, val_split="test")
+    assert (len(data.train), len(data.val)) == (40, 5)
+    assert data.train.classes == data.require_classes() == ("a", "b", "c")
+    image, label = data.train.load(17)
+    assert (image[:, 0, 0].tolist(), label) == ([17] * 3, 2)
+    assert data.val.load(4)[0][0, 0, 0] == 104
+    assert data.train.identifier(3) == f"{saved}[3]"
+    seen = [shade for batch in batches(data) for shade in batch]
+    assert sorted(seen) == list(range(40))
+
+
+def test_two_ranks_of_two_workers_see_every_image_exactly_once_an_epoch(saved):
+    seen = []
+    for rank in (0, 1):
+        data = open_data(root=saved, rank=rank, world_size=2, num_workers=2, val_split="test")
+        seen += [shade for batch in batches(data) for shade in batch]
+    assert sorted(seen) == list(range(40))
+
+
+def test_a_share_is_held_out_where_there_is_no_other_split(saved):
+    data = open_data(root=saved, val_ratio=0.2)
+    held_out, train = (
+        {int(part.load(index)[0][0, 0, 0]) for index in range(len(part))}
+        for part in (data.val, data.train)
+    )
+    assert (len(held_out), len(train)) == (8, 32)
+    assert held_out | train == set(range(40))
+
+
+def test_without_training_all_of_the_split_is_held_out(saved):
+    assert len(open_data(root=saved, train_transform=None).val) == 40
+    data = open_data(root=saved, train_transform=None, val_split="test")
+    assert (len(data.train), len(data.val)) == (0, 5)
+
+
+def test_words_are_classes_by_name_and_no_column_means_no_labels(saved):
+    data = open_data(root=saved, label_column="word", val_split="test")
+    assert data.train.classes == ("x", "y", "z")
+    assert data.train.load(4)[1] == 1
+    assert data.val.load(0)[1] == 100 % 3
+    unlabelled = open_data(root=saved, label_column=None)
+    assert unlabelled.train.classes == ()
+    assert unlabelled.train.load(0)[1] == -1
+
+
+def test_a_stream_gives_every_image_once_to_ranks_and_workers(parquet):
+    seen = []
+    for rank in (0, 1):
+        data = open_data(
+            name=str(parquet),
+            streaming=True,
+            val_split="test",
+            samples_per_epoch=64,
+            rank=rank,
+            world_size=2,
+            num_workers=2,
+        )
+        mine = batches(data)
+        assert len(mine) == 8
+        seen += [shade for batch in mine for shade in batch]
+    assert sorted(seen) == list(range(64))
+    held_out = [int(data.val.load(index)[0][0, 0, 0]) for index in range(len(data.val))]
+    assert held_out == [100, 101, 102, 103, 104]
+
+
+def test_a_stream_is_a_function_of_seed_and_epoch_and_goes_on_exactly(parquet):
+    def opened(**options):
+        given = {"streaming": True, "val_split": "test", "samples_per_epoch": 64} | options
+        return open_data(name=str(parquet), **given)
+
+    whole = batches(opened(), epoch=1)
+    assert batches(opened(), epoch=1) == whole
+    assert batches(opened(), epoch=2) != whole
+    assert batches(opened(seed=2), epoch=1) != whole
+    two = batches(opened(num_workers=2), epoch=1)
+    assert batches(opened(num_workers=2), epoch=1, skipped=5) == two[5:]
+
+
+def test_a_streams_first_images_are_held_out_and_its_labels_named(parquet):
+    data = open_data(name=str(parquet), streaming=True, val_size=6, samples_per_epoch=58)
+    assert [int(data.val.load(index)[0][0, 0, 0]) for index in range(6)] == list(range(6))
+    seen = {shade for batch in batches(data) for shade in batch}
+    assert seen <= set(range(6, 64))
+    [batch] = open_data(
+        name=str(parquet), streaming=True, val_size=6, samples_per_epoch=4
+    ).train_dataloader()
+    assert batch.label.tolist() == (batch.image[:, 0, 0, 0] % 3).tolist()
+
+
+def test_with_fewer_files_than_readers_each_keeps_its_share(parquet):
+    data = open_data(name=str(parquet), streaming=True, val_split="test", samples_per_epoch=64)
+    parts = [{image.data for image in data.train.read_part(0, part, 6)} for part in range(6)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 64
+
+
+def test_a_downloaded_dataset_is_read_at_random(parquet):
+    data = open_data(name=str(parquet), val_split="test")
+    assert (len(data.train), len(data.val)) == (64, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"root": None}, "needs data.root=DIR"),
+        ({"name": "also"}, "and not both"),
+        ({"root": "nowhere"}, "nowhere is no dataset that save_to_disk wrote"),
+        ({"image_column": "image"}, "data.image_column image does not exist; use one of picture"),
+        ({"image_column": "price"}, "data.image_column price holds no images"),
+        ({"label_column": "label"}, "data.label_column label does not exist"),
+        ({"label_column": "price"}, "data.label_column price holds no labels"),
+        ({"train_split": "dev"}, "data.train_split dev does not exist; use one of train, test"),
+        ({"val_split": "dev"}, "data.val_split dev does not exist"),
+        ({"val_ratio": 1.5}, "leaves a part empty"),
+        ({"streaming": True}, "data.streaming=true is for data.name"),
+        ({"samples_per_epoch": 5}, "is for data.streaming=true"),
+        ({"val_size": 0}, "is not positive"),
+    ],
+)
+def test_a_mistake_is_told_with_the_way_out(saved, options, message):
+    with pytest.raises(UserError, match=message):
+        open_data(**{"root": saved} | options)
+
+
+def test_a_name_that_cannot_be_loaded_is_told(tmp_path):
+    with pytest.raises(UserError, match="cannot be loaded"):
+        open_data(name=str(tmp_path / "nothing"))
+
+
+def test_a_stream_of_unknown_length_is_refused(parquet):
+    with pytest.raises(UserError, match=r"set data\.samples_per_epoch=N"):
+        open_data(name=str(parquet), streaming=True, val_split="test")
