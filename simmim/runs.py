@@ -176,12 +176,12 @@ def training_arguments(
 ) -> TrainingArguments:
     """What every task is told; UserError where there is not one whole batch."""
     trainer = run.trainer
-    images.require_batches(trainer.world_size)
+    share = (trainer.world_size, trainer.accumulate_grad_batches)
+    images.require_steps(*share)
     length = run_length(
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps,
-        batches_per_epoch=images.batches_per_epoch(trainer.world_size),
-        accumulation=trainer.accumulate_grad_batches,
+        steps_per_epoch=images.steps_per_epoch(*share),
     )
     return {
         "normalisation": normalisation,

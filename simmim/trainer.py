@@ -156,14 +156,8 @@ class RunLength(NamedTuple):
     steps_per_epoch: int
 
 
-def run_length(
-    *, max_epochs: int | None, max_steps: int, batches_per_epoch: int, accumulation: int
-) -> RunLength:
-    """The run ends at `max_epochs` or at `max_steps`, whichever comes first.
-
-    Batches left over at the end of an epoch make a step by themselves, as Lightning has it.
-    """
-    steps_per_epoch = -(-batches_per_epoch // accumulation)
+def run_length(*, max_epochs: int | None, max_steps: int, steps_per_epoch: int) -> RunLength:
+    """The run ends at `max_epochs` or at `max_steps`, whichever comes first."""
     ends = [max_steps] if max_steps >= 0 else []
     if max_epochs is not None and max_epochs >= 0:
         ends.append(max_epochs * steps_per_epoch)

@@ -53,14 +53,19 @@ class ImageDataModule(pl.LightningDataModule):
         self.on_error: OnError = on_error
         self.order = order
 
-    def require_batches(self, world_size: int) -> None:
-        """Raises UserError where one global batch takes more images than there are."""
-        if len(self.train) < self.batch_size * world_size:
-            raise UserError(
-                f"data.batch_size {self.batch_size} on {world_size} device(s) needs "
-                f"{self.batch_size * world_size} training images and there are {len(self.train)}; "
-                f"use data.batch_size={max(1, len(self.train) // world_size)} or less"
-            )
+    def require_steps(self, world_size: int, accumulation: int) -> None:
+        """Raises UserError where one step takes more images than there are."""
+        if self.steps_per_epoch(world_size, accumulation):
+            return
+        devices = f"on {world_size} device(s)"
+        if accumulation > 1:
+            devices += f" with trainer.accumulate_grad_batches={accumulation}"
+        raise UserError(
+            f"data.batch_size {self.batch_size} {devices} needs "
+            f"{self.batch_size * world_size * accumulation} training images and there are "
+            f"{len(self.train)}; use data.batch_size="
+            f"{max(1, len(self.train) // (world_size * accumulation))} or less"
+        )
 
     def require_classes(self) -> tuple[str, ...]:
         """Names of the labels; UserError where images have none or a class is never trained on."""
@@ -86,9 +91,9 @@ class ImageDataModule(pl.LightningDataModule):
             )
         return self.train
 
-    def batches_per_epoch(self, world_size: int) -> int:
-        """Training batches of each rank in an epoch."""
-        return len(self.train) // (self.batch_size * world_size)
+    def steps_per_epoch(self, world_size: int, accumulation: int) -> int:
+        """Optimiser steps in an epoch, each of `accumulation` batches of every device."""
+        return len(self.train) // (self.batch_size * world_size * accumulation)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled, augmented batches; a resumed run goes on at the next one."""
@@ -96,12 +101,18 @@ class ImageDataModule(pl.LightningDataModule):
         length = len(self.train)
         is_stream = isinstance(self.train, ImageStream)
         order = partial(in_turn, length) if is_stream else self.order
-        sampler = TrainSampler(length, self.batch_size, seed=self.seed, order=order, **place)
+        accumulation = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        sampler = TrainSampler(
+            length,
+            self.batch_size,
+            seed=self.seed,
+            order=order,
+            accumulation=accumulation,
+            **place,
+        )
         if self.trainer is not None:
             # Workers ask for keys as soon as they start, before Lightning tells the epoch.
-            accumulation = self.trainer.accumulate_grad_batches
-            steps_per_epoch = -(-sampler.num_batches // accumulation)
-            epoch, step = divmod(self.trainer.global_step, steps_per_epoch)
+            epoch, step = divmod(self.trainer.global_step, sampler.steps_per_epoch)
             sampler.set_epoch(epoch)
             sampler.skip_batches(step * accumulation)
         assert self.train_transform is not None

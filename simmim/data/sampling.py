@@ -52,8 +52,8 @@ class TrainSampler(Sampler[SampleKey]):
     """Orders the whole data by (seed, epoch) and deals each global batch out to the ranks.
 
     Global batch `g` is places `g · world_size · batch_size` onwards of the shuffled order; rank `r`
-    takes the `r`-th stretch of `batch_size`. An incomplete last batch waits for a later epoch.
-    `order` is by default a shuffle of all.
+    takes the `r`-th stretch of `batch_size`. A step takes `accumulation` of them; what is left of an
+    epoch for an incomplete step waits for a later one. `order` is by default a shuffle of all.
     """
 
     def __init__(
@@ -64,10 +64,12 @@ class TrainSampler(Sampler[SampleKey]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        accumulation: int = 1,
         order: Order | None = None,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
+        self.accumulation = accumulation
         self.seed = seed
         self.order: Order = order or partial(shuffle, length)
         self.rank = rank
@@ -76,9 +78,14 @@ class TrainSampler(Sampler[SampleKey]):
         self.skipped_batches = 0
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Complete steps in an epoch."""
+        return self.length // (self.batch_size * self.world_size * self.accumulation)
+
+    @property
     def num_batches(self) -> int:
-        """Complete global batches in an epoch."""
-        return self.length // (self.batch_size * self.world_size)
+        """Global batches in an epoch."""
+        return self.steps_per_epoch * self.accumulation
 
     def __len__(self) -> int:
         """Samples of this rank in an epoch."""

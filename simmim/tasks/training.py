@@ -75,6 +75,9 @@ class TrainingTask(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the step's loss: the mean over its micro-batches and over all ranks."""
+        # DeepSpeed's strategy calls this after each micro-batch.
+        if len(self._losses) < self.trainer.accumulate_grad_batches:
+            return
         self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
         self._losses.clear()
 

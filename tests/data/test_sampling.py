@@ -109,6 +109,15 @@ def test_the_length_is_that_of_the_rank_s_complete_batches(length: int, expected
     assert sampler.num_batches == expected // 3
 
 
+@pytest.mark.parametrize(("length", "steps"), [(24, 2), (35, 2), (36, 3), (11, 0)])
+def test_an_epoch_has_complete_steps_only(length: int, steps: int) -> None:
+    """A shorter one would have gradients as if the missing batches had none."""
+    sampler = TrainSampler(length, 3, seed=0, rank=1, world_size=2, accumulation=2)
+    assert sampler.steps_per_epoch == steps
+    assert sampler.num_batches == 2 * steps
+    assert len(list(sampler)) == len(sampler) == 6 * steps
+
+
 def test_samples_of_an_incomplete_last_batch_come_in_other_epochs() -> None:
     seen = {
         index

@@ -111,7 +111,7 @@ def test_an_epoch_may_be_shorter_than_the_shards(folder):
     data = open_stream(folder, samples_per_epoch=20)
     assert len(data.train) == 20
     assert [len(batch) for batch in batches(data)] == [4] * 5
-    assert data.batches_per_epoch(2) == 2
+    assert data.steps_per_epoch(2, 1) == 2
 
 
 def test_an_epoch_of_unknown_length_is_refused(folder):
