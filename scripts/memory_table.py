@@ -10,6 +10,7 @@ step is taken off. Writes a Markdown table to the terminal.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def main() -> None:
                 f"{result['seconds']:.1f} s"
             )
         lines.append(f"| {way} | {' | '.join(cells)} |")
-        Console(stderr=True).print(lines[-1])
+        Console(stderr=True).print(lines[-1], soft_wrap=True)
     print("\n".join(lines))
 
 
@@ -66,7 +67,12 @@ def in_own_process(model: str, size: str, batch_size: int, encoder: dict[str, An
         }
     )
     done = subprocess.run(
-        [sys.executable, __file__, "--cell", cell], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--cell", cell],
+        check=True,
+        capture_output=True,
+        text=True,
+        # glibc then gives back what is freed: the process is as large as what stands in it.
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"},
     )
     return json.loads(done.stdout)
 
@@ -83,19 +89,16 @@ def measure(
     from simmim.models import SimMIM
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    whole = SimMIM(
-        create_encoder(model, image_size=image_size, window_size=window_size, **encoder)
-    ).to(device)
+    built = create_encoder(model, image_size=image_size, window_size=window_size, **encoder)
+    whole = SimMIM(built).to(device)
     for parameter in whole.parameters():
         parameter.grad = torch.ones_like(parameter)
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    size = (image_size, image_size)
-    mask = RandomMaskGenerator(image_size=size, patch_size=32, token_size=4, ratio=0.6, seed=0)(
-        torch.arange(batch_size, device=device), step=0
-    )
+    mask_generator = RandomMaskGenerator(image_size, patch_size=32, token_size=built.patch_size)
+    mask = mask_generator(torch.arange(batch_size, device=device), step=0)
     before = memory_in_use(device)
     started = time.perf_counter()
-    masked_l1(whole(images, mask), images, enlarge(mask, 4)).backward()
+    masked_l1(whole(images, mask), images, enlarge(mask, built.patch_size)).backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return {"bytes": peak(device) - before, "seconds": time.perf_counter() - started}

@@ -21,6 +21,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 import channel_statistics  # noqa: E402
 import gather_sweep  # noqa: E402
+import memory_table  # noqa: E402
 from commands import run  # noqa: E402
 from make_shards import make_shards  # noqa: E402
 from quickstart import Story, as_markdown, table_rows  # noqa: E402
@@ -178,6 +179,15 @@ def test_a_sweeps_plot_suits_what_was_varied(tmp_path, monkeypatch, options, pan
     assert [frame.get_xlabel() for frame in frames] == panels
     assert [len(frame.containers) for frame in frames] == lines
     assert frames[0].get_xscale() == ("log" if options[-1] == ["a=100"] else "linear")
+
+
+def test_the_memory_table_measures_each_way_in_a_process_of_its_own():
+    plain, both = (
+        memory_table.in_own_process("swinv2_nano", "256/16", 4, memory_table.WAYS[way])
+        for way in ("plain", "both")
+    )
+    assert plain["bytes"] > 1.2 * both["bytes"] > 0
+    assert plain["seconds"] > 0
 
 
 def test_a_folder_without_runs_is_told(tmp_path, monkeypatch):
