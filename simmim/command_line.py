@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from simmim import processes, sweeps
-from simmim.errors import UserError
+from simmim.errors import DoesNotFitError, UserError
 from simmim.finished import record_finished
 from simmim.processes import Composed
 
@@ -150,6 +150,8 @@ def explain(error: BaseException, stage: str) -> str:
     """One line for a mistake: the value, the constraint, the way out."""
     # What a loader's worker raises arrives with the worker's traceback before it.
     message = str(error).rpartition("UserError: ")[2]
+    if isinstance(error, DoesNotFitError):
+        return message
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         if group.startswith("hydra/") and choice in _EXTRAS:

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     Commands print it without a traceback and exit with code 2.
     """
+
+
+class DoesNotFitError(UserError):
+    """A run that needs more memory than there is. The message has several lines: the plan, ways out."""

@@ -25,10 +25,15 @@ class SimMIM(nn.Module):
         self, images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b h w"]
     ) -> Float[Tensor, "b c H W"]:
         """Predicts the whole image from its visible part; `mask` has one entry a token."""
-        tokens = self.encoder.embed(images)
-        tokens = torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
-        prediction: Tensor = self.head(self.encoder.encode(tokens))
+        prediction: Tensor = self.head(self.encoder.encode(self.embed(images, mask)))
         return prediction
+
+    def embed(
+        self, images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b h w"]
+    ) -> Float[Tensor, "b h w embed_c"]:
+        """One token a patch of the image; those that are True in `mask` become the mask token."""
+        tokens = self.encoder.embed(images)
+        return torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
 
 
 class Classifier(nn.Module):

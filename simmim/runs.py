@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import pytorch_lightning as pl
 import torch
@@ -54,6 +54,7 @@ class RunOptions(TypedDict):
     logger: DictConfig
     seed: int
     run_dir: str
+    preflight: Literal["stop", "warn"]
 
 
 class Run(NamedTuple):

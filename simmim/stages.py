@@ -17,6 +17,8 @@ from simmim.evaluation import evaluate
 from simmim.exporting import export
 from simmim.losses import check_target_window
 from simmim.models import Classifier, SimMIM
+from simmim.planning import plan
+from simmim.preflight import classifier_of, create_simmim, require_memory
 from simmim.runs import (
     RunOptions,
     announce,
@@ -30,7 +32,7 @@ from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.classification import Mode
 
-__all__ = ["evaluate", "export", "finetune", "pretrain", "transfer"]
+__all__ = ["evaluate", "export", "finetune", "plan", "pretrain", "transfer"]
 
 
 def pretrain(
@@ -57,6 +59,7 @@ def pretrain(
     pictures = instantiate(reconstructions, run_dir=options["run_dir"])
     neighbours = instantiate(knn)
     run = create_run(options, [pictures, neighbours], neighbours.figures)
+    require_memory(start, run, options, create_simmim)
     images = create_data(options, start.planned)
     normalisation = start.find_normalisation(images.normalisation)
     arguments = training_arguments(run, images, normalisation, options["seed"])
@@ -92,9 +95,12 @@ def finetune(
     """Supervised training of an encoder with a new linear head. Returns the summary."""
     started = time.monotonic()
     start = Start(model, instantiate(init))
-    run = create_run(options, instantiate(ema))
+    average = instantiate(ema)
+    run = create_run(options, average)
     images = create_data(options, start.planned)
     classes = images.require_classes()
+    create_model = classifier_of(len(classes), is_frozen=mode == "linear")
+    require_memory(start, run, options, create_model, has_average=bool(average))
     normalisation = start.find_normalisation(images.normalisation)
     arguments = training_arguments(run, images, normalisation, options["seed"])
 
@@ -130,10 +136,12 @@ def transfer(
     """
     started = time.monotonic()
     start = Start(model, instantiate(init))
-    run = create_run(options, instantiate(ema))
+    average = instantiate(ema)
+    run = create_run(options, average)
     images = create_data(options, start.planned)
     classes = images.require_classes()
     rows = start.find_head(classes)
+    require_memory(start, run, options, classifier_of(len(rows)), has_average=bool(average))
     normalisation = start.find_normalisation(images.normalisation)
     arguments = training_arguments(run, images, normalisation, options["seed"])
 

@@ -17,11 +17,14 @@ from simmim.checkpoints.loading import (
 )
 from simmim.checkpoints.reading import Weights, read_weights
 from simmim.console import say
-from simmim.encoder import SwinTransformer
+from simmim.encoder import ARCHITECTURES, SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 from simmim.sizes import Pair, as_pair, show
+
+# The published sizes, each family from the smallest on.
+_FOR_PHOTOGRAPHS = [name for name in ARCHITECTURES if name != "swinv2_nano"]
 
 
 class Start:
@@ -41,8 +44,7 @@ class Start:
         self.weights = None if init.checkpoint is None else read_weights(init.checkpoint)
         self._model = model
         self._inherited = inherit(model, self.weights)
-        with torch.device("meta"):
-            self.planned: SwinTransformer = self._build()
+        self.planned: SwinTransformer = self.plan_encoder()
         require_window(self.planned)
         self._tell_windows(model)
         if self.weights is not None:
@@ -54,6 +56,11 @@ class Start:
                 strict=self.strict,
                 window_sizes=self.weights.window_sizes,
             )
+
+    def plan_encoder(self, **changes: Any) -> SwinTransformer:
+        """The encoder on the meta device, without weights, with these options of `model` changed."""
+        with torch.device("meta"):
+            return self._build(**changes)
 
     def create_encoder(self) -> SwinTransformer:
         """The encoder with its weights; says what became of each tensor, or that it has none."""
@@ -76,6 +83,17 @@ class Start:
             )
         )
         return encoder
+
+    def smaller_models(self) -> list[str]:
+        """Architectures of the same family that could stand in, largest first; none with weights."""
+        shape = ("patch_size", "embed_dim", "depths", "num_heads")
+        if self.weights is not None or any(self._model.get(name) is not None for name in shape):
+            return []
+        asked = self._model.get("name")
+        family = [
+            name for name in _FOR_PHOTOGRAPHS if name.split("_")[0] == str(asked).split("_")[0]
+        ]
+        return family[: family.index(asked)][::-1] if asked in family else []
 
     def find_normalisation(self, of_data: Normalisation) -> Normalisation:
         """That of the checkpoint, which it was trained with, where it tells; else that of the data."""
@@ -160,8 +178,8 @@ class Start:
                 f"model.pretrained_window_sizes={[list(window) for window in windows]} to those"
             )
 
-    def _build(self) -> SwinTransformer:
-        return instantiate(self._model, **self._inherited)
+    def _build(self, **changes: Any) -> SwinTransformer:
+        return instantiate(self._model, **(self._inherited | changes))
 
     def _report(self, coverage: Coverage) -> None:
         assert self.weights is not None

@@ -30,6 +30,7 @@ OF_FINETUNING = {
     ("optim", "adamw_finetune"),
     ("finetune_settings", "demo"),
 }
+OF_PLANNING = {("stage", "pretrain"), ("stage", "finetune"), ("stage", "transfer")}
 OF_EVALUATION = {("evaluate_settings", "demo")}
 OF_TRANSFER = {("optim", "adamw_transfer"), ("transfer_settings", "demo")}
 
@@ -114,7 +115,13 @@ def build_data(config: DictConfig, image_size: tuple[int, int], tmp_path) -> Non
 @pytest.mark.parametrize("stage", ROOTS)
 def test_a_stage_reads_every_option_and_no_other(stage):
     config = compose(stage, [])
-    assert set(config) == set(configuration.options(getattr(stages, stage)))
+    known = set(configuration.options(getattr(stages, stage)))
+    if stage == "plan":
+        # It takes the options of each of the stages that it plans for.
+        others = [set(compose(stage, [f"stage={of}"])) for of in ("finetune", "transfer")]
+        assert set(config).union(*others) == known
+    else:
+        assert set(config) == known
     configuration.check(config, getattr(stages, stage))
 
 
@@ -125,6 +132,8 @@ def test_every_choice_composes_and_builds(tmp_path, group, choice):
         stage = "finetune"
     elif (group, choice) in OF_TRANSFER:
         stage = "transfer"
+    elif (group, choice) in OF_PLANNING:
+        stage = "plan"
     elif (group, choice) in OF_EVALUATION:
         stage = "evaluate"
     config = compose(stage, [f"{group}={choice}", f"run_dir={tmp_path}"])

@@ -9,15 +9,17 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["evaluate", "export", "finetune", "pretrain", "transfer"],
+    ["evaluate", "export", "finetune", "plan", "pretrain", "transfer"],
     ["command_line"],
     ["sweeps", "studies", "finished", "processes"],
     ["stages"],
-    ["evaluation", "exporting"],
+    ["evaluation", "exporting", "planning"],
+    ["preflight"],
     ["runs", "starting"],
     ["configuration", "trainer", "summary", "metrics_csv"],
     ["strategies", "fully_sharded"],
     ["callbacks"],
+    ["resources"],
     ["tasks", "features"],
     ["optim", "data"],
     ["checkpoints", "sharding"],

@@ -1,0 +1,160 @@
+"""Before weights are allocated: whether a run fits into memory, and ways that would."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, get_args
+
+import torch
+from omegaconf import DictConfig
+
+from simmim.console import say
+from simmim.encoder import SwinTransformer
+from simmim.errors import DoesNotFitError, UserError
+from simmim.models import Classifier, SimMIM
+from simmim.optim import AdamWRecipe
+from simmim.resources.devices import Device, show_bytes, this_gpu, this_machine
+from simmim.resources.plans import Plan, Planner, Setting
+from simmim.resources.ways_out import WayOut, find_ways_out
+from simmim.runs import Run, RunOptions
+from simmim.starting import Start
+from simmim.strategies import StrategyName
+from simmim.trainer import resolve_precision
+
+CreateModel: TypeAlias = Callable[[SwinTransformer], SimMIM | Classifier]
+
+
+def require_memory(
+    start: Start,
+    run: Run,
+    options: RunOptions,
+    create_model: CreateModel,
+    *,
+    has_average: bool = False,
+) -> None:
+    """Plans the run on the devices that it was given; with `preflight=warn` says what it found.
+
+    Raises:
+        DoesNotFitError: it needs more memory than there is.
+    """
+    trainer = run.trainer
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    planner = create_planner(
+        start,
+        create_model,
+        this_gpu() if on_gpu else this_machine(),
+        run.optimization,
+        has_average=has_average,
+    )
+    setting = read_setting(
+        options["data"],
+        options["trainer"],
+        planner.device,
+        devices=trainer.num_devices,
+        nodes=trainer.num_nodes,
+    )
+    if planner.fits(setting):
+        return
+    message = describe_shortage(
+        planner.plan(setting), find_ways_out(planner, setting, start.smaller_models())
+    )
+    if options["preflight"] == "stop":
+        raise DoesNotFitError(message + "\npreflight=warn starts it all the same")
+    say(message)
+
+
+def create_simmim(encoder: SwinTransformer) -> SimMIM:
+    """The model that pretraining trains."""
+    return SimMIM(encoder)
+
+
+def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:
+    """The model of so many classes that fine-tuning and transfer train; frozen: its head alone."""
+
+    def create_classifier(encoder: SwinTransformer) -> Classifier:
+        if is_frozen:
+            encoder.requires_grad_(False).eval()
+        return Classifier(encoder, classes)
+
+    return create_classifier
+
+
+def create_planner(
+    start: Start,
+    create_model: CreateModel,
+    device: Device,
+    optimization: AdamWRecipe,
+    *,
+    has_average: bool,
+) -> Planner:
+    """Plans settings of the model that a run starts from."""
+
+    def build(setting: Setting) -> SimMIM | Classifier:
+        changes: dict[str, object] = {}
+        if setting.model is not None:
+            changes["name"] = setting.model
+        if setting.checkpoint_blocks is not None:
+            changes["checkpoint_blocks"] = list(setting.checkpoint_blocks)
+        elif setting.model is not None:
+            changes["checkpoint_blocks"] = "none"
+        encoder = start.plan_encoder(**changes)
+        with torch.device("meta"):
+            return create_model(encoder)
+
+    return Planner(build, device, optimization, has_average=has_average)
+
+
+def read_setting(
+    data: DictConfig, trainer: DictConfig, device: Device, *, devices: int, nodes: int
+) -> Setting:
+    """What the configuration says of batch, precision and strategy, for so many devices.
+
+    Raises:
+        UserError: an unknown precision or strategy, or a batch without images.
+    """
+    for name, value in (
+        ("data.batch_size", data.batch_size),
+        ("trainer.accumulate_grad_batches", trainer.accumulate_grad_batches),
+    ):
+        if value < 1:
+            raise UserError(f"{name} {value} is not positive; use 1 or more")
+    if trainer.strategy not in get_args(StrategyName):
+        choices = ", ".join(get_args(StrategyName))
+        raise UserError(f"trainer.strategy={trainer.strategy} is unknown; use {choices}")
+    sharing = trainer.strategy
+    if sharing == "auto":
+        sharing = "ddp" if devices * nodes > 1 else "none"
+    precision = resolve_precision(trainer.precision, "cpu")
+    if trainer.precision == "auto" and device.backend == "cuda":
+        precision = "bf16-mixed"
+    return Setting(
+        batch_size=data.batch_size,
+        accumulation=trainer.accumulate_grad_batches,
+        precision=precision,
+        sharing=sharing,
+        devices=devices,
+        nodes=nodes,
+    )
+
+
+def describe_shortage(plan: Plan, ways: Sequence[WayOut]) -> str:
+    """What is needed by part, what there is, and the ways that would fit."""
+    lines = [
+        f"this run does not fit: each device needs {show_bytes(plan.needed)}, and "
+        f"{plan.device.name} has {show_bytes(plan.available)}"
+    ]
+    lines += [f"  {name:<20}{show_bytes(size):>10}" for name, size in plan.parts.items()]
+    lines.append(describe_setting(plan.setting))
+    if not ways:
+        return "\n".join([*lines, "no other setting of this model fits; use a smaller one"])
+    lines.append("these would fit, the cheapest first:")
+    for way in ways:
+        lines += [f"  {way.overrides}", f"      {show_bytes(way.plan.needed)}; {way.price}"]
+    return "\n".join(lines)
+
+
+def describe_setting(setting: Setting) -> str:
+    """`at data.batch_size=32 on 1 device, accumulation 1, 32-true, strategy none`."""
+    return (
+        f"at data.batch_size={setting.batch_size} on {setting.world_size} "
+        f"device{'s' if setting.world_size > 1 else ''}, accumulation {setting.accumulation}, "
+        f"{setting.precision}, strategy {setting.sharing}"
+    )

@@ -1,0 +1,1 @@
+"""What a training step takes: memory by part and moment, and arithmetic; found without running it."""

@@ -1,0 +1,144 @@
+"""What a step takes, traced on the meta device: against hand formulas and real runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from simmim import create_encoder
+from simmim.models import Classifier, SimMIM
+from simmim.resources.steps import segments, trace_step
+from simmim.resources.tracing import Arithmetic, Passed, Segment, trace_segment
+
+CPU, CUDA = Arithmetic("cpu"), Arithmetic("cuda", autocast=torch.bfloat16)
+
+
+def small(**changes) -> SimMIM:
+    with torch.device("meta"):
+        return SimMIM(
+            create_encoder("swinv2_t", image_size=64, window_size=8, depths=(2, 2, 4, 2), **changes)
+        )
+
+
+def test_a_linear_layer_keeps_its_input_and_does_two_flops_a_weight():
+    layer = torch.nn.Linear(32, 64, device="meta")
+    taken = Passed(torch.Size((8, 32)), torch.float32, has_gradient=True)
+    trace = trace_segment(Segment(layer, tuple(layer.parameters())), taken, CPU)
+    # Four bytes more: the loss.
+    assert trace.kept == 8 * 32 * 4 + 4
+    assert trace.forward_peak == (8 * 32 + 8 * 64) * 4
+    assert trace.gradients == (32 * 64 + 64) * 4
+    assert trace.forward_flops == 2 * 8 * 32 * 64
+    assert trace.backward_flops == 2 * trace.forward_flops
+
+
+def test_autocast_keeps_inputs_and_weights_in_bf16():
+    layer = torch.nn.Linear(32, 64, device="meta")
+    taken = Passed(torch.Size((8, 32)), torch.float32, has_gradient=True)
+    trace = trace_segment(Segment(layer, tuple(layer.parameters())), taken, CUDA)
+    assert trace.output.dtype == torch.bfloat16
+    assert trace.kept == (8 * 32 + 32 * 64) * 2 + 2
+
+
+def block_flops(tokens: int, channels: int, window: int, offsets: int) -> int:
+    """Of one image: qkv, projection and MLP, attention's two products, the bias network."""
+    heads = channels // 32
+    return (
+        2 * tokens * channels**2 * (3 + 1 + 8)
+        + 2 * 2 * tokens * window * channels
+        + 2 * offsets * 512 * (2 + heads)
+    )
+
+
+@pytest.mark.parametrize("arithmetic", [CPU, CUDA])
+def test_flops_of_a_block_agree_with_the_formula(arithmetic):
+    model = small()
+    segment, _ = list(segments(model))[1]
+    taken = Passed(torch.Size((1, 16, 16, 96)), torch.float32, has_gradient=True)
+    trace = trace_segment(segment, taken, arithmetic)
+    assert trace.forward_flops == block_flops(256, 96, 64, 15 * 15)
+
+
+@pytest.mark.parametrize("arithmetic", [CPU, CUDA])
+def test_recomputation_takes_one_more_forward_pass_and_less_memory(arithmetic):
+    plain, recomputed = (
+        trace_step(small(checkpoint_blocks=blocks), 4, arithmetic, keeps_gradients=False)
+        for blocks in ("none", "all")
+    )
+    assert plain.recomputed_flops == 0
+    assert recomputed.forward_flops == plain.forward_flops
+    assert recomputed.backward_flops == plain.backward_flops
+    # Neither what stands between blocks nor the last layer of a block is computed again.
+    assert 0.7 < recomputed.recomputed_flops / plain.forward_flops < 1
+    assert recomputed.activations < 0.75 * plain.activations
+
+
+def test_attention_on_cuda_does_not_keep_the_weights_of_pairs():
+    with torch.device("meta"):
+        model = SimMIM(create_encoder("swinv2_t", depths=(1, 1, 1, 1)))
+    segment, _ = list(segments(model))[1]
+    taken = Passed(torch.Size((2, 48, 48, 96)), torch.float32, has_gradient=True)
+    on_cpu, on_cuda = (
+        trace_segment(segment, taken, Arithmetic(backend)) for backend in ("cpu", "cuda")
+    )
+    of_pairs = 2 * 16 * 3 * 144 * 144 * 4  # images, windows, heads, tokens, tokens, float32
+    assert on_cpu.kept - on_cuda.kept > 0.9 * of_pairs
+
+
+def test_a_frozen_encoder_keeps_nothing():
+    encoder = small().encoder.requires_grad_(False).eval()
+    with torch.device("meta"):
+        frozen = Classifier(encoder, 10)
+    needs = trace_step(frozen, 4, CPU, keeps_gradients=False)
+    assert needs.backward_flops < needs.forward_flops / 100
+    assert needs.activations < trace_step(small(), 4, CPU, keeps_gradients=False).activations / 4
+
+
+MEASURE = """
+import json, sys, torch
+from simmim import create_encoder
+from simmim.losses import masked_l1
+from simmim.masking import enlarge
+from simmim.models import SimMIM
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(name))
+
+torch.set_num_threads(1)
+peaks = []
+for blocks in ("none", "all"):
+    model = SimMIM(create_encoder("swinv2_t", image_size=64, window_size=8, depths=(2, 2, 4, 2),
+                                  checkpoint_blocks=blocks))
+    for step in range(2):
+        images, mask = torch.randn(32, 3, 64, 64), torch.rand(32, 16, 16) > 0.4
+        model.zero_grad()
+        before = status("VmRSS")
+        open("/proc/self/clear_refs", "w").write("5")
+        masked_l1(model(images, mask), images, enlarge(mask, 4)).backward()
+    peaks.append(status("VmHWM") - before)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_real_step_takes_what_was_planned():
+    # Freed memory is given back at once, so that the process holds what its tensors do.
+    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    for blocks, measured in zip(("none", "all"), json.loads(done.stdout), strict=True):
+        model = small(checkpoint_blocks=blocks)
+        gradients = sum(parameter.numel() * 4 for parameter in model.parameters())
+        needs = trace_step(model, 32, CPU, keeps_gradients=False)
+        # The step began without gradients: some are made by the time of the peak.
+        assert needs.activations <= measured * 1.15
+        assert measured <= (needs.activations + gradients) * 1.15
