@@ -71,6 +71,10 @@ MISTAKES = {
     "init.checkpoint=nowhere.ckpt": "checkpoint nowhere.ckpt does not exist",
     "save.keep=0": "save.keep 0 would keep no checkpoint",
     "data.batch_size=0": "data.batch_size 0 is not positive",
+    "experiment=null": "cannot be null; leave it out",
+    "model.checkpoint_blocks=[1]": "at most [4,2]",
+    "model.sequential_attention=-1": "for each of the 2 stages; use 1, 0 for all at once",
+    "trainer.num_nodes=many": "trainer.num_nodes=many is neither a number nor auto",
     "augmentation.scale=[0,2]": "augmentation.scale [0, 2] is not within",
 }
 
