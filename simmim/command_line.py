@@ -142,12 +142,12 @@ def mendable(error: BaseException) -> BaseException | None:
         cause = cause.__cause__
     if cause is not None:
         return cause
-    composing = isinstance(error, (HydraException, OmegaConfBaseException)) or _is_null_group(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
+        return UserError(
+            "a group of options, such as model or experiment, cannot be null; leave it out"
+        )
+    composing = isinstance(error, (HydraException, OmegaConfBaseException))
     return error if composing and not isinstance(error, InstantiationException) else None
-
-
-def _is_null_group(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and str(error).startswith("Config group override must")
 
 
 def explain(error: BaseException, stage: str) -> str:
@@ -156,8 +156,6 @@ def explain(error: BaseException, stage: str) -> str:
     message = str(error).rpartition("UserError: ")[2]
     if isinstance(error, DoesNotFitError):
         return message
-    if _is_null_group(error):
-        return "a group of options (model, data, trainer, experiment) cannot be null; leave it out"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         if group.startswith("hydra/") and choice in _EXTRAS:
