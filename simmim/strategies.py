@@ -49,7 +49,7 @@ def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:
     bf16 would round what this encoder computes in float32.
     """
     try:
-        import deepspeed  # type: ignore[import-untyped]  # noqa: F401
+        import deepspeed  # noqa: F401
     except ImportError as error:
         raise UserError(
             'trainer=deepspeed_zero1 needs DeepSpeed; pip install "simmim[deepspeed]", or use '
