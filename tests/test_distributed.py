@@ -131,6 +131,37 @@ def test_a_sharded_checkpoint_made_whole_goes_on_anywhere(
     assert_same_end(folder, runs["one"])
 
 
+def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) -> None:
+    """Validation before any training, too, which a transfer begins with."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
+    options = [option for option in ALIKE if not option.startswith("model.")]
+    options += ["data.batch_size=4", "trainer.max_steps=2", "trainer.strategy=fsdp"]
+    for stage, own in {
+        "finetune": [
+            *(option for option in ALIKE if option.startswith("model.image_size")),
+            *("model.window_size=4", "trainer.sharded_checkpoints=true"),
+        ],
+        "transfer": [
+            *("init.checkpoint=finetune/checkpoints/last.ckpt", "model.image_size=64"),
+            "model.window_size=8",
+        ],
+    }.items():
+        done = subprocess.run(
+            [*start, f"simmim.{stage}", *options, *own, f"run_dir={stage}"],
+            cwd=tmp_path,
+            check=False,
+            timeout=300,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "finetune" / "checkpoints" / "last.ckpt").is_dir()
+    metrics = json.loads((tmp_path / "transfer" / "summary.json").read_text())["metrics"]
+    assert {"direct/top1", "val/top1"} <= metrics.keys()
+    whole = load_file(tmp_path / "transfer" / "classifier.safetensors")
+    assert whole["head.linear.weight"].shape[0] == 12
+
+
 def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: Path) -> None:
     options = ["trainer.max_steps=4", "trainer.accumulate_grad_batches=2"]
     one = train(tmp_path / "one", *options, "trainer.devices=1")
