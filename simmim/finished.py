@@ -12,7 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from simmim.errors import UserError
 
 # These change nothing about what a run comes to.
-_NO_DIFFERENCE = {"run_dir", "resume", "objective", "data.num_workers"}
+_NO_DIFFERENCE = {
+    *("run_dir", "resume", "objective", "preflight", "logger", "save", "reconstructions"),
+    *("data.num_workers", "model.checkpoint_blocks", "model.sequential_attention"),
+}
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 
 
@@ -55,10 +58,12 @@ def is_finished(run_dir: Path, config: DictConfig) -> bool:
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of all options with their values, but for those that make no difference."""
+    if path in _NO_DIFFERENCE:
+        return
     if isinstance(node, dict) and node:
         for name, value in node.items():
             yield from _leaves(value, f"{path}.{name}" if path else str(name))
-    elif path not in _NO_DIFFERENCE:
+    else:
         yield path, node
 
 

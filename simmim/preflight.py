@@ -36,11 +36,15 @@ def require_memory(
         DoesNotFitError: it needs more memory than there is.
     """
     trainer = run.trainer
-    on_gpu = trainer.strategy.root_device.type == "cuda"
+    device = trainer.strategy.root_device
+    on_gpu = device.type == "cuda"
+    # Processes of one machine share its memory, of which the first may hold a part by now.
+    if not on_gpu and trainer.local_rank:
+        return
     planner = create_planner(
         start,
         create_model,
-        this_gpu() if on_gpu else this_machine(),
+        this_gpu(device.index or 0) if on_gpu else this_machine(),
         run.optimization,
         has_average=has_average,
     )

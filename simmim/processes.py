@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+
+from simmim.interruption import INTERRUPTED, SIGNALS, Interrupted
 
 _CONFIGURATION = "SIMMIM_CONFIGURATION"
 # For a last checkpoint, before a scheduler's patience ends.
@@ -58,9 +61,9 @@ def hand_over(config: DictConfig, hydra_config: Any) -> Composed:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     # Each process of torchrun writes it; none must read another's half.
-    beside = path.with_suffix(f".{os.getpid()}")
-    OmegaConf.save(OmegaConf.create(content), beside)
-    os.replace(beside, path)
+    with NamedTemporaryFile("w", dir=path.parent, delete=False) as beside:
+        beside.write(OmegaConf.to_yaml(OmegaConf.create(content)))
+    os.replace(beside.name, path)
     return read(path)
 
 
@@ -94,38 +97,52 @@ def inherited(composed: Composed) -> Iterator[None]:
 def run_apart(stage: str, composed: Composed) -> int:
     """Runs a stage in a process of its own; returns its exit code, negative for a signal's number.
 
-    Whatever ends this process (Ctrl-C, SIGTERM, a scheduler's wish to start it again) first ends that
-    one, and gives it time to.
+    A cluster's signals are passed on, and what that process makes of them is awaited.
+
+    Raises:
+        Interrupted: a signal came; submitit's handler, which queues the job again, was called before.
     """
-    with inherited(composed), _ending_on_sigterm():
+    received: list[int] = []
+    with inherited(composed):
         process = subprocess.Popen([sys.executable, "-m", f"simmim.{stage}"])
-        try:
-            return process.wait()
-        except BaseException:
-            process.terminate()
+        with _passing_on(process, received) as handlers:
             try:
-                process.wait(_SECONDS_TO_END)
-            finally:
-                process.kill()
-            raise
+                code = process.wait()
+            except BaseException:  # Ctrl-C
+                process.terminate()
+                try:
+                    process.wait(_SECONDS_TO_END)
+                finally:
+                    process.kill()
+                raise
+    if received or code == INTERRUPTED:
+        for number in received:
+            before = handlers.get(number)
+            if callable(before):
+                before(number, None)
+        raise Interrupted(INTERRUPTED)
+    return code
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit within the block, unless somebody else takes care of it."""
-    unattended = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not unattended or threading.current_thread() is not threading.main_thread():
-        yield
+def _passing_on(
+    process: "subprocess.Popen[bytes]", received: list[int]
+) -> Iterator[dict[int, Any]]:
+    """Sends a process the signals that this one gets within the block; gives the handlers before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
         return
 
-    def end(*_: object) -> None:
-        sys.exit(128 + signal.SIGTERM)
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        process.send_signal(number)
 
-    signal.signal(signal.SIGTERM, end)
+    handlers: dict[int, Any] = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        yield
+        yield handlers
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def start_name() -> str:

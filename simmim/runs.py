@@ -1,5 +1,6 @@
 """What a run is made of, whatever the stage: trainer, data, length, and what it leaves."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from simmim.callbacks import (
     peak_memory_bytes,
 )
 from simmim.checkpoints.classifier_file import save_classifier
-from simmim.checkpoints.deepspeed import is_deepspeed
+from simmim.checkpoints.deepspeed import is_deepspeed, require_harmless
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.reading import require_resumable, resumed_step
 from simmim.checkpoints.sharded import is_distributed, read_rest
@@ -131,6 +132,14 @@ def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
                 f"{resumed} was written in parts by trainer=deepspeed_zero1 on {processes} devices; "
                 f"use both again, or {whole} and resume=whole.ckpt with trainer=fsdp or ddp"
             )
+        try:
+            require_harmless(resumed, trainer.global_rank)
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            first_line = str(error).splitlines()[0]
+            raise UserError(
+                f"{resumed} is damaged or holds more than weights ({first_line}); set resume= to "
+                "another one"
+            ) from error
     elif isinstance(strategy, DeepSpeedStrategy):
         raise UserError(
             f"{resumed} was not written by trainer=deepspeed_zero1, which goes on from its own "
@@ -140,13 +149,34 @@ def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
 
 
 def resume_checkpoint(resume: str, last: Path) -> Path | None:
-    """The checkpoint that a run goes on from: `auto` its own last one, `never`, or a path."""
-    if resume == "never" or (resume == "auto" and not last.exists()):
+    """The checkpoint that a run goes on from: `auto` its own last one, `never`, or a path.
+
+    A path is where a run begins: started again, it goes on from its own last one, if that is farther.
+    A job that SLURM has queued again goes on whatever `resume` says.
+    """
+    if last.is_symlink() and not last.exists():
+        raise UserError(
+            f"{last} points to a checkpoint that is gone; set resume= to another one, "
+            "or resume=never to start anew"
+        )
+    is_requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    if resume == "auto" or (resume == "never" and is_requeued):
+        path = last
+    elif resume == "never":
         return None
-    path = last if resume == "auto" else Path(resume)
+    else:
+        path = Path(resume)
+        if not path.exists():
+            raise UserError(
+                f"resume={resume} does not exist; use auto, never or a checkpoint's path"
+            )
     if not path.exists():
-        raise UserError(f"resume={resume} does not exist; use auto, never or a checkpoint's path")
+        return None
     require_resumable(path)
+    if path != last and last.exists():
+        require_resumable(last)
+        if resumed_step(last) >= resumed_step(path):
+            return last
     return path
 
 

@@ -1,8 +1,10 @@
 """One configuration and one run directory for all processes of a run, whoever starts them."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 from conftest import TINY_DEMO
 
@@ -69,3 +71,29 @@ def test_a_requeued_slurm_job_keeps_its_name_and_two_commands_of_it_have_two(mon
     assert start_name() != first
     monkeypatch.setenv("SLURM_JOB_NAME", "interactive")
     assert not start_name().startswith("slurm")
+
+
+def test_a_signal_to_a_sweep_reaches_its_job_and_ends_both_resumable(tmp_path):
+    """As SLURM sends it to every process of a job step."""
+    tiny = [option for option in TINY_DEMO if not option.startswith("data.train_size")]
+    options = [*tiny, "data.train_size=64", "trainer.max_steps=100000", "trainer.max_epochs=-1"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "simmim.pretrain", "-m", *options, "seed=0,1", "run_dir=sweep"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        log = tmp_path / "sweep" / "seed-0" / "metrics.csv"
+        for _ in range(1200):
+            if log.exists() and len(log.read_text().splitlines()) > 2:
+                break
+            time.sleep(0.1)
+        sweep.send_signal(signal.SIGUSR1)
+        assert sweep.wait(120) == 75
+    finally:
+        sweep.kill()
+    assert (tmp_path / "sweep" / "seed-0" / "checkpoints" / "last.ckpt").exists()
+    assert not (tmp_path / "sweep" / "seed-0" / "failure.txt").exists()
+    assert not (tmp_path / "sweep" / "seed-1").exists()

@@ -187,8 +187,13 @@ def test_a_sweep_through_submitit_ends_with_a_summary_a_job(tmp_path, environmen
     )
     assert done.returncode == 0, done.stdout + done.stderr
     summaries = sorted((tmp_path / "sweep").glob("*/summary.json"))
-    assert [path.parent.name for path in summaries] == ["0", "1", "2"]
+    assert [path.parent.name for path in summaries] == ["seed-0", "seed-1", "seed-2"]
     assert {json.loads(path.read_text())["steps"] for path in summaries} == {2}
+    gather = Path(__file__).parent.parent / "scripts" / "gather_sweep.py"
+    subprocess.run([sys.executable, gather, tmp_path / "sweep"], check=True, timeout=120)
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert len([line for line in table.splitlines() if line.startswith(("| 0 |", "| 1 |"))]) >= 2
+    assert "| 2 |" in table
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

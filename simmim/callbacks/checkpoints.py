@@ -1,5 +1,6 @@
 """Checkpoints by steps and by time, written beside and renamed, so that none is ever half there."""
 
+import logging
 import math
 import os
 import shutil
@@ -12,6 +13,10 @@ import pytorch_lightning as pl
 
 from simmim.checkpoints.reading import read_state
 from simmim.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_STEPS_BETWEEN_CLOCKS = 20
 
 
 class Checkpoints(pl.Callback):
@@ -69,6 +74,9 @@ class Checkpoints(pl.Callback):
         """Starts the clock; what a resumed run starts from is saved already."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._seen_step = trainer.global_step
+        if trainer.is_global_zero:
+            for left in (*self.folder.glob("*.partial"), *self.folder.glob("*.old")):
+                _remove(left)
 
     def on_train_batch_end(
         self,
@@ -89,9 +97,16 @@ class Checkpoints(pl.Callback):
         # Written here, where Lightning still counts the epoch as going on, for a longer run to go
         # on from its middle.
         is_last = trainer.global_step == trainer.max_steps
-        # All ranks write together: the first one's clock decides.
-        if by_steps or is_last or trainer.strategy.broadcast(by_time):
+        if by_steps or is_last or self._agree(trainer, by_time):
             self.save(trainer)
+
+    def _agree(self, trainer: pl.Trainer, by_time: bool) -> bool:
+        """All ranks write together: the first one's clock decides. To ask it takes a while."""
+        if trainer.world_size == 1:
+            return by_time
+        if self.every_seconds is None or trainer.global_step % _STEPS_BETWEEN_CLOCKS:
+            return False
+        return bool(trainer.strategy.broadcast(by_time))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `best.ckpt` where trained weights are better than any before."""
@@ -130,7 +145,11 @@ class Checkpoints(pl.Callback):
         """A run that goes on from this step compares with the best that it had until then."""
         if not self.best.exists():
             return
-        content = read_state(self.best)
+        try:
+            content = read_state(self.best)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            log.warning(f"{self.best} cannot be read ({error}); what is best is found anew")
+            return
         state = content["callbacks"][self.state_key]
         if state["monitor"] == self.monitor and state["best_step"] <= resumed_step:
             self.best_value, self.best_step = state["best_value"], state["best_step"]
@@ -161,10 +180,13 @@ class Checkpoints(pl.Callback):
 
 
 def _replace(written: Path, path: Path) -> None:
-    """Puts what was just written in its place, a file at once, a folder after what was there."""
-    if path.is_dir() or written.is_dir():
-        _remove(path)
+    """Puts what was just written in its place; what was there goes when it stands."""
+    before = path.with_suffix(".old")
+    if path.is_dir() or (written.is_dir() and path.exists()):
+        _remove(before)
+        os.replace(path, before)
     os.replace(written, path)
+    _remove(before)
 
 
 def _point(last: Path, newest: Path) -> None:

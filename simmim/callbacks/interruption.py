@@ -71,10 +71,6 @@ class Interruption(pl.Callback):
             f"interrupted{by} after step {trainer.global_step}; its state is in "
             f"{self.checkpoints.last}, and the same command goes on from there"
         )
-        # submitit's handler requeues the job, and ends the process.
-        before = self._before.get(self._received) if self._received else None
-        if callable(before):
-            before(self._received, None)
         # Lightning takes any other code of a process that it started itself for a crash, and kills
         # the first rank while that is still closing its files.
         launcher = trainer.strategy.launcher

@@ -71,6 +71,13 @@ def read_optimizer(path: Path, shapes: list[Mapping[str, torch.Size]]) -> dict[s
     }
 
 
+def require_harmless(path: Path, rank: int) -> None:
+    """Raises an error if a rank's states are not states alone: DeepSpeed unpickles anything."""
+    file = (path / _WEIGHTS).parent / _PARTS.replace("*", str(rank))
+    with torch.serialization.safe_globals(_STAND_INS):
+        torch.load(file, map_location="meta", weights_only=True)
+
+
 def _rank(file: Path) -> int:
     return int(file.name.split("_")[3])
 

@@ -60,11 +60,12 @@ class HuggingFaceImages:
 
 
 class HuggingFaceStream:
-    """The images of a `datasets.IterableDataset`, shuffled by it in shards and a buffer.
+    """The images of a `datasets.IterableDataset`, shuffled by it in a buffer, and by files if it can.
 
     Args:
         length: samples that count as an epoch.
         buffer: samples that its shuffle buffer holds, undecoded.
+        splits_by_file: readers share the files out; else each reads all, and they share the rows.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class HuggingFaceStream:
         length: int,
         buffer: int,
         seed: int,
+        splits_by_file: bool = True,
     ) -> None:
         self.dataset = undecoded(dataset, columns.image)
         self.columns = columns
@@ -83,6 +85,7 @@ class HuggingFaceStream:
         self.channels = columns.channels
         self.buffer = buffer
         self.seed = seed
+        self.splits_by_file = splits_by_file
         self._length = length
 
     def present_classes(self) -> tuple[str, ...]:
@@ -96,7 +99,7 @@ class HuggingFaceStream:
     def read_part(self, epoch: int, part: int, parts: int) -> Iterator[Encoded]:
         """The images of every `parts`-th of its files; of every `parts`-th row where it has fewer."""
         dataset = self.dataset
-        is_split = dataset.num_shards >= parts
+        is_split = self.splits_by_file and dataset.num_shards >= parts
         if is_split:
             # Another part each epoch, so that lanes do not stay with their files.
             dataset = dataset.shard(parts, (part + epoch) % parts, contiguous=False)
@@ -205,7 +208,10 @@ def stream_splits(
     else:
         held_out, train = train.take(val_size), train.skip(val_size)
         length = length if samples_per_epoch else length - val_size
-        rank_zero_info(f"the first {val_size} images are held out (data.val_size)")
+        rank_zero_info(
+            f"the first {val_size} images are held out (data.val_size), so each reader has to read all "
+            "files; set data.val_split to hold out another split and share the files out"
+        )
     if length < 1 and train_split:
         raise UserError(
             f"how many images {columns.name} holds is not known, or not more than data.val_size="
@@ -214,7 +220,16 @@ def stream_splits(
     classes = class_names(train, columns.label)
     images = read_rows(undecoded(held_out, columns.image), columns, classes)
     val = FirstImages(images, val_size, classes, columns.channels)
-    stream = HuggingFaceStream(train, columns, classes, length=length, buffer=buffer, seed=seed)
+    stream = HuggingFaceStream(
+        train,
+        columns,
+        classes,
+        length=length,
+        buffer=buffer,
+        seed=seed,
+        # Of a part of the files, the library would leave out a part of what is held out.
+        splits_by_file=val_split is not None,
+    )
     return stream, val
 
 
@@ -297,8 +312,11 @@ def content(image: Mapping[str, Any] | bytes) -> bytes:
     """An image's file, from within the dataset or from where it points to."""
     if isinstance(image, bytes):
         return image
-    data = image["bytes"]
-    return Path(image["path"]).read_bytes() if data is None else data
+    try:
+        data = image["bytes"]
+        return Path(image["path"]).read_bytes() if data is None else data
+    except (TypeError, KeyError, OSError) as error:
+        raise UserError(f"a row holds no image that can be read ({error})") from error
 
 
 def require_datasets() -> Any:

@@ -59,11 +59,14 @@ def index_shard(path: Path) -> ShardIndex:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # there is none, or it was cut off
     index = scan_shard(path)
+    if index.damage:
+        return index  # it may be mended without another size or time
     try:
         kept.parent.mkdir(exist_ok=True)
         # Written beside and renamed: other processes and machines may do the same.
         with NamedTemporaryFile(dir=kept.parent, delete=False) as file:
             np.savez(file, **vars(index), stamp=stamp)
+        Path(file.name).chmod(0o644)
         Path(file.name).replace(kept)
     except OSError:
         pass  # a folder that is only read is indexed by every run
@@ -71,7 +74,11 @@ def index_shard(path: Path) -> ShardIndex:
 
 
 def scan_shard(path: Path) -> ShardIndex:
-    """Reads the headers of an uncompressed tar file. Nothing after a damage is kept."""
+    """Reads the headers of an uncompressed tar file. Nothing after a damage is kept.
+
+    Raises:
+        OSError: it cannot be read just now.
+    """
     samples: list[_Sample] = []
     damage = ""
     try:
@@ -87,7 +94,7 @@ def scan_shard(path: Path) -> ShardIndex:
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it does not end as a tar file does")
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:
         damage = str(error) or type(error).__name__
         # What stands before the damage may lack a part.
         samples = samples[:-1]

@@ -66,9 +66,9 @@ def find_device(name: str) -> Device:
     return DEVICES[name.lower()]
 
 
-def this_gpu() -> Device:
-    """The first GPU here, and its arithmetic where its name tells."""
-    properties = torch.cuda.get_device_properties(0)
+def this_gpu(index: int = 0) -> Device:
+    """A GPU here, and its arithmetic where its name tells."""
+    properties = torch.cuda.get_device_properties(index)
     known = next(
         (device for name, device in DEVICES.items() if name in properties.name.lower()), None
     )
@@ -83,23 +83,35 @@ def this_machine() -> Device:
     return Device("CPU", "cpu", available + process, {}, process)
 
 
-def _cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """Bytes that this process's cgroup may still take (version 2, then 1); none where unlimited."""
+def _cgroup_room(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Bytes that this process's cgroups may still take (version 2, then 1); none where unlimited."""
     room = []
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit, usage in (
+        *((folder, "memory.max", "memory.current") for folder in _cgroup_folders(root, own)),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            most, used = (root / limit).read_text().strip(), int((root / usage).read_text())
+            most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
             # Pages of files that were read give way.
-            stat = (root / limit).with_name("memory.stat").read_text()
+            stat = (folder / "memory.stat").read_text()
         except OSError:
             continue
         cached = re.search(r"^inactive_file (\d+)$", stat, re.MULTILINE)
         if most != "max":
             room.append(max(0, int(most) - used + (int(cached[1]) if cached else 0)))
     return room
+
+
+def _cgroup_folders(root: Path, own: Path) -> list[Path]:
+    """The folder of this process's cgroup and of those around it, up to the root: all limit it."""
+    try:
+        named = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE)
+    except OSError:
+        named = None
+    folder = root / named[1] if named else root
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
 
 
 def parse_bytes(text: str | int) -> int:

@@ -65,10 +65,10 @@ def _families(
         yield "forward is computed again where named", _recomputed(planner, asked)
         yield "forward is computed again, more passes a step", _smaller_batches(recomputed)
         yield (
-            "forward is computed again, weights and states shared out",
+            "forward is computed again, weights and states shared out by srun or torchrun",
             _shared_out(planner, recomputed),
         )
-    yield "weights and states shared out", _shared_out(planner, asked)
+    yield "weights and states shared out by srun or torchrun", _shared_out(planner, asked)
     yield (
         "another model; forward is computed again, more passes a step",
         (setting for name in smaller_models for setting in _smaller(planner, asked, name)),

@@ -155,6 +155,10 @@ def test_a_streams_first_images_are_held_out_and_its_labels_named(parquet):
     assert [int(data.val.load(index)[0][0, 0, 0]) for index in range(6)] == list(range(6))
     seen = {shade for batch in batches(data) for shade in batch}
     assert seen <= set(range(6, 64))
+    parts = [{image.data for image in data.train.read_part(0, part, 4)} for part in range(4)]
+    held_out = {image.data for image in data.val.images}
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 58
+    assert not held_out & set().union(*parts)
     [batch] = open_data(
         name=str(parquet), streaming=True, val_size=6, samples_per_epoch=4
     ).train_dataloader()
