@@ -11,7 +11,6 @@ step is taken off. Writes a Markdown table to the terminal.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -84,6 +83,7 @@ def measure(
     import torch
 
     from simmim import create_encoder
+    from simmim.callbacks import peak_memory_bytes
     from simmim.losses import masked_l1
     from simmim.masking import RandomMaskGenerator, enlarge
     from simmim.models import SimMIM
@@ -101,7 +101,7 @@ def measure(
     masked_l1(whole(images, mask), images, enlarge(mask, built.patch_size)).backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return {"bytes": peak(device) - before, "seconds": time.perf_counter() - started}
+    return {"bytes": peak_memory_bytes(device) - before, "seconds": time.perf_counter() - started}
 
 
 def memory_in_use(device: Any) -> int:
@@ -113,16 +113,6 @@ def memory_in_use(device: Any) -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     return int(psutil.Process().memory_info().rss)
-
-
-def peak(device: Any) -> int:
-    """The most bytes that stood at once, so far."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def test_output_is_a_file_or_a_folder_for_it(run, runs, tmp_path, output, expect
 
 MISTAKES = {
     "": "checkpoint is not set; use checkpoint=RUN",
-    "checkpoint=RUN": "format is not set; use format=safetensors, timm, hf or onnx",
+    "checkpoint=RUN": "format is not set; use format=safetensors, timm, hf, onnx or checkpoint",
     "checkpoint=RUN format=tim": "format=tim is unknown; use safetensors or timm or hf or onnx",
     "checkpoint=nowhere format=timm": "checkpoint nowhere does not exist",
     "checkpoint=foreign.pth format=timm": "foreign.pth does not say what model it holds (official",

@@ -267,7 +267,7 @@ processes.run_apart("pretrain", processes.Composed(Path("x"), config, [], config
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     sweep.terminate()
-    assert sweep.wait(60) == 143
+    assert sweep.wait(60) == 75
     assert (tmp_path / "saved").exists()
 
 

@@ -1,8 +1,10 @@
 """How fast a run goes and how much memory it takes."""
 
+import re
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -81,5 +83,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held at once: of the GPU where the run used one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Linux hands ru_maxrss on from the process that started this one.
+    status = Path("/proc/self/status")
+    if status.exists() and (own := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+        return int(own[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
