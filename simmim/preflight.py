@@ -1,7 +1,7 @@
 """Before weights are allocated: whether a run fits into memory, and ways that would."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, get_args
+from typing import TypeAlias
 
 import torch
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from simmim.resources.plans import Plan, Planner, Setting
 from simmim.resources.ways_out import WayOut, find_ways_out
 from simmim.runs import Run, RunOptions
 from simmim.starting import Start
-from simmim.strategies import StrategyName
+from simmim.strategies import require_known
 from simmim.trainer import resolve_precision
 
 CreateModel: TypeAlias = Callable[[SwinTransformer], SimMIM | Classifier]
@@ -120,9 +120,7 @@ def read_setting(
     ):
         if value < 1:
             raise UserError(f"{name} {value} is not positive; use 1 or more")
-    if trainer.strategy not in get_args(StrategyName):
-        choices = ", ".join(get_args(StrategyName))
-        raise UserError(f"trainer.strategy={trainer.strategy} is unknown; use {choices}")
+    require_known(trainer.strategy)
     sharing = trainer.strategy
     if sharing == "auto":
         sharing = "ddp" if devices * nodes > 1 else "none"

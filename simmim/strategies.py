@@ -24,9 +24,7 @@ def create_strategy(
         UserError: an unknown name, DeepSpeed that is not installed, or sharded checkpoints of a
             strategy whose weights are whole on every device.
     """
-    if name not in get_args(StrategyName):
-        choices = ", ".join(get_args(StrategyName))
-        raise UserError(f"trainer.strategy={name} is unknown; use {choices}")
+    require_known(name)
     if sharded_checkpoints and name != "fsdp":
         raise UserError(
             f"trainer.sharded_checkpoints=true is for trainer=fsdp, and trainer.strategy is {name}; "
@@ -40,6 +38,13 @@ def create_strategy(
         # Buffers are derived tables, the same everywhere.
         return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
     return "auto"
+
+
+def require_known(name: str) -> None:
+    """Raises UserError for a strategy that there is not."""
+    if name not in get_args(StrategyName):
+        choices = ", ".join(get_args(StrategyName))
+        raise UserError(f"trainer.strategy={name} is unknown; use {choices}")
 
 
 def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:

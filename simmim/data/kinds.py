@@ -227,7 +227,6 @@ def hf(
     columns = Columns(image_column, label_column, channels, str(root or name))
     if train_transform is None:
         train_split, val_split = "", val_split or train_split
-    shared: dict[str, Any] = {"samples_per_epoch": samples_per_epoch}
     train: ImageSource | ImageStream
     val: ImageSource
     if streaming:
@@ -239,11 +238,16 @@ def hf(
             val_size=val_size,
             buffer=shuffle_buffer,
             seed=seed,
-            **shared,
+            samples_per_epoch=samples_per_epoch,
         )
     else:
         train, val = index_splits(
-            splits, train_split, val_split, columns, val_ratio=val_ratio, **shared
+            splits,
+            train_split,
+            val_split,
+            columns,
+            val_ratio=val_ratio,
+            samples_per_epoch=samples_per_epoch,
         )
     return ImageDataModule(
         train,
