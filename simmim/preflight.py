@@ -91,15 +91,10 @@ def create_planner(
 ) -> Planner:
     """Plans settings of the model that a run starts from."""
 
-    def build(setting: Setting) -> SimMIM | Classifier:
-        changes: dict[str, object] = {}
-        if setting.model is not None:
-            changes["name"] = setting.model
-        if setting.checkpoint_blocks is not None:
-            changes["checkpoint_blocks"] = list(setting.checkpoint_blocks)
-        elif setting.model is not None:
-            changes["checkpoint_blocks"] = "none"
-        encoder = start.plan_encoder(**changes)
+    def build(name: str | None) -> SimMIM | Classifier:
+        encoder = start.planned
+        if name is not None:
+            encoder = start.plan_encoder(name=name, checkpoint_blocks="none")
         with torch.device("meta"):
             return create_model(encoder)
 

@@ -11,7 +11,7 @@ from simmim.optim import AdamWRecipe
 from simmim.optim.groups import parameter_groups
 from simmim.resources.devices import Device
 from simmim.resources.holdings import Holdings, Sharing, hold
-from simmim.resources.steps import StepNeeds, trace_step
+from simmim.resources.steps import StepNeeds, StepTracer
 from simmim.resources.tracing import Arithmetic
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -117,15 +117,16 @@ class Planner:
     """Plans settings of one model on one device; what was traced once is not traced again.
 
     Attributes:
-        build: the model of a setting, on the meta device.
+        build: the model, or another of that name, on the meta device.
         has_average: a moving average of the weights is kept.
     """
 
-    build: Callable[[Setting], SimMIM | Classifier]
+    build: Callable[[str | None], SimMIM | Classifier]
     device: Device
     optimization: AdamWRecipe
     has_average: bool = False
-    _models: dict[object, SimMIM | Classifier] = field(default_factory=dict)
+    _models: dict[str | None, SimMIM | Classifier] = field(default_factory=dict)
+    _tracers: dict[object, StepTracer] = field(default_factory=dict)
     _steps: dict[object, StepNeeds] = field(default_factory=dict)
     _holdings: dict[object, Holdings] = field(default_factory=dict)
 
@@ -172,16 +173,14 @@ class Planner:
 
     def model(self, setting: Setting) -> SimMIM | Classifier:
         """The setting's model, on the meta device."""
-        key = setting.model, setting.checkpoint_blocks
-        if key not in self._models:
-            self._models[key] = self.build(setting)
-        return self._models[key]
+        if setting.model not in self._models:
+            self._models[setting.model] = self.build(setting.model)
+        return self._models[setting.model]
 
     def _hold(self, setting: Setting) -> Holdings:
         key = setting.model, setting.sharing, setting.world_size
         if key not in self._holdings:
-            # What is recomputed changes none of it.
-            self._holdings[key] = self._find_holdings(replace(setting, checkpoint_blocks=None))
+            self._holdings[key] = self._find_holdings(setting)
         return self._holdings[key]
 
     def _find_holdings(self, setting: Setting) -> Holdings:
@@ -204,20 +203,14 @@ class Planner:
 
     def _step(self, setting: Setting) -> StepNeeds:
         keeps_gradients = setting.accumulation > 1 or setting.sharing != "none"
-        key = (
-            setting.model,
-            setting.checkpoint_blocks,
-            setting.batch_size,
-            setting.precision,
-            keeps_gradients,
-        )
-        if key not in self._steps:
+        alike = setting.model, setting.precision, keeps_gradients
+        if alike not in self._tracers:
             arithmetic = Arithmetic(self.device.backend, autocast=_AUTOCAST[setting.precision])
-            self._steps[key] = trace_step(
-                self.model(setting),
-                setting.batch_size,
-                arithmetic,
-                keeps_gradients=keeps_gradients,
+            self._tracers[alike] = StepTracer(self.model(setting), arithmetic, keeps_gradients)
+        key = (*alike, setting.batch_size, setting.checkpoint_blocks)
+        if key not in self._steps:
+            self._steps[key] = self._tracers[alike].trace(
+                setting.batch_size, setting.checkpoint_blocks
             )
         return self._steps[key]
 

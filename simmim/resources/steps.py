@@ -1,6 +1,8 @@
 """A training step of a whole model, put together from its segments: the most bytes at any moment."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -33,15 +35,56 @@ class StepNeeds(NamedTuple):
     recomputed_flops: float
 
 
-def trace_step(
-    model: SimMIM | Classifier, batch_size: int, arithmetic: Arithmetic, *, keeps_gradients: bool
-) -> StepNeeds:
-    """What a step with this many images on one device takes; `model` is on the meta device.
+@dataclass
+class StepTracer:
+    """Traces steps of one model, on the meta device; a segment that is known is not traced again.
 
     Gradients of the step before are there until the forward pass is over, as Lightning has it; with
     `keeps_gradients` they are always there.
     """
-    traces = list(_trace_all(model, batch_size, arithmetic, keeps_gradients))
+
+    model: SimMIM | Classifier
+    arithmetic: Arithmetic
+    keeps_gradients: bool = False
+    _known: dict[tuple[object, ...], SegmentTrace] = field(default_factory=dict)
+
+    def trace(self, batch_size: int, checkpointed_blocks: Sequence[int] | None = None) -> StepNeeds:
+        """What a step with this many images on one device takes.
+
+        `checkpointed_blocks` of each stage are recomputed; None: as many as the model says.
+        """
+        traces = []
+        encoder = self.model.encoder
+        images = torch.Size((batch_size, encoder.in_channels, *encoder.image_size))
+        taken = Passed(images, self.arithmetic.weights, has_gradient=False)
+        for segment, kind in segments(
+            self.model, checkpointed_blocks or encoder.checkpointed_blocks
+        ):
+            key = (*kind, taken)
+            if key not in self._known:
+                self._known[key] = trace_segment(
+                    segment,
+                    taken,
+                    self.arithmetic,
+                    keeps_gradients=self.keeps_gradients,
+                    float32_parameters=self._float32_parameters,
+                )
+            traces.append(self._known[key])
+            taken = traces[-1].output
+        return _add_up(traces, self.model, batch_size)
+
+    @cached_property
+    def _float32_parameters(self) -> list[nn.Parameter]:
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if "position_bias" in name
+        ]
+
+
+def _add_up(
+    traces: Sequence[SegmentTrace], model: SimMIM | Classifier, batch_size: int
+) -> StepNeeds:
     height, width = model.encoder.image_size
     images = batch_size * model.encoder.in_channels * height * width * _IMAGE_BYTES
 
@@ -66,32 +109,9 @@ def trace_step(
     )
 
 
-def _trace_all(
-    model: SimMIM | Classifier, batch_size: int, arithmetic: Arithmetic, keeps_gradients: bool
-) -> Iterator[SegmentTrace]:
-    """The trace of each segment in order; blocks that are alike are traced once."""
-    float32_parameters = [
-        parameter for name, parameter in model.named_parameters() if "position_bias" in name
-    ]
-    encoder = model.encoder
-    images = torch.Size((batch_size, encoder.in_channels, *encoder.image_size))
-    taken = Passed(images, arithmetic.weights, has_gradient=False)
-    known: dict[tuple[object, ...], SegmentTrace] = {}
-    for segment, kind in segments(model):
-        key = (*kind, taken)
-        if key not in known:
-            known[key] = trace_segment(
-                segment,
-                taken,
-                arithmetic,
-                keeps_gradients=keeps_gradients,
-                float32_parameters=float32_parameters,
-            )
-        yield known[key]
-        taken = known[key].output
-
-
-def segments(model: SimMIM | Classifier) -> Iterator[tuple[Segment, tuple[object, ...]]]:
+def segments(
+    model: SimMIM | Classifier, checkpointed_blocks: Sequence[int]
+) -> Iterator[tuple[Segment, tuple[object, ...]]]:
     """The model from images to loss as a chain of segments, each with what tells its kind."""
     first = _segment(_first(model), model.encoder.patch_embedding, *_own(model))
     yield first._replace(owns_input=False), ("first",)
@@ -101,7 +121,7 @@ def segments(model: SimMIM | Classifier) -> Iterator[tuple[Segment, tuple[object
             yield _segment(stage.merging, stage.merging), ("merging", number)
         for place, block in enumerate(stage.blocks):
             assert isinstance(block, SwinBlock)
-            is_recomputed = place < stage.checkpointed_blocks
+            is_recomputed = place < checkpointed_blocks[number]
             alone = Stage(None, [block], int(is_recomputed))
             yield _segment(alone, block), (number, is_recomputed, *_kind(block))
     yield _segment(_last(model), model.encoder.norm, model.head), ("last",)

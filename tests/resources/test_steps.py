@@ -10,7 +10,7 @@ import torch
 
 from simmim import create_encoder
 from simmim.models import Classifier, SimMIM
-from simmim.resources.steps import segments, trace_step
+from simmim.resources.steps import StepNeeds, StepTracer, segments
 from simmim.resources.tracing import Arithmetic, Passed, Segment, trace_segment
 
 CPU, CUDA = Arithmetic("cpu"), Arithmetic("cuda", autocast=torch.bfloat16)
@@ -21,6 +21,10 @@ def small(**changes) -> SimMIM:
         return SimMIM(
             create_encoder("swinv2_t", image_size=64, window_size=8, depths=(2, 2, 4, 2), **changes)
         )
+
+
+def trace(model, batch_size: int, arithmetic: Arithmetic = CPU) -> StepNeeds:
+    return StepTracer(model, arithmetic).trace(batch_size)
 
 
 def test_a_linear_layer_keeps_its_input_and_does_two_flops_a_weight():
@@ -56,7 +60,7 @@ def block_flops(tokens: int, channels: int, window: int, offsets: int) -> int:
 @pytest.mark.parametrize("arithmetic", [CPU, CUDA])
 def test_flops_of_a_block_agree_with_the_formula(arithmetic):
     model = small()
-    segment, _ = list(segments(model))[1]
+    segment, _ = list(segments(model, (0, 0, 0, 0)))[1]
     taken = Passed(torch.Size((1, 16, 16, 96)), torch.float32, has_gradient=True)
     trace = trace_segment(segment, taken, arithmetic)
     assert trace.forward_flops == block_flops(256, 96, 64, 15 * 15)
@@ -65,8 +69,7 @@ def test_flops_of_a_block_agree_with_the_formula(arithmetic):
 @pytest.mark.parametrize("arithmetic", [CPU, CUDA])
 def test_recomputation_takes_one_more_forward_pass_and_less_memory(arithmetic):
     plain, recomputed = (
-        trace_step(small(checkpoint_blocks=blocks), 4, arithmetic, keeps_gradients=False)
-        for blocks in ("none", "all")
+        trace(small(checkpoint_blocks=blocks), 4, arithmetic) for blocks in ("none", "all")
     )
     assert plain.recomputed_flops == 0
     assert recomputed.forward_flops == plain.forward_flops
@@ -76,10 +79,17 @@ def test_recomputation_takes_one_more_forward_pass_and_less_memory(arithmetic):
     assert recomputed.activations < 0.75 * plain.activations
 
 
+def test_one_tracer_serves_every_batch_and_recomputation():
+    shared = StepTracer(small(), CPU)
+    for batch_size, blocks in ((4, (0, 0, 0, 0)), (4, (2, 0, 4, 0)), (2, (2, 0, 4, 0)), (4, None)):
+        asked = small(checkpoint_blocks="none" if blocks is None else list(blocks))
+        assert shared.trace(batch_size, blocks) == trace(asked, batch_size)
+
+
 def test_attention_on_cuda_does_not_keep_the_weights_of_pairs():
     with torch.device("meta"):
         model = SimMIM(create_encoder("swinv2_t", depths=(1, 1, 1, 1)))
-    segment, _ = list(segments(model))[1]
+    segment, _ = list(segments(model, (0, 0, 0, 0)))[1]
     taken = Passed(torch.Size((2, 48, 48, 96)), torch.float32, has_gradient=True)
     on_cpu, on_cuda = (
         trace_segment(segment, taken, Arithmetic(backend)) for backend in ("cpu", "cuda")
@@ -92,9 +102,9 @@ def test_a_frozen_encoder_keeps_nothing():
     encoder = small().encoder.requires_grad_(False).eval()
     with torch.device("meta"):
         frozen = Classifier(encoder, 10)
-    needs = trace_step(frozen, 4, CPU, keeps_gradients=False)
+    needs = trace(frozen, 4)
     assert needs.backward_flops < needs.forward_flops / 100
-    assert needs.activations < trace_step(small(), 4, CPU, keeps_gradients=False).activations / 4
+    assert needs.activations < trace(small(), 4).activations / 4
 
 
 MEASURE = """
@@ -138,7 +148,7 @@ def test_a_real_step_takes_what_was_planned():
     for blocks, measured in zip(("none", "all"), json.loads(done.stdout), strict=True):
         model = small(checkpoint_blocks=blocks)
         gradients = sum(parameter.numel() * 4 for parameter in model.parameters())
-        needs = trace_step(model, 32, CPU, keeps_gradients=False)
+        needs = trace(model, 32)
         # The step began without gradients: some are made by the time of the peak.
         assert needs.activations <= measured * 1.15
         assert measured <= (needs.activations + gradients) * 1.15
