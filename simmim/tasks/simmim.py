@@ -110,18 +110,8 @@ class SimMIMTask(TrainingTask):
     ) -> Float[Tensor, ""]:
         """The loss of `reconstruct`, predicting no more of the images than has a masked pixel."""
         hidden = self.hide(images, places, step=step)
-        encoder = self.model.encoder
-        tokens = masked_tokens(
-            hidden.mask,
-            encoder.stride // encoder.patch_size,
-            self.mask_generator.most_tokens(encoder.stride),
-        )
-        pixels = enlarge(hidden.mask, encoder.patch_size)
-        return masked_l1(
-            self.model(hidden.images, hidden.mask, tokens),
-            cut_squares(hidden.target, tokens, encoder.stride),
-            cut_squares(pixels, tokens, encoder.stride),
-        )
+        most_tokens = self.mask_generator.most_tokens(self.model.encoder.stride)
+        return loss_of_masked(self.model, hidden.images, hidden.mask, hidden.target, most_tokens)
 
     def reconstruct_held_out(
         self, images: Real[Tensor, "b c H W"], index: Int[Tensor, " b"]
@@ -157,3 +147,21 @@ class SimMIMTask(TrainingTask):
         )
         ratio = values["val/loss"] / values["val/baseline_visible_mean"]
         self.log("val/loss_over_baseline", ratio)
+
+
+def loss_of_masked(
+    model: SimMIM,
+    images: Float[Tensor, "b c H W"],
+    mask: Bool[Tensor, "b h w"],
+    target: Float[Tensor, "b c H W"],
+    most_tokens: int,
+) -> Float[Tensor, ""]:
+    """Masked L1, of which only squares with a masked pixel are predicted: at most so many an image."""
+    encoder = model.encoder
+    tokens = masked_tokens(mask, encoder.stride // encoder.patch_size, most_tokens)
+    pixels = enlarge(mask, encoder.patch_size)
+    return masked_l1(
+        model(images, mask, tokens),
+        cut_squares(target, tokens, encoder.stride),
+        cut_squares(pixels, tokens, encoder.stride),
+    )
