@@ -1,6 +1,7 @@
 """What stands on the encoder: pixels for SimMIM, classes for a classifier."""
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -12,8 +13,17 @@ class ReconstructionHead(nn.Module):
         self.linear = nn.Linear(channels, stride**2 * out_channels)
         self.shuffle = nn.PixelShuffle(stride)
 
-    def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b out_c H W"]:
-        """The image that the tokens predict, at `stride` pixels a token."""
+    def forward(
+        self, features: Float[Tensor, "b h w c"], tokens: Int[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "_images out_c _H _W"]:
+        """The image that the tokens predict, at `stride` pixels a token.
+
+        Or, of each image, the squares of `stride` pixels that these `tokens` (numbered row by row)
+        predict, as `b · n` images.
+        """
+        if tokens is not None:
+            rows = torch.arange(len(features), device=features.device).unsqueeze(1)
+            features = features.flatten(1, 2)[rows, tokens].view(-1, 1, 1, features.shape[-1])
         pixels: Tensor = self.shuffle(self.linear(features).permute(0, 3, 1, 2))
         return pixels
 

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from simmim.errors import UserError
@@ -57,6 +57,14 @@ class RandomMaskGenerator:
         mask = (rank < self.num_masked).view(-1, *self.grid_size)
         return enlarge(mask, self.patch_size // self.token_size)
 
+    def most_tokens(self, stride: int) -> int:
+        """How many squares of `stride` pixels of an image can have a masked pixel, at most."""
+        tokens = (self.image_size[0] // stride) * (self.image_size[1] // stride)
+        # A patch that lies across squares touches one more along each side.
+        across = 0 if self.patch_size % stride == 0 or stride % self.patch_size == 0 else 1
+        touched = -(-self.patch_size // stride) + across
+        return min(tokens, self.num_masked * touched**2)
+
     def _check(self) -> None:
         if not 0 < self.ratio < 1:
             raise UserError(
@@ -109,3 +117,25 @@ class RandomMaskGenerator:
 def enlarge(mask: Bool[Tensor, "b h w"], factor: int) -> Bool[Tensor, "b H W"]:
     """Repeats each entry of a mask over a `factor × factor` square."""
     return mask.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def masked_tokens(mask: Bool[Tensor, "b h w"], factor: int, count: int) -> Int[Tensor, "b count"]:
+    """Of each image `count` squares of `factor × factor` entries, those with a masked one first.
+
+    Numbered row by row. Their number is given and not read from the mask: a GPU need not wait for it.
+    """
+    batch, height, width = mask.shape
+    squares = mask.view(batch, height // factor, factor, width // factor, factor)
+    is_masked = squares.any(dim=4).any(dim=2).flatten(1)
+    return is_masked.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def cut_squares(
+    images: Shaped[Tensor, "b *c H W"], tokens: Int[Tensor, "b n"], side: int
+) -> Shaped[Tensor, "_squares *c {side} {side}"]:
+    """These squares of `side` pixels (numbered row by row) of each image, as `b · n` images."""
+    *others, height, width = images.shape
+    squares = images.view(*others, height // side, side, width // side, side)
+    squares = squares.movedim((-4, -2), (1, 2)).flatten(1, 2)
+    rows = torch.arange(len(images), device=images.device).unsqueeze(1)
+    return squares[rows, tokens].flatten(0, 1)

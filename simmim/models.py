@@ -1,7 +1,7 @@
 """Whole models: an encoder with what a stage needs around it."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simmim.encoder import SwinTransformer
@@ -22,10 +22,17 @@ class SimMIM(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(
-        self, images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b h w"]
-    ) -> Float[Tensor, "b c H W"]:
-        """Predicts the whole image from its visible part; `mask` has one entry a token."""
-        prediction: Tensor = self.head(self.encoder.encode(self.embed(images, mask)))
+        self,
+        images: Float[Tensor, "b c H W"],
+        mask: Bool[Tensor, "b h w"],
+        tokens: Int[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "_images c _H _W"]:
+        """Predicts the whole image from its visible part; `mask` has one entry a token.
+
+        With `tokens` of the last stage, what they predict alone: see `ReconstructionHead`.
+        """
+        features = self.encoder.encode(self.embed(images, mask))
+        prediction: Tensor = self.head(features, tokens)
         return prediction
 
     def embed(

@@ -80,6 +80,7 @@ class StageOptions(TypedDict, total=False):
     knn: DictConfig
     seed: int
     preflight: str
+    compile: str
 
 
 def plan(

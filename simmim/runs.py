@@ -30,6 +30,7 @@ from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.samples import Transform
 from simmim.encoder import SwinTransformer
+from simmim.encoder.compilation import Compile, check_compile, compile_blocks
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
 from simmim.models import Classifier
@@ -56,6 +57,7 @@ class RunOptions(TypedDict):
     seed: int
     run_dir: str
     preflight: Literal["stop", "warn"]
+    compile: Compile
 
 
 class Run(NamedTuple):
@@ -69,6 +71,7 @@ class Run(NamedTuple):
     resumed: Path | None
     objective: str
     extra_figures: tuple[str, ...]
+    compile: Compile
 
 
 def create_run(
@@ -78,6 +81,7 @@ def create_run(
 
     `extra_figures` are what the callbacks log of held-out images beside the task's own.
     """
+    check_compile(options["compile"])
     run_dir = options["run_dir"]
     optimization: AdamWRecipe = instantiate(options["optim"])
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
@@ -113,6 +117,7 @@ def create_run(
         resumed,
         options["objective"],
         extra_figures,
+        options["compile"],
     )
 
 
@@ -262,6 +267,7 @@ def fit(
     logged = [*task.figures, *run.extra_figures]
     run.checkpoints.require_figure(logged)
     require_objective(run.objective, [*logged, *(figures or {})])
+    compile_blocks(task.model.encoder, run.compile)
     trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=images, verbose=False)

@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from simmim.encoder.chunked_attention import attend_in_chunks
 from simmim.encoder.position_bias import ContinuousPositionBias, TablePositionBias
 from simmim.encoder.recomputation import recompute
 from simmim.sizes import Pair
 
 Similarity = Literal["cosine", "dot"]
 PositionBias = Literal["log_cpb", "linear_cpb", "table"]
-AttentionBackend = Literal["sdpa", "reference"]
+# auto: chunked where that is faster, which is in training on CPUs, and sdpa everywhere else.
+AttentionBackend = Literal["auto", "chunked", "sdpa", "reference"]
 
 # The cosine's factor is at most 100 (Swin V2, section 3.2: a temperature of at least 0.01).
 MAX_LOGIT_SCALE = math.log(100)
@@ -53,7 +55,7 @@ class WindowAttention(nn.Module):
         *,
         similarity: Similarity = "cosine",
         position_bias: PositionBias = "log_cpb",
-        backend: AttentionBackend = "sdpa",
+        backend: AttentionBackend = "auto",
         windows_at_a_time: int = 0,
     ) -> None:
         super().__init__()
@@ -80,7 +82,7 @@ class WindowAttention(nn.Module):
         mask: Bool[Tensor, "windows tokens tokens"] | None = None,
     ) -> Float[Tensor, "b windows tokens c"]:
         """Attends within each window; pairs that are True in `mask` do not see each other."""
-        bias = self.position_bias().unsqueeze(0)
+        bias = self.position_bias()
         batch, count = windows.shape[:2]
         size = self.windows_at_a_time
         if not 0 < size < batch * count:
@@ -99,21 +101,35 @@ class WindowAttention(nn.Module):
     def attend(
         self,
         windows: Float[Tensor, "b windows tokens c"],
-        bias: Float[Tensor, "1 heads tokens tokens"],
+        bias: Float[Tensor, "heads tokens tokens"],
         mask: Bool[Tensor, "windows tokens tokens"] | None,
     ) -> Float[Tensor, "b windows tokens c"]:
         """Attention within windows that are all taken together."""
+        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(windows, self.qkv.weight, qkv_bias)
+        if self.attends_in_chunks(qkv, bias):
+            return self.projection(attend_in_chunks(qkv, bias, mask, self.factor()))
+        bias = bias.unsqueeze(0)
         if mask is not None:
             bias = bias.masked_fill(mask.unsqueeze(1), -torch.inf)
         batch, count, tokens, _ = windows.shape
-        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = F.linear(windows, self.qkv.weight, qkv_bias)
         qkv = qkv.view(batch, count, tokens, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
         query, key, value = qkv.unbind(0)
         query, key = self.scale(query, key)
-        attend = attend_sdpa if self.backend == "sdpa" else attend_reference
+        attend = attend_reference if self.backend == "reference" else attend_sdpa
         attended = attend(query, key, value, bias)
         return self.projection(attended.transpose(2, 3).flatten(3))
+
+    def attends_in_chunks(self, qkv: Tensor, bias: Tensor) -> bool:
+        """Whether attention goes chunk by chunk.
+
+        Left to itself, on a CPU where the bias needs a gradient: PyTorch's fused kernel there gives
+        none. The compiler sees more in attention that it can read.
+        """
+        if self.backend != "auto":
+            return self.backend == "chunked"
+        is_learning = torch.is_grad_enabled() and bias.requires_grad
+        return is_learning and qkv.is_cpu and not torch.compiler.is_compiling()
 
     def scale(
         self,
@@ -123,11 +139,17 @@ class WindowAttention(nn.Module):
         Float[Tensor, "b windows heads tokens d"], Float[Tensor, "b windows heads tokens d"]
     ]:
         """Scales queries and keys so that their plain dot product is the attention logit."""
-        if self.similarity == "dot":
+        factor = self.factor()
+        if factor is None:
             return query * query.shape[-1] ** -0.5, key
-        factor = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().view(-1, 1, 1)
-        scaled = F.normalize(query.float(), dim=-1) * factor
+        scaled = F.normalize(query.float(), dim=-1) * factor.view(-1, 1, 1)
         return scaled.to(query.dtype), F.normalize(key.float(), dim=-1).to(key.dtype)
+
+    def factor(self) -> Float[Tensor, " heads"] | None:
+        """What each head's cosines are multiplied by, float32; None for the dot product."""
+        if self.similarity == "dot":
+            return None
+        return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 def attend_sdpa(

@@ -2,8 +2,8 @@
 
 import itertools
 
+import torch
 from jaxtyping import Float
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from simmim.encoder.attention import (
@@ -30,6 +30,29 @@ class Mlp(nn.Module):
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Transforms each token by itself."""
         return self.fc2(self.activation(self.fc1(features)))
+
+
+class DropPath(nn.Module):
+    """Drops the whole branch of an image at a rate, in training (stochastic depth, arXiv 1603.09382).
+
+    What is kept is scaled up, so that the mean stays.
+    """
+
+    kept: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.drops = rate > 0
+        # A tensor, so that blocks of other rates are no other code to the compiler.
+        self.register_buffer("kept", torch.tensor(1.0 - rate), persistent=False)
+
+    def forward(self, branch: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """The branch, zero for the images that are dropped."""
+        if not (self.drops and self.training):
+            return branch
+        drawn = torch.rand(len(branch), 1, 1, 1, device=branch.device)
+        return branch * ((drawn < self.kept) / self.kept).to(branch.dtype)
 
 
 class SwinBlock(nn.Module):

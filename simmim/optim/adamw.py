@@ -78,9 +78,17 @@ class AdamWRecipe:
         return self.lr * effective_batch / (self.lr_batch_size or effective_batch)
 
     def optimizer(
-        self, model: nn.Module, effective_batch: int, depths: Sequence[int]
+        self,
+        model: nn.Module,
+        effective_batch: int,
+        depths: Sequence[int],
+        *,
+        fused: bool | None = None,
     ) -> torch.optim.AdamW:
-        """AdamW over the model's parameters at their peak rates; `depths` are the encoder's."""
+        """AdamW over the model's parameters at their peak rates; `depths` are the encoder's.
+
+        `fused`: weights and states are read once a step (None: PyTorch's choice).
+        """
         peak_lr = self.peak_lr(effective_batch)
         return torch.optim.AdamW(
             parameter_groups(
@@ -93,6 +101,7 @@ class AdamWRecipe:
             lr=peak_lr,
             betas=(self.betas[0], self.betas[1]),
             eps=self.eps,
+            fused=fused,
         )
 
     def scheduler(

@@ -136,8 +136,7 @@ def _segment(function: Callable[[Tensor], Tensor], *parts: nn.Module | nn.Parame
 
 def _kind(block: SwinBlock) -> tuple[object, ...]:
     """What a block's memory depends on within its stage."""
-    drops = float(block.drop_path.drop_prob or 0.0) > 0
-    return block.grid, block.mask is None, type(block.norm3), drops, block.training
+    return block.grid, block.mask is None, type(block.norm3), block.drop_path.drops, block.training
 
 
 def _own(model: SimMIM | Classifier) -> tuple[nn.Parameter, ...]:

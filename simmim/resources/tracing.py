@@ -29,7 +29,7 @@ class Arithmetic:
 
     Attributes:
         backend: whose kernels. With a learned bias, attention on CUDA is memory-efficient; on the
-            CPU it is spelled out, and keeps the weights of every pair of tokens.
+            CPU it goes chunk by chunk.
         weights: the parameters' type.
         autocast: the type that matrix products are computed in; None: the weights'.
     """
@@ -252,6 +252,8 @@ class _PlannedDevice(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Runs one function as the planned device does."""
+        if func == Tensor.is_cpu.__get__:
+            return self.arithmetic.backend == "cpu"
         if self.notice is None:
             return self._run(func, args, kwargs or {})
         # Backward itself calls operators, never these functions.

@@ -16,9 +16,18 @@ from simmim.losses import (
     masked_l1,
     visible_mean,
 )
-from simmim.masking import RandomMaskGenerator, enlarge
+from simmim.masking import RandomMaskGenerator, cut_squares, enlarge, masked_tokens
 from simmim.models import SimMIM
 from simmim.tasks.training import TrainingArguments, TrainingTask
+
+
+class Hidden(NamedTuple):
+    """One batch before the model: normalised images, which tokens are masked, and the targets."""
+
+    images: Float[Tensor, "b c H W"]
+    mask: Bool[Tensor, "b h w"]
+    target: Float[Tensor, "b c H W"]
+    statistics: LocalStatistics | None
 
 
 class Reconstruction(NamedTuple):
@@ -74,10 +83,10 @@ class SimMIMTask(TrainingTask):
         self.val_loss = MeanMetric()
         self.val_baseline = MeanMetric()
 
-    def reconstruct(
+    def hide(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
-    ) -> Reconstruction:
-        """Masks the images as their places at `step` say, and predicts them."""
+    ) -> Hidden:
+        """Normalises the images, masks them as their places at `step` say, and sets the targets."""
         mask = self.mask_generator(places, step=step)
         normalised = self.normalisation.normalise(images)
         statistics = None
@@ -85,9 +94,24 @@ class SimMIMTask(TrainingTask):
         if self.target_window is not None:
             statistics = local_statistics(normalised, self.target_window)
             target = statistics.normalise(normalised)
-        prediction = self.model(normalised, mask)
-        pixels = enlarge(mask, self.model.encoder.patch_size)
-        return Reconstruction(normalised, pixels, target, prediction, statistics)
+        return Hidden(normalised, mask, target, statistics)
+
+    def reconstruct(
+        self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
+    ) -> Reconstruction:
+        """Predicts the images' hidden part, and with it the whole of them."""
+        hidden = self.hide(images, places, step=step)
+        prediction = self.model(hidden.images, hidden.mask)
+        pixels = enlarge(hidden.mask, self.model.encoder.patch_size)
+        return Reconstruction(hidden.images, pixels, hidden.target, prediction, hidden.statistics)
+
+    def loss(
+        self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
+    ) -> Float[Tensor, ""]:
+        """The loss of `reconstruct`, predicting no more of the images than has a masked pixel."""
+        hidden = self.hide(images, places, step=step)
+        most_tokens = self.mask_generator.most_tokens(self.model.encoder.stride)
+        return loss_of_masked(self.model, hidden.images, hidden.mask, hidden.target, most_tokens)
 
     def reconstruct_held_out(
         self, images: Real[Tensor, "b c H W"], index: Int[Tensor, " b"]
@@ -101,7 +125,7 @@ class SimMIMTask(TrainingTask):
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
         places = torch.arange(first, first + len(batch.image), device=self.device)
-        loss = self.reconstruct(batch.image, places, step=self.global_step).loss
+        loss = self.loss(batch.image, places, step=self.global_step)
         self.note_loss(loss)
         return loss
 
@@ -123,3 +147,21 @@ class SimMIMTask(TrainingTask):
         )
         ratio = values["val/loss"] / values["val/baseline_visible_mean"]
         self.log("val/loss_over_baseline", ratio)
+
+
+def loss_of_masked(
+    model: SimMIM,
+    images: Float[Tensor, "b c H W"],
+    mask: Bool[Tensor, "b h w"],
+    target: Float[Tensor, "b c H W"],
+    most_tokens: int,
+) -> Float[Tensor, ""]:
+    """Masked L1, of which only squares with a masked pixel are predicted: at most so many an image."""
+    encoder = model.encoder
+    tokens = masked_tokens(mask, encoder.stride // encoder.patch_size, most_tokens)
+    pixels = enlarge(mask, encoder.patch_size)
+    return masked_l1(
+        model(images, mask, tokens),
+        cut_squares(target, tokens, encoder.stride),
+        cut_squares(pixels, tokens, encoder.stride),
+    )

@@ -96,7 +96,11 @@ class TrainingTask(pl.LightningModule):
             self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         )
         optimizer = self.optimization.optimizer(
-            self.model, effective_batch, depths=self.model.encoder.depths
+            self.model,
+            effective_batch,
+            depths=self.model.encoder.depths,
+            # A fused step would undo fp16's scaling itself, after gradients are to be clipped.
+            fused=self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda"),
         )
         scheduler = self.optimization.scheduler(
             optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch

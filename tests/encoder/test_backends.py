@@ -1,9 +1,11 @@
-"""The fused attention equals attention spelled out, for whole encoders."""
+"""Fused and chunked attention equal attention spelled out, for whole encoders and layers."""
 
 import pytest
 import torch
 
-from simmim.encoder import SwinTransformer, create_encoder
+from simmim.encoder import SwinTransformer, chunked_attention, create_encoder
+from simmim.encoder.attention import AttentionBackend, Similarity, WindowAttention
+from simmim.encoder.windows import attention_mask, fit_window
 from simmim.sizes import Pair
 
 # Image and window: windows that divide every map, that pad it (7 and 5 divide none of 40, 20, 10
@@ -16,8 +18,10 @@ SIZES = [
 ]
 
 
-def create(name: str, image_size: Pair, window_size: Pair) -> list[SwinTransformer]:
-    """A fused and a reference encoder of two blocks a stage, with the same random weights."""
+def create(
+    name: str, image_size: Pair, window_size: Pair, backend: AttentionBackend = "sdpa"
+) -> list[SwinTransformer]:
+    """This backend and the reference in encoders of two blocks a stage, with the same weights."""
     fused, reference = (
         create_encoder(
             name,
@@ -28,7 +32,7 @@ def create(name: str, image_size: Pair, window_size: Pair) -> list[SwinTransform
             num_heads=(1, 2, 4, 8),
             attention_backend=backend,
         ).eval()
-        for backend in ("sdpa", "reference")
+        for backend in (backend, "reference")
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -40,10 +44,13 @@ def create(name: str, image_size: Pair, window_size: Pair) -> list[SwinTransform
 
 @pytest.mark.parametrize("name", ["swinv2_t", "swin_t"])
 @pytest.mark.parametrize(("image_size", "window_size"), SIZES, ids=str)
-def test_fused_equals_reference(name: str, image_size: Pair, window_size: Pair) -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "chunked"])
+def test_fused_equals_reference(
+    name: str, image_size: Pair, window_size: Pair, backend: AttentionBackend
+) -> None:
     images = torch.randn(2, 3, *image_size, generator=torch.Generator().manual_seed(1))
     results = []
-    for encoder in create(name, image_size, window_size):
+    for encoder in create(name, image_size, window_size, backend):
         features = encoder(images)
         (features**3).mean().backward()
         results.append((features, {n: p.grad for n, p in encoder.named_parameters()}))
@@ -64,3 +71,61 @@ def test_fused_equals_reference_at_another_size(name: str) -> None:
     fused, reference = create(name, (160, 160), (7, 7))
     expected = reference(images)
     assert (fused(images) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("at_a_time", [1, 4, 100])
+def test_chunks_of_any_size_equal_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+    similarity: Similarity,
+    heads: int,
+    shifted: bool,
+    at_a_time: int,
+) -> None:
+    """In a window of 5×3 on a map that it does not divide; chunks of windows and of whole images."""
+    grid = fit_window((9, 8), (5, 3), shifted=shifted)
+    mask = attention_mask(grid)
+    assert mask is not None
+    bytes_a_window = heads * 15 * 15 * 4
+    monkeypatch.setattr(
+        chunked_attention, "_LOGIT_BYTES", at_a_time * bytes_a_window // torch.get_num_threads()
+    )
+    results = []
+    for backend in ("chunked", "reference"):
+        torch.manual_seed(0)
+        layer = WindowAttention(
+            32 * heads, heads, (5, 3), (5, 3), similarity=similarity, backend=backend
+        )
+        windows = torch.randn(3, len(mask), 15, 32 * heads, requires_grad=True)
+        attended = layer(windows, mask)
+        (attended**2 * torch.linspace(-1, 1, 32 * heads)).sum().backward()
+        gradients = {name: p.grad for name, p in layer.named_parameters()}
+        results.append({"attended": attended, "windows": windows.grad, **gradients})
+    ours, expected = results
+    for name, value in expected.items():
+        # Of all keys' bias, the gradient is zero but for rounding.
+        largest = expected[name.replace("k_bias", "q_bias")].abs().max()
+        assert (ours[name] - value).abs().max() < 1e-5 * largest, name
+
+
+def test_chunks_round_to_bf16_no_more_than_fused_attention_does() -> None:
+    """Normalisation, bias and softmax stay in float32 under autocast."""
+    errors = {}
+    windows = torch.randn(2, 4, 25, 64, generator=torch.Generator().manual_seed(0))
+    for backend in ("reference", "sdpa", "chunked"):
+        torch.manual_seed(0)
+        layer = WindowAttention(64, 2, (5, 5), (5, 5), backend=backend)
+        with torch.autocast("cpu", torch.bfloat16, enabled=backend != "reference"):
+            attended = layer(windows)
+        attended.float().square().sum().backward()
+        results = [attended.float(), *(p.grad for p in layer.parameters())]
+        if backend == "reference":
+            expected = results
+        errors[backend] = [
+            float((result - exact).norm() / exact.norm().clamp(min=1e-3))
+            for result, exact in zip(results, expected, strict=True)
+        ]
+    for ours, fused in zip(errors["chunked"], errors["sdpa"], strict=True):
+        assert ours < 1.5 * fused + 1e-3

@@ -175,7 +175,7 @@ def test_the_main_branch_norm_comes_after_every_so_many_blocks_of_a_stage(every:
 
 def test_drop_path_grows_linearly_from_nothing_at_the_first_block() -> None:
     encoder = SwinTransformer(**(TINY | {"depths": (2, 3), "drop_path_rate": 0.2}))
-    rates = [block.drop_path.drop_prob for block in blocks(encoder)]
+    rates = [block.drop_path.rate for block in blocks(encoder)]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
@@ -473,7 +473,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ("norm", "res_post or pre"),
         ("similarity", "cosine or dot"),
         ("position_bias", "log_cpb or linear_cpb or table"),
-        ("attention_backend", "sdpa or reference"),
+        ("attention_backend", "auto or chunked or sdpa or reference"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -86,16 +86,20 @@ def test_one_tracer_serves_every_batch_and_recomputation():
         assert shared.trace(batch_size, blocks) == trace(asked, batch_size)
 
 
-def test_attention_on_cuda_does_not_keep_the_weights_of_pairs():
-    with torch.device("meta"):
-        model = SimMIM(create_encoder("swinv2_t", depths=(1, 1, 1, 1)))
-    segment, _ = list(segments(model, (0, 0, 0, 0)))[1]
-    taken = Passed(torch.Size((2, 48, 48, 96)), torch.float32, has_gradient=True)
-    on_cpu, on_cuda = (
-        trace_segment(segment, taken, Arithmetic(backend)) for backend in ("cpu", "cuda")
-    )
+def test_only_attention_spelled_out_keeps_the_weights_of_pairs():
+    kept = {}
+    for backend in ("sdpa", "auto"):
+        with torch.device("meta"):
+            model = SimMIM(
+                create_encoder("swinv2_t", depths=(1, 1, 1, 1), attention_backend=backend)
+            )
+        segment, _ = list(segments(model, (0, 0, 0, 0)))[1]
+        taken = Passed(torch.Size((2, 48, 48, 96)), torch.float32, has_gradient=True)
+        for arithmetic in (Arithmetic("cpu"), Arithmetic("cuda")):
+            kept[backend, arithmetic.backend] = trace_segment(segment, taken, arithmetic).kept
     of_pairs = 2 * 16 * 3 * 144 * 144 * 4  # images, windows, heads, tokens, tokens, float32
-    assert on_cpu.kept - on_cuda.kept > 0.9 * of_pairs
+    assert kept["sdpa", "cpu"] - kept["auto", "cpu"] > 0.9 * of_pairs
+    assert kept["sdpa", "cpu"] - kept["auto", "cuda"] > 0.9 * of_pairs
 
 
 def test_a_frozen_encoder_keeps_nothing():

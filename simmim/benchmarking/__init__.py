@@ -1,0 +1,1 @@
+"""How fast training and loading are, beside other public implementations on the same work."""

@@ -1,0 +1,49 @@
+"""Compiled blocks: `torch.compile` block by block, so that blocks that are alike are compiled once.
+
+A whole encoder takes as long to compile as it is deep. By blocks, a stage has two kinds (shifted
+and not) or few more, whatever its depth.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+
+from simmim.encoder.blocks import Stage
+from simmim.encoder.swin import SwinTransformer
+from simmim.errors import UserError
+
+# none, or a mode of torch.compile; reduce-overhead: CUDA graphs.
+Compile = Literal["none", "default", "reduce-overhead"]
+
+# A stage's kinds of blocks: shifted or not, with or without drop path and the main branch's norm; in
+# training, in validation, with and without gradients.
+_KINDS_A_STAGE = 16
+
+
+def check_compile(mode: Compile) -> None:
+    """Raises UserError for an unknown mode, or CUDA graphs without a GPU."""
+    if mode not in get_args(Compile):
+        raise UserError(f"compile={mode} is unknown; use {' or '.join(get_args(Compile))}")
+    if mode == "reduce-overhead" and not torch.cuda.is_available():
+        raise UserError(f"compile={mode} records CUDA graphs, and there is no GPU; use default")
+
+
+def compile_blocks(encoder: SwinTransformer, mode: Compile, **options: Any) -> None:
+    """Compiles each block when it first runs; names of weights and checkpoints stay as they are.
+
+    Args:
+        encoder: compiled in place.
+        mode: `none` leaves it as it is.
+        options: of `torch.compile`.
+    """
+    check_compile(mode)
+    if mode == "none":
+        return
+    # All blocks share one function's cache, whose limit is meant for one module.
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, _KINDS_A_STAGE * len(encoder.depths))
+    for stage in encoder.stages:
+        assert isinstance(stage, Stage)
+        for block in stage.blocks:
+            # Stages differ in all sizes: code for any size would be slower, and serve none better.
+            block.compile(mode=None if mode == "default" else mode, dynamic=False, **options)
