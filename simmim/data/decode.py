@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
-from simmim.data.jpeg import decode_crop, is_jpeg, upright_colour_size
+from simmim.data.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
 from simmim.data.pictures import Box, Picture, Pixels
 from simmim.errors import UserError
 from simmim.sizes import Pair
@@ -96,15 +96,21 @@ class JpegPicture:
 
     def decode(self) -> Real[Tensor, "3 h w"]:
         """All of it, at its own size; UserError names one that cannot be read."""
-        return decode_image(self.data, self.name)
+        try:
+            return decode_whole(self.data)
+        except ValueError:
+            return self._decode_by_pillow()
 
     def crop_resized(self, box: Box, size: Pair) -> Real[Tensor, "3 h2 w2"]:
         """A part of it, resized; UserError names one that cannot be read."""
         try:
             return decode_crop(self.data, box, size)
         except ValueError:
-            # Pillow reads some damaged files, and has the word on the others.
-            return Pixels(self.decode()).crop_resized(box, size)
+            return Pixels(self._decode_by_pillow()).crop_resized(box, size)
+
+    def _decode_by_pillow(self) -> Real[Tensor, "3 h w"]:
+        """Which reads some damaged files, and has the word on the others."""
+        return decode_image(self.data, self.name)
 
 
 def _open(file: OpenFile, name: str, channels: int) -> Picture:

@@ -8,8 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Real
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
 from simmim.sizes import Pair
 
@@ -63,11 +62,15 @@ class Pixels:
 
     def crop_resized(self, box: Box, size: Pair) -> Real[Tensor, "c h2 w2"]:
         """A part of it, resized."""
-        return Pixels(F.crop(self.image, *box)).resized(size)
+        top, left, height, width = box
+        return resize(self.image[None, :, top : top + height, left : left + width], size)[0]
 
-    def resized(self, size: Pair) -> Real[Tensor, "c h2 w2"]:
-        """All of it, resized."""
-        return F.resize(self.image, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+def resize(images: Real[Tensor, "b c h w"], size: Pair) -> Real[Tensor, "b c h2 w2"]:
+    """Bicubic, antialiased; what torchvision's `resize` gives, without its overhead."""
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True)
 
 
 @runtime_checkable

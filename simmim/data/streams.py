@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from simmim.data.decode import open_encoded
 from simmim.data.pictures import Picture
-from simmim.data.samples import OnError, Sample, SampleKey, Transform, apply, seeded
+from simmim.data.samples import OnError, Sample, SampleKey, Transform, on_pictures, seeded
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
 
@@ -120,7 +120,7 @@ class StreamedImages(Dataset[Sample]):
         on_error: OnError = "raise",
     ) -> None:
         self.stream = stream
-        self.transform = transform
+        self.transform = on_pictures(transform)
         self.seed = seed
         self.batch_size = batch_size
         self.lanes = lanes
@@ -167,7 +167,7 @@ class StreamedImages(Dataset[Sample]):
     def _read(self, encoded: Encoded, key: SampleKey) -> Real[Tensor, "c h w"]:
         picture = encoded.open(self.stream.channels)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
-            return apply(self.transform, picture)
+            return self.transform(picture)
 
 
 class _Lane:

@@ -1,7 +1,6 @@
 """From an image of any size to one of the size that the model takes, of the same type."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -84,10 +83,10 @@ def require_channels(transform: Transform | None, channels: int) -> None:
 class CropFirst(nn.Module):
     """A crop, taken from a picture that need not be decoded, and what follows on its pixels."""
 
-    def __init__(self, crop: "Crop", *steps: nn.Module) -> None:
+    def __init__(self, crop: "RandomCrop", *steps: nn.Module) -> None:
         super().__init__()
         self.crop = crop
-        self.steps = nn.Sequential(*steps)
+        self.steps = nn.ModuleList(steps)
 
     def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
         """Transforms a decoded image."""
@@ -95,37 +94,21 @@ class CropFirst(nn.Module):
 
     def from_picture(self, picture: Picture) -> Real[Tensor, "c h2 w2"]:
         """Transforms any picture."""
-        return self.steps(self.crop.from_picture(picture))
+        image = self.crop(picture)
+        for step in self.steps:
+            image = step(image)
+        return image
 
 
-class Crop(nn.Module, ABC):
-    """A part of an image, chosen by the image's size alone, resized."""
-
-    def __init__(self, size: Pair) -> None:
-        super().__init__()
-        self.size = size
-
-    @abstractmethod
-    def choose(self, height: int, width: int) -> Box:
-        """The part of an image of this size."""
-
-    def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
-        """Crops and resizes a decoded image."""
-        return self.from_picture(Pixels(image))
-
-    def from_picture(self, picture: Picture) -> Real[Tensor, "c h2 w2"]:
-        """Crops and resizes any picture."""
-        return picture.crop_resized(self.choose(picture.height, picture.width), self.size)
-
-
-class RandomCrop(Crop):
+class RandomCrop(nn.Module):
     """The crops of torchvision's RandomResizedCrop: the very same for the same random state.
 
     Its own way to draw one takes as long as a tenth of what decoding a photograph does.
     """
 
     def __init__(self, size: Pair, scale: Sequence[float], ratio: Sequence[float]) -> None:
-        super().__init__(size)
+        super().__init__()
+        self.size = size
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
         self._log_ratio = torch.log(torch.tensor(self.ratio)).tolist()
@@ -147,24 +130,31 @@ class RandomCrop(Crop):
         box_width = min(width, round(height * shape))
         return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
+    def forward(self, picture: Picture) -> Real[Tensor, "c h w"]:
+        """Draws a part and resizes it."""
+        box = self.choose(picture.height, picture.width)
+        return picture.crop_resized(box, self.size)
 
-class CenterCrop(Crop):
-    """The largest centred rectangle of the target's shape, resized to the target."""
+
+class CenterCrop(nn.Module):
+    """The largest centred rectangle of the target's shape, resized to the target.
+
+    It is no `CroppingTransform`: held-out figures are of images that were decoded in full.
+    """
 
     def __init__(self, image_size: Size) -> None:
-        super().__init__(as_pair(image_size, "model.image_size"))
+        super().__init__()
+        self.size: Pair = as_pair(image_size, "model.image_size")
 
-    def choose(self, height: int, width: int) -> Box:
-        """The same for the same size."""
+    def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
+        """Crops and resizes; the same for the same image."""
+        height, width = image.shape[-2:]
         target_height, target_width = self.size
         scale = min(height / target_height, width / target_width)
-        box_height, box_width = (
-            max(1, round(target_height * scale)),
-            max(1, round(target_width * scale)),
-        )
-        return Box(
-            round((height - box_height) / 2), round((width - box_width) / 2), box_height, box_width
-        )
+        box_height = max(1, round(target_height * scale))
+        box_width = max(1, round(target_width * scale))
+        top, left = round((height - box_height) / 2), round((width - box_width) / 2)
+        return Pixels(image).crop_resized(Box(top, left, box_height, box_width), self.size)
 
 
 class RandomFlip(nn.Module):
