@@ -38,14 +38,25 @@ def upright_colour_size(data: bytes) -> Pair | None:
 
 
 def _is_upright(data: bytes) -> bool:
-    # Wherever a rotation may stand: in an EXIF block, or in XMP, which Pillow reads too.
-    if b"Exif\0\0" not in data and b"tiff:Orientation" not in data:
+    """Whether neither EXIF nor XMP, which Pillow reads too, turns the picture."""
+    metadata = _before_scan(data)
+    if b"Exif\0\0" not in metadata and b"tiff:Orientation" not in metadata:
         return True
     try:
         with Image.open(BytesIO(data)) as image:
             return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     except (OSError, SyntaxError, ValueError):
         return False
+
+
+def _before_scan(data: bytes) -> bytes:
+    """The segments before the first scan; everything where they cannot be followed."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        if data[place + 1 : place + 2] == b"\xda":
+            return data[:place]
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return data
 
 
 def decode_whole(data: bytes) -> UInt8[Tensor, "3 h w"]:

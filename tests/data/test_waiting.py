@@ -1,10 +1,11 @@
 """Waiting for data: what is measured, and what is advised."""
 
 import time
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import pytorch_lightning as pl
 from torch.utils.data import Dataset
 
 from simmim.callbacks import throughput
@@ -41,20 +42,12 @@ def test_time_between_batches_is_no_waiting() -> None:
     assert loader.waited_seconds < time.perf_counter() - started - 4 * 0.05
 
 
-class Module:
-    """Keeps what is logged."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, float]] = []
-
-    def log_dict(self, figures: dict[str, float], **_: Any) -> None:
-        self.logged.append(figures)
-
-
-def train(loader: TimedLoader, waits: list[float], log_every: int) -> tuple[Throughput, Module]:
+def train(
+    loader: TimedLoader, waits: list[float], log_every: int
+) -> tuple[Throughput, list[dict[str, float]]]:
     """Steps of one second, in each of which so long was waited; the first are to warm up."""
-    callback, module = Throughput(8, log_every), Module()
-    trainer: Any = SimpleNamespace(train_dataloader=loader, global_step=0, world_size=1)
+    callback, module = Throughput(8, log_every), Mock(spec=pl.LightningModule)
+    trainer = Mock(spec=pl.Trainer, train_dataloader=loader, global_step=0, world_size=1)
     clock = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(throughput.time, "monotonic", lambda: clock)
@@ -62,21 +55,21 @@ def train(loader: TimedLoader, waits: list[float], log_every: int) -> tuple[Thro
             clock += 1
             loader.waited_seconds += wait
             trainer.global_step += 1
-            callback.on_train_batch_end(trainer, module, None, None, 0)  # type: ignore[arg-type]
-    return callback, module
+            callback.on_train_batch_end(trainer, module, None, None, 0)
+    return callback, [call.args[0] for call in module.log_dict.call_args_list]
 
 
 def test_the_share_of_the_time_is_logged_but_for_the_first_steps() -> None:
     loader = TimedLoader(Slow())
-    callback, module = train(loader, [0.1, 0.3, 0.0, 0.0, 0.5], log_every=5)
+    callback, logged = train(loader, [0.1, 0.3, 0.0, 0.0, 0.5], log_every=5)
     assert callback.data_wait == pytest.approx(0.9 / 5)
-    assert [figures["train/data_wait"] for figures in module.logged] == [pytest.approx(0.9 / 5)]
-    assert module.logged[0]["train/images_per_second"] == pytest.approx(8)
+    assert [figures["train/data_wait"] for figures in logged] == [pytest.approx(0.9 / 5)]
+    assert logged[0]["train/images_per_second"] == pytest.approx(8)
 
 
 def test_each_row_is_of_the_steps_since_the_last() -> None:
-    _, module = train(TimedLoader(Slow()), [0.0, 0.4, 0.2, 0.2], log_every=1)
-    shares = [figures["train/data_wait"] for figures in module.logged]
+    _, logged = train(TimedLoader(Slow()), [0.0, 0.4, 0.2, 0.2], log_every=1)
+    shares = [figures["train/data_wait"] for figures in logged]
     assert shares == pytest.approx([0.0, 0.4, 0.2, 0.2])
 
 
