@@ -274,6 +274,8 @@ def fit(
     weights = gather_weights(task.model)
     if not trainer.is_global_zero:
         return {}
+    if run.throughput.data_wait is not None:
+        say(images.describe_wait(run.throughput.data_wait))
     folder = Path(run.run_dir)
     encoder = task.model.encoder
     of_encoder = {
@@ -299,6 +301,7 @@ def fit(
             "parameters": count_parameters(task.model),
             "encoder_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
             "images_per_second": run.throughput.images_per_second,
+            "data_wait": run.throughput.data_wait,
             "first_step_seconds": run.throughput.first_step_seconds,
             "seconds": time.monotonic() - started,
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),

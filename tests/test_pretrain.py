@@ -35,6 +35,8 @@ def test_run_directory_holds_what_the_design_promises(run, tmp_path):
     assert summary["parameters"] > summary["encoder_parameters"] > 0
     assert summary["peak_memory_bytes"] > 1e6
     assert summary["images_per_second"] > 0
+    assert 0 < summary["data_wait"] < 1
+    assert any(row["train/data_wait"] for row in rows)
     assert torch.__version__.startswith(summary["packages"]["torch"])
 
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils.data import DataLoader
 
 from simmim.callbacks.throughput import Throughput
+from simmim.data.waiting import MUCH
 
 # Where no terminal shows a bar (a log file, a batch job), a line this often.
 _SECONDS_BETWEEN_LINES = 15.0
@@ -116,6 +117,9 @@ class RunProgress(_Reporter):
         rate = self.throughput.images_per_second
         if rate is not None:
             figures.append(f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s")
+        wait = self.throughput.data_wait
+        if wait is not None and wait > MUCH:
+            figures.append(f"{wait:.0%} waiting for data")
         done = trainer.global_step - self._first_step
         if done > 0:
             left = (now - self._started) / done * (self._total_steps - trainer.global_step)

@@ -1,5 +1,6 @@
-"""How fast a run goes and how much memory it takes."""
+"""How fast a run goes, how long it waits for data, and how much memory it takes."""
 
+import operator
 import re
 import resource
 import sys
@@ -11,16 +12,18 @@ import pytorch_lightning as pl
 import torch
 
 import simmim
+from simmim.data.waiting import TimedLoader
 
 # The first steps compile, tune and fill caches; they are no measure of the rest.
 _WARMUP_BATCHES = 5
 
 
 class Throughput(pl.Callback):
-    """Logs `train/images_per_second` over all devices, data and logging included.
+    """Logs `train/images_per_second` over all devices, and `train/data_wait`, a share of the time.
 
-    `images_per_second` is the mean over the run but for its first batches and its validations;
-    `first_step_seconds` is how long after the start of the command the first batch began.
+    Data and logging are included. `images_per_second` and `data_wait` are means over the run but for
+    its first batches and its validations, the latter of the first process; `first_step_seconds` is
+    how long after the start of the command the first batch began.
     """
 
     def __init__(self, batch_size: int, log_every_n_steps: int) -> None:
@@ -29,8 +32,10 @@ class Throughput(pl.Callback):
         self._seen = 0
         self._batches = 0
         self._seconds = 0.0
+        self._waited = 0.0
         self._last_end: float | None = None
-        self._recent: tuple[int, float] = (0, 0.0)
+        self._last_waited = 0.0
+        self._recent: tuple[int, float, float] = (0, 0.0, 0.0)
         self._images_per_batch = batch_size
         self.first_step_seconds: float | None = None
 
@@ -40,6 +45,11 @@ class Throughput(pl.Callback):
         if self._seconds == 0:
             return None
         return self._batches * self._images_per_batch / self._seconds
+
+    @property
+    def data_wait(self) -> float | None:
+        """Share of the time that the run waited for data so far; None before it can be told."""
+        return None if self._seconds == 0 else self._waited / self._seconds
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts the images of all devices."""
@@ -62,17 +72,24 @@ class Throughput(pl.Callback):
     ) -> None:
         """Times from the end of one batch to the end of the next, so that waiting for data counts."""
         now = time.monotonic()
+        loader = trainer.train_dataloader
+        waited = loader.waited_seconds if isinstance(loader, TimedLoader) else 0.0
         self._seen += 1
         if self._last_end is not None and self._seen > _WARMUP_BATCHES:
             self._batches += 1
             self._seconds += now - self._last_end
-        self._last_end = now
+            self._waited += waited - self._last_waited
+        self._last_end, self._last_waited = now, waited
         if trainer.global_step % self.log_every_n_steps == 0:
-            batches, seconds = self._batches - self._recent[0], self._seconds - self._recent[1]
+            sums = (self._batches, self._seconds, self._waited)
+            batches, seconds, waited = map(operator.sub, sums, self._recent)
             if batches:
-                rate = batches * self._images_per_batch / seconds
-                pl_module.log("train/images_per_second", rate, batch_size=self.batch_size)
-                self._recent = (self._batches, self._seconds)
+                figures = {
+                    "train/images_per_second": batches * self._images_per_batch / seconds,
+                    "train/data_wait": waited / seconds,
+                }
+                pl_module.log_dict(figures, batch_size=self.batch_size)
+                self._recent = sums
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the validation out of the next batch's time."""

@@ -1,6 +1,5 @@
 """Sources and streams into batches: the loaders of a run."""
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader
 from simmim.data.samples import ImageSource, OnError, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.streams import ImageStream, StreamedImages
+from simmim.data.waiting import TimedLoader, available_cores, describe_wait
 from simmim.errors import UserError
 from simmim.interruption import ignore_signals
 from simmim.normalisation import Normalisation
@@ -95,6 +95,15 @@ class ImageDataModule(pl.LightningDataModule):
         """Optimiser steps in an epoch, each of `accumulation` batches of every device."""
         return len(self.train) // (self.batch_size * world_size * accumulation)
 
+    def describe_wait(self, share: float) -> str:
+        """One line on the share of a run's time that it waited for data, and what may help."""
+        devices = 1 if self.trainer is None else self.trainer.num_devices
+        return describe_wait(
+            share,
+            num_workers=self.num_workers,
+            most_workers=max(1, available_cores() // devices),
+        )
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Shuffled, augmented batches; a resumed run goes on at the next one."""
         place = self._rank_and_world_size()
@@ -159,7 +168,7 @@ class ImageDataModule(pl.LightningDataModule):
         workers: dict[str, Any] = (
             {"persistent_workers": persistent, "prefetch_factor": 4} if self.num_workers else {}
         )
-        return DataLoader(
+        return TimedLoader(
             images,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -191,5 +200,4 @@ def check_loading(batch_size: int, num_workers: int | None) -> None:
 
 def default_workers() -> int:
     """A worker for each core that this process may use but one, from 1 to 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, (cores or 2) - 1))
+    return max(1, min(8, available_cores() - 1))

@@ -16,7 +16,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
+from simmim.data.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
+from simmim.data.pictures import Box, Picture, Pixels
 from simmim.errors import UserError
+from simmim.sizes import Pair
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".npy"}
@@ -60,6 +63,65 @@ def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{ch
         return _decode(BytesIO(data), channels)
     except _DAMAGED as error:
         raise _unreadable(name, error) from error
+
+
+def open_image(path: Path, channels: int = 3) -> Picture:
+    """The same as `read_image`, but for a JPEG file, which is decoded when its crop is known.
+
+    Raises:
+        UserError: the file cannot be read, or has other channels; the message names it.
+    """
+    try:
+        with path.open("rb") as file:
+            return _open(file, str(path), channels)
+    except _DAMAGED as error:
+        raise _unreadable(str(path), error) from error
+
+
+def open_encoded(data: bytes, name: str, channels: int = 3) -> Picture:
+    """The same for a file's content."""
+    try:
+        return _open(BytesIO(data), name, channels)
+    except _DAMAGED as error:
+        raise _unreadable(name, error) from error
+
+
+class JpegPicture:
+    """An upright picture in colour, decoded to the crop and resolution that are asked for."""
+
+    def __init__(self, data: bytes, name: str, size: Pair) -> None:
+        self.data = data
+        self.name = name
+        self.height, self.width = size
+
+    def decode(self) -> Real[Tensor, "3 h w"]:
+        """All of it, at its own size; UserError names one that cannot be read."""
+        try:
+            return decode_whole(self.data)
+        except ValueError:
+            return self._decode_by_pillow()
+
+    def crop_resized(self, box: Box, size: Pair) -> Real[Tensor, "3 h2 w2"]:
+        """A part of it, resized; UserError names one that cannot be read."""
+        try:
+            return decode_crop(self.data, box, size)
+        except ValueError:
+            return Pixels(self._decode_by_pillow()).crop_resized(box, size)
+
+    def _decode_by_pillow(self) -> Real[Tensor, "3 h w"]:
+        """Which reads some damaged files, and has the word on the others."""
+        return decode_image(self.data, self.name)
+
+
+def _open(file: OpenFile, name: str, channels: int) -> Picture:
+    if channels == 3 and is_jpeg(file.read(3)):
+        file.seek(0)
+        data = file.read()
+        size = upright_colour_size(data)
+        if size is not None:
+            return JpegPicture(data, name, size)
+    file.seek(0)
+    return Pixels(_decode(file, channels))
 
 
 def _unreadable(name: str, error: BaseException) -> UserError:

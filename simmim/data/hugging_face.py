@@ -10,7 +10,8 @@ from jaxtyping import Real, Shaped
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
-from simmim.data.decode import decode_image
+from simmim.data.decode import open_encoded
+from simmim.data.pictures import Picture
 from simmim.data.streams import Encoded, FirstImages
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
@@ -50,9 +51,14 @@ class HuggingFaceImages:
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
         """Decodes one image; UserError names one that cannot be read."""
+        picture, label = self.open(index)
+        return picture.decode(), label
+
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The same, decoded later if it can be."""
         data = content(self.dataset[index][self.columns.image])
         label = -1 if self._labels is None else self._labels[index]
-        return decode_image(data, self.identifier(index), self.columns.channels), label
+        return open_encoded(data, self.identifier(index), self.columns.channels), label
 
     def identifier(self, index: int) -> str:
         """The dataset and the row."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from jaxtyping import Real
 from torch import Tensor
 
-from simmim.data.decode import IMAGE_SUFFIXES, read_image
+from simmim.data.decode import IMAGE_SUFFIXES, open_image, read_image
+from simmim.data.pictures import Picture
 from simmim.errors import UserError
 
 # How many files are tried before a folder is said to hold no readable image.
@@ -44,9 +45,14 @@ class ImageFolder:
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
         """Decodes one image; UserError names a file that cannot be read."""
+        picture, label = self.open(index)
+        return picture.decode(), label
+
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The same, decoded later if it can be."""
         path = self.paths[index]
         label = self._label_of[path.split("/", 1)[0]] if self.classes else -1
-        return read_image(self.root / path, self.channels), label
+        return open_image(self.root / path, self.channels), label
 
     def identifier(self, index: int) -> str:
         """The path below the root."""

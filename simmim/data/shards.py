@@ -16,7 +16,8 @@ from jaxtyping import Int, Real, Shaped
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from simmim.data.decode import decode_image
+from simmim.data.decode import open_encoded
+from simmim.data.pictures import Picture
 from simmim.data.samples import OnError
 from simmim.data.sampling import Order, shuffle_nearby
 from simmim.data.shard_lists import DESCRIPTION, describe
@@ -75,8 +76,13 @@ class ShardImages:
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
         """Reads and decodes one image; UserError names one that cannot be read."""
-        data = self.read(index)
-        return decode_image(data, self.identifier(index), self.channels), int(self._labels[index])
+        picture, label = self.open(index)
+        return picture.decode(), label
+
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The same, decoded later if it can be."""
+        picture = open_encoded(self.read(index), self.identifier(index), self.channels)
+        return picture, int(self._labels[index])
 
     def read(self, index: int) -> bytes:
         """The bytes of one image."""

@@ -16,8 +16,9 @@ from jaxtyping import Real
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simmim.data.decode import decode_image
-from simmim.data.samples import OnError, Sample, SampleKey, Transform, seeded
+from simmim.data.decode import open_encoded
+from simmim.data.pictures import Picture
+from simmim.data.samples import OnError, Sample, SampleKey, Transform, on_pictures, seeded
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
 
@@ -36,7 +37,11 @@ class Encoded(NamedTuple):
 
     def decode(self, channels: int) -> Real[Tensor, "c h w"]:
         """The image; UserError names one that cannot be read."""
-        return decode_image(self.data, self.name, channels)
+        return self.open(channels).decode()
+
+    def open(self, channels: int) -> Picture:
+        """The same, decoded later if it can be."""
+        return open_encoded(self.data, self.name, channels)
 
 
 @runtime_checkable
@@ -84,6 +89,10 @@ class FirstImages:
         """Decodes one image; UserError names one that cannot be read."""
         return self.images[index].decode(self.channels), self.images[index].label
 
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The same, decoded later if it can be."""
+        return self.images[index].open(self.channels), self.images[index].label
+
     def identifier(self, index: int) -> str:
         """Its place in the stream."""
         return self.images[index].name
@@ -111,7 +120,7 @@ class StreamedImages(Dataset[Sample]):
         on_error: OnError = "raise",
     ) -> None:
         self.stream = stream
-        self.transform = transform
+        self.transform = on_pictures(transform)
         self.seed = seed
         self.batch_size = batch_size
         self.lanes = lanes
@@ -129,9 +138,7 @@ class StreamedImages(Dataset[Sample]):
         batch, place = divmod(key.sample_index, self.batch_size * self.world_size)
         turn, lane = divmod(batch, self.lanes)
         self._advance(key.epoch, lane, turn * self.batch_size + place % self.batch_size)
-        image, label, is_repeat = self._load(self._open[lane])
-        with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
-            image = self.transform(image)
+        image, label, is_repeat = self._load(self._open[lane], key)
         return Sample(image, label, -1 if key.is_padding or is_repeat else key.sample_index)
 
     def _advance(self, epoch: int, number: int, position: int) -> None:
@@ -143,11 +150,11 @@ class StreamedImages(Dataset[Sample]):
             self._open[number] = lane
         lane.pass_to(position)
 
-    def _load(self, lane: "_Lane") -> tuple[Real[Tensor, "c h w"], int, bool]:
+    def _load(self, lane: "_Lane", key: SampleKey) -> tuple[Real[Tensor, "c h w"], int, bool]:
         for tried in range(_MOST_REPLACEMENTS):
             encoded, is_repeat = lane.look_ahead(tried)
             try:
-                image = encoded.decode(self.stream.channels)
+                image = self._read(encoded, key)
             except UserError as error:
                 if self.on_error == "raise" or tried + 1 == _MOST_REPLACEMENTS:
                     raise
@@ -156,6 +163,11 @@ class StreamedImages(Dataset[Sample]):
             else:
                 return image, encoded.label, is_repeat or tried > 0
         raise AssertionError("unreachable")
+
+    def _read(self, encoded: Encoded, key: SampleKey) -> Real[Tensor, "c h w"]:
+        picture = encoded.open(self.stream.channels)
+        with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
+            return self.transform(picture)
 
 
 class _Lane:

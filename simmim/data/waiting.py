@@ -1,0 +1,58 @@
+"""How long a run waits for its data, and what may help."""
+
+import os
+import time
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from simmim.data.samples import Sample
+
+# A run that waits for less of its time would hardly be faster.
+MUCH = 0.1
+
+
+class TimedLoader(DataLoader[Sample]):
+    """A loader that sums up how long its reader had to wait.
+
+    Attributes:
+        waited_seconds: in all epochs so far; without workers, all that loading took.
+    """
+
+    waited_seconds = 0.0
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        """The batches."""
+        batches: Iterator[Sample] = super().__iter__()
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self.waited_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_wait(share: float, *, num_workers: int, most_workers: int) -> str:
+    """One line on the share of a run's time that it waited, with advice where that is much.
+
+    `most_workers` is how many the cores of this machine have room for, for each device.
+    """
+    line = f"waited for data {share:.1%} of the time"
+    if share <= MUCH:
+        return line
+    if num_workers < most_workers:
+        way_out = f"use data.num_workers={most_workers}, it is {num_workers}"
+    else:
+        way_out = (
+            f"data.num_workers={num_workers} takes all cores, so store JPEGs of about twice "
+            "model.image_size (scripts/make_shards.py DIR OUT --max-side N), or use more cores"
+        )
+    return f"{line}: {way_out}"
