@@ -54,7 +54,7 @@ def create_encoder(
     position_bias: PositionBias | None = None,
     main_branch_norm_every: int | None = None,
     drop_path_rate: float = 0.0,
-    attention_backend: AttentionBackend = "sdpa",
+    attention_backend: AttentionBackend = "auto",
     checkpoint_blocks: CheckpointBlocks = "none",
     sequential_attention: int | Sequence[int] = 0,
 ) -> SwinTransformer:
@@ -99,7 +99,7 @@ def adapt_encoder(
     in_channels: int | None = None,
     pretrained_window_sizes: Sequence[Size] | None = None,
     drop_path_rate: float = 0.0,
-    attention_backend: AttentionBackend = "sdpa",
+    attention_backend: AttentionBackend = "auto",
     checkpoint_blocks: CheckpointBlocks = "none",
     sequential_attention: int | Sequence[int] = 0,
 ) -> SwinTransformer:

@@ -8,13 +8,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from simmim.encoder.fused_attention import fused_attention, require_head_dim
 from simmim.encoder.position_bias import ContinuousPositionBias, TablePositionBias
 from simmim.encoder.recomputation import recompute
 from simmim.sizes import Pair
 
 Similarity = Literal["cosine", "dot"]
 PositionBias = Literal["log_cpb", "linear_cpb", "table"]
-AttentionBackend = Literal["sdpa", "reference"]
+# auto: the fastest that has been measured to be so, which is sdpa for now (docs/fused_attention.md).
+AttentionBackend = Literal["auto", "sdpa", "triton", "reference"]
 
 # The cosine's factor is at most 100 (Swin V2, section 3.2: a temperature of at least 0.01).
 MAX_LOGIT_SCALE = math.log(100)
@@ -53,10 +55,12 @@ class WindowAttention(nn.Module):
         *,
         similarity: Similarity = "cosine",
         position_bias: PositionBias = "log_cpb",
-        backend: AttentionBackend = "sdpa",
+        backend: AttentionBackend = "auto",
         windows_at_a_time: int = 0,
     ) -> None:
         super().__init__()
+        if backend == "triton":
+            require_head_dim(channels // num_heads)
         self.windows_at_a_time = windows_at_a_time
         self.num_heads = num_heads
         self.similarity = similarity
@@ -103,15 +107,17 @@ class WindowAttention(nn.Module):
         mask: Bool[Tensor, "windows tokens tokens"] | None,
     ) -> Float[Tensor, "b windows tokens c"]:
         """Attention within windows that are all taken together."""
-        if mask is not None:
-            bias = bias.masked_fill(mask.unsqueeze(1), -torch.inf)
         batch, count, tokens, _ = windows.shape
         qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
         qkv = F.linear(windows, self.qkv.weight, qkv_bias)
+        if self.backend == "triton":
+            return self.projection(fused_attention(qkv, bias[0], mask, self.factor()))
+        if mask is not None:
+            bias = bias.masked_fill(mask.unsqueeze(1), -torch.inf)
         qkv = qkv.view(batch, count, tokens, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
         query, key, value = qkv.unbind(0)
         query, key = self.scale(query, key)
-        attend = attend_sdpa if self.backend == "sdpa" else attend_reference
+        attend = attend_reference if self.backend == "reference" else attend_sdpa
         attended = attend(query, key, value, bias)
         return self.projection(attended.transpose(2, 3).flatten(3))
 
@@ -123,11 +129,17 @@ class WindowAttention(nn.Module):
         Float[Tensor, "b windows heads tokens d"], Float[Tensor, "b windows heads tokens d"]
     ]:
         """Scales queries and keys so that their plain dot product is the attention logit."""
-        if self.similarity == "dot":
+        factor = self.factor()
+        if factor is None:
             return query * query.shape[-1] ** -0.5, key
-        factor = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp().view(-1, 1, 1)
-        scaled = F.normalize(query.float(), dim=-1) * factor
+        scaled = F.normalize(query.float(), dim=-1) * factor.view(-1, 1, 1)
         return scaled.to(query.dtype), F.normalize(key.float(), dim=-1).to(key.dtype)
+
+    def factor(self) -> Float[Tensor, " heads"] | None:
+        """What each head's cosines are multiplied by, float32; None for the dot product."""
+        if self.similarity == "dot":
+            return None
+        return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 def attend_sdpa(
