@@ -175,16 +175,23 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 
 _attend.register_autograd(_backward, setup_context=_save)
 
+# The operator that autograd calls backward, for those who follow what is called.
+BACKWARD_OPERATOR = torch.ops.simmim.window_attention_backward.default
+
+
+def _product_flops(qkv_shape: torch.Size) -> int:
+    windows, tokens, _, heads, head_dim = qkv_shape
+    return 2 * windows * heads * tokens * tokens * head_dim
+
 
 @register_flop_formula(torch.ops.simmim.window_attention)
-def _flops(qkv_shape: torch.Size, *others: Any, **named: Any) -> int:
-    windows, tokens, _, heads, head_dim = qkv_shape
-    return 2 * 2 * windows * heads * tokens * tokens * head_dim
+def _forward_flops(qkv_shape: torch.Size, *others: Any, **named: Any) -> int:
+    return 2 * _product_flops(qkv_shape)
 
 
 @register_flop_formula(torch.ops.simmim.window_attention_backward)
 def _backward_flops(
     gradient_shape: torch.Size, qkv_shape: torch.Size, *others: Any, **named: Any
 ) -> int:
-    """Five products, the logits' among them, as PyTorch counts its own kernels'."""
-    return 5 * int(_flops(qkv_shape)) // 2
+    """The logits' product once more and four of gradients, as PyTorch counts its own kernels."""
+    return 5 * _product_flops(qkv_shape)

@@ -34,8 +34,19 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Tiles by (tokens, channels of a head, bytes of a number), before the rule of `choose_tile`. Here go
-# those that `scripts/attention_race.py --tiles` finds faster on a GPU: none has been raced yet.
+# Tiles by (bytes of a number, channels that a head is padded to): the largest that keep all that a
+# program holds in registers and in 99 KiB of shared memory, by the compiler's word for an sm_86.
+_LARGEST_TILES = {
+    (2, 32): Tile(64, 64, warps=4, stages=2),
+    (2, 64): Tile(64, 32, warps=4, stages=2),
+    (2, 128): Tile(64, 32, warps=8, stages=1),
+    (4, 32): Tile(32, 32, warps=4, stages=2),
+    (4, 64): Tile(32, 16, warps=4, stages=2),
+    (4, 128): Tile(16, 16, warps=4, stages=1),
+}
+
+# Tiles by (tokens, channels of a head, bytes of a number) that come before the rule. Here go those that
+# `scripts/attention_race.py --tiles` finds faster: no GPU has run it yet.
 RACED_TILES: dict[tuple[int, int, int], Tile] = {}
 
 # Programs among which the windows are shared out to sum the bias's gradient, at most about so many.
@@ -43,21 +54,16 @@ _BIAS_PROGRAMS = 1024
 
 
 def choose_tile(tokens: int, head_dim: int, bytes_of_number: int) -> Tile:
-    """The tile for a shape: a function of it alone, so that a run's sums do not depend on timings.
-
-    64 pairs a side, or 32 where that leaves less of the last tile empty or numbers are many: all
-    that is loaded has to fit into 99 KiB of shared memory.
-    """
+    """The tile for a shape: a function of it alone, so that a run's sums do not depend on timings."""
     raced = RACED_TILES.get((tokens, head_dim, bytes_of_number))
     if raced is not None:
         return raced
-    if padded_width(head_dim) * bytes_of_number > 256:
-        return Tile(32, 32, warps=4, stages=1)
-    if tokens <= 16:
-        return Tile(16, 16, warps=1, stages=2)
-    rows = 32 if tokens <= 32 else 64
-    columns = min((rows, 32), key=lambda side: -(-tokens // side) * side)
-    return Tile(rows, columns, warps=4 if rows == 64 else 2, stages=2)
+    largest = _LARGEST_TILES[bytes_of_number, max(32, padded_width(head_dim))]
+    window = max(16, triton.next_power_of_2(tokens))
+    rows, columns = min(largest.rows, window), min(largest.columns, window)
+    # Half as wide where that leaves less of the last tile empty.
+    columns = min((columns, max(16, columns // 2)), key=lambda side: -(-tokens // side) * side)
+    return largest._replace(rows=rows, columns=columns)
 
 
 def padded_width(head_dim: int) -> int:
@@ -83,7 +89,7 @@ def attend_forward(
     windows, tokens, _, heads, head_dim = qkv.shape
     attended = qkv.new_empty(windows, tokens, heads, head_dim)
     log_sums = qkv.new_empty(windows, heads, tokens, dtype=torch.float32)
-    tile, shape = _launch_options(qkv, factor, regions)
+    tile, shape = launch_options(qkv, factor, regions)
     grid = (windows, heads, triton.cdiv(tokens, tile.rows))
     with _device_of(qkv):
         forward[grid](
@@ -117,7 +123,7 @@ def attend_backward(
         needs_bias: whether the bias's gradient is asked for.
     """
     windows, tokens, _, heads, _ = qkv.shape
-    tile, shape = _launch_options(qkv, factor, regions)
+    tile, shape = launch_options(qkv, factor, regions)
     row_tiles, column_tiles = triton.cdiv(tokens, tile.rows), triton.cdiv(tokens, tile.columns)
     given = (qkv, bias, factor, regions, gradient, log_sums)
     counts = (_count(regions), heads)
@@ -155,9 +161,10 @@ def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _launch_options(
+def launch_options(
     qkv: Tensor, factor: Tensor | None, regions: Tensor | None
 ) -> tuple[Tile, dict[str, Any]]:
+    """The tile, and what a kernel is compiled with."""
     tokens, head_dim = qkv.shape[1], qkv.shape[4]
     tile = choose_tile(tokens, head_dim, qkv.element_size())
     # As PyTorch's own products of float32 matrices.
