@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from simmim.console import say
 from simmim.encoder import SwinTransformer
+from simmim.encoder.fused_attention import require_device
 from simmim.errors import DoesNotFitError, UserError
 from simmim.models import Classifier, SimMIM
 from simmim.optim import AdamWRecipe
@@ -34,9 +35,12 @@ def require_memory(
 
     Raises:
         DoesNotFitError: it needs more memory than there is.
+        UserError: a kernel was named that these devices do not run.
     """
     trainer = run.trainer
     device = trainer.strategy.root_device
+    if start.planned.attention_backend == "triton":
+        require_device(device)
     on_gpu = device.type == "cuda"
     # Processes of one machine share its memory, of which the first may hold a part by now.
     if not on_gpu and trainer.local_rank:

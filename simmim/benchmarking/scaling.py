@@ -14,7 +14,7 @@ from simmim.benchmarking.timing import create_timer, interleave
 from simmim.benchmarking.work import Inputs, Work, draw_inputs
 from simmim.encoder import create_encoder
 from simmim.models import SimMIM
-from simmim.resources.steps import trace_step
+from simmim.resources.steps import StepTracer
 from simmim.resources.tracing import Arithmetic
 from simmim.tasks.simmim import loss_of_masked
 
@@ -77,7 +77,7 @@ def _measure(
         )
         with torch.device("meta"):
             planned = _create(work, depth)
-        needs = trace_step(planned, batch, arithmetic, keeps_gradients=False)
+        needs = StepTracer(planned, arithmetic).trace(batch)
         activations.append(float(needs.activations))
     seconds = [statistics.median(taken) for taken in interleave(timers, rounds).values()]
     return Growth(

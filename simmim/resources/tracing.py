@@ -17,6 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from simmim.encoder.fused_attention import BACKWARD_OPERATOR
+
 Backend = Literal["cuda", "cpu"]
 
 # CUDA's memory-efficient attention reads its bias in rows of a multiple of this many numbers.
@@ -254,9 +256,9 @@ class _PlannedDevice(TorchFunctionMode):
         """Runs one function as the planned device does."""
         if func == Tensor.is_cpu.__get__:
             return self.arithmetic.backend == "cpu"
-        if self.notice is None:
+        if self.notice is None or func is BACKWARD_OPERATOR:
             return self._run(func, args, kwargs or {})
-        # Backward itself calls operators, never these functions.
+        # Backward itself calls operators below these functions, but for the one above.
         return self.notice(lambda: self._run(func, args, kwargs or {}))
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -473,7 +473,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ("norm", "res_post or pre"),
         ("similarity", "cosine or dot"),
         ("position_bias", "log_cpb or linear_cpb or table"),
-        ("attention_backend", "auto or chunked or sdpa or reference"),
+        ("attention_backend", "auto or chunked or sdpa or triton or reference"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
