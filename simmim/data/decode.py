@@ -16,11 +16,15 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
-from simmim.errors import UserError
+from simmim.data.limits import require_size
+from simmim.data.unreadable import unreadable
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".npy"}
 )
+
+# Pillow knows more, of which some run other programs (EPS).
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
 
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -45,13 +49,13 @@ def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
     Pictures are upright by their EXIF orientation.
 
     Raises:
-        UserError: the file cannot be read, or has other channels; the message names it.
+        UnreadableImageError: the file cannot be read, or has other channels; the message names it.
     """
     try:
         with path.open("rb") as file:
             return _decode(file, channels)
     except _DAMAGED as error:
-        raise _unreadable(str(path), error) from error
+        raise unreadable(str(path), error) from error
 
 
 def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
@@ -59,27 +63,23 @@ def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{ch
     try:
         return _decode(BytesIO(data), channels)
     except _DAMAGED as error:
-        raise _unreadable(name, error) from error
-
-
-def _unreadable(name: str, error: BaseException) -> UserError:
-    reason = str(error) or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "it is no image of a known format"
-    return UserError(f"cannot read image {name} ({reason}); remove or replace it")
+        raise unreadable(name, error) from error
 
 
 def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     """Told apart by content: a name may say anything."""
     start = file.read(8)
     file.seek(0)
+    if not start:
+        raise ValueError("it is empty")
     if is_array(start):
         return read_array(file, channels)
     if is_tiff(start) and not _is_picture(file, channels):
         return read_tiff(file, channels)
     if channels not in (1, 3):
         raise ValueError(f"a picture of this format has 3 channels, not {channels}")
-    with Image.open(file) as image:
+    with Image.open(file, formats=_FORMATS) as image:
+        require_size(image.height, image.width)
         picture = to_rgb(image)
     if channels == 1:
         picture = picture.convert("L")
@@ -96,7 +96,7 @@ def _is_picture(file: OpenFile, channels: int) -> bool:
     if channels not in (1, 3):
         return False
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("TIFF",)) as image:
             return channels == 3 or image.mode not in _WIDE_MODES
     except UnidentifiedImageError:
         return False

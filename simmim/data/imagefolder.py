@@ -48,9 +48,16 @@ class ImageFolder:
         label = self._label_of[path.split("/", 1)[0]] if self.classes else -1
         return read_image(self.root / path, self.channels), label
 
+    def read(self, index: int) -> bytes:
+        """The file of one image; UnreadableImageError where it cannot be read."""
+        try:
+            return (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            raise unreadable(self.identifier(index), error) from error
+
     def identifier(self, index: int) -> str:
-        """The path below the root."""
-        return self.paths[index]
+        """The path."""
+        return f"{self.root}/{self.paths[index]}"
 
 
 class FolderSplits(NamedTuple):

@@ -10,10 +10,10 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
-from simmim.data.samples import OnError
 from simmim.data.shard_lists import DESCRIPTION, require_webdataset
 from simmim.data.streams import Encoded, FirstImages
 from simmim.data.tar_index import is_image, parse_label, split_name
+from simmim.data.tolerance import OnError
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
 

@@ -17,10 +17,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from simmim.data.decode import decode_image
-from simmim.data.samples import OnError
 from simmim.data.sampling import Order, shuffle_nearby
 from simmim.data.shard_lists import DESCRIPTION, describe
 from simmim.data.tar_index import ShardIndex, index_shard, require_tar
+from simmim.data.tolerance import OnError
+from simmim.data.unreadable import unreadable
 from simmim.errors import UserError
 from simmim.randomness import random_bits
 
@@ -79,14 +80,16 @@ class ShardImages:
         return decode_image(data, self.identifier(index), self.channels), int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image."""
+        """The file of one image; UnreadableImageError where the shard does not give it."""
         shard, size = self._shard(index), int(self._sizes[index])
         try:
             data = os.pread(self._file(shard), size, int(self._offsets[index]))
         except OSError as error:
-            raise UserError(f"cannot read {self.identifier(index)} ({error})") from error
+            if shard in self._files:  # stale, it may be, and another attempt opens it anew
+                os.close(self._files.pop(shard))
+            raise unreadable(self.identifier(index), error) from error
         if len(data) != size:
-            raise UserError(f"cannot read {self.identifier(index)}: the shard has become shorter")
+            raise unreadable(self.identifier(index), "its shard has become shorter")
         return data
 
     def identifier(self, index: int) -> str:
