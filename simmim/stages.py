@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from typing_extensions import Unpack
 
+from simmim.checking import check
 from simmim.console import say
 from simmim.evaluation import evaluate
 from simmim.exporting import export
@@ -32,7 +33,7 @@ from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.classification import Mode
 
-__all__ = ["evaluate", "export", "finetune", "plan", "pretrain", "transfer"]
+__all__ = ["check", "evaluate", "export", "finetune", "plan", "pretrain", "transfer"]
 
 
 def pretrain(

@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 # Pillow knows more, of which some run other programs (EPS).
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
 
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -78,7 +78,7 @@ def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
         return read_tiff(file, channels)
     if channels not in (1, 3):
         raise ValueError(f"a picture of this format has 3 channels, not {channels}")
-    with Image.open(file, formats=_FORMATS) as image:
+    with Image.open(file, formats=FORMATS) as image:
         require_size(image.height, image.width)
         picture = to_rgb(image)
     if channels == 1:

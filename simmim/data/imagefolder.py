@@ -1,8 +1,10 @@
 """A folder of images: nested as it likes, with or without class folders."""
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +12,10 @@ from jaxtyping import Real
 from torch import Tensor
 
 from simmim.data.decode import IMAGE_SUFFIXES, read_image
+from simmim.data.unreadable import patiently, unreadable
 from simmim.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # How many files are tried before a folder is said to hold no readable image.
 _PROBED_FILES = 100
@@ -134,19 +139,49 @@ def open_folder(root: Path, channels: int = 3) -> ImageFolder:
 def find_images(root: Path) -> Iterator[str]:
     """Paths below `root` (with `/`) that end like images, but for hidden files and folders.
 
-    Links are followed, circles are not.
+    Links are followed; a folder that was met before, as in a circle of links, is named and left out.
+
+    Raises:
+        UserError: a folder that cannot be listed.
     """
-    seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    seen: dict[str, str] = {}
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        folder = root / below
         real = os.path.realpath(folder)
         if real in seen:
-            subfolders.clear()
+            log.warning(f"{folder} is the folder {root / seen[real]} once more: left out")
             continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+        seen[real] = below
+        entries = sorted(patiently(partial(_list, folder)), key=lambda entry: entry.name)
+        prefix = f"{below}/" if below else ""
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = [entry for entry in visible if entry.is_dir()]
+        waiting += [prefix + entry.name for entry in reversed(folders)]
+        yield from (
+            prefix + entry.name
+            for entry in visible
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _may_be_read(entry)
+        )
+
+
+def _list(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed ({error.strerror}); mend that, or move it out of data.root"
+        ) from error
+
+
+def _may_be_read(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a file, or a link to one that is gone: no folder, no pipe that waits."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:
+        return True  # whoever reads it says why not
 
 
 def _existing(root: str | Path) -> Path:

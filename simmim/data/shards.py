@@ -44,6 +44,7 @@ class ShardImages:
 
     Attributes:
         counts: how many of them each shard holds.
+        damaged: shards that end early, and why.
     """
 
     def __init__(
@@ -55,6 +56,11 @@ class ShardImages:
         self.classes = shards.classes
         self.channels = channels
         self.counts = [len(chosen) for chosen in kept]
+        self.damaged = {
+            str(path): index.damage
+            for path, index in zip(shards.paths, shards.indexes, strict=True)
+            if index.damage
+        }
         parts = list(zip(shards.indexes, kept, strict=True))
         self._last = np.cumsum(self.counts)
         self._offsets = np.concatenate([_NONE, *(index.offsets[some] for index, some in parts)])

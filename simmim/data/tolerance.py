@@ -1,6 +1,6 @@
 """What becomes of images that cannot be read: another takes the place of each, or the run stops."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
@@ -69,7 +69,7 @@ class Tolerance:
         self.skipped = skipped or SkippedImages(most=2**63, of=2**63)
         self.value_type = value_type
 
-    def first_readable(self, candidates: Iterable[Candidate], epoch: int) -> Chosen:
+    def first_readable(self, candidates: Iterator[Candidate], epoch: int) -> Chosen:
         """The first that can be read; those before it are noted.
 
         Raises:
