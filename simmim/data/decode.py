@@ -6,6 +6,8 @@ that are no such pictures keep their values: uint8 as they are, every other type
 of the file.
 """
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -39,8 +41,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What the readers raise for a damaged file.
-_DAMAGED = (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError)
+# What the readers raise for a damaged file. Pillow's stumble over fields of unexpected types and values.
+_DAMAGED = (
+    *(OSError, EOFError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError),
+    *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError),
+    *(struct.error, zlib.error),
+)
 
 
 def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:

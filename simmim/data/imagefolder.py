@@ -157,7 +157,7 @@ def find_images(root: Path) -> Iterator[str]:
         entries = sorted(patiently(partial(_list, folder)), key=lambda entry: entry.name)
         prefix = f"{below}/" if below else ""
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-        folders = [entry for entry in visible if entry.is_dir()]
+        folders = [entry for entry in visible if _is_folder(entry)]
         waiting += [prefix + entry.name for entry in reversed(folders)]
         yield from (
             prefix + entry.name
@@ -174,6 +174,14 @@ def _list(folder: Path) -> list["os.DirEntry[str]"]:
         raise UserError(
             f"{folder} cannot be listed ({error.strerror}); mend that, or move it out of data.root"
         ) from error
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # as of a link to itself
+        log.warning(f"{entry.path} cannot be followed ({error.strerror}): left out")
+        return False
 
 
 def _may_be_read(entry: "os.DirEntry[str]") -> bool:

@@ -1,5 +1,6 @@
 """What sizes of images are read at all, told from their headers before any pixel is decoded."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -45,10 +46,12 @@ def limited(limits: Limits) -> Iterator[None]:
     """
     token = _LIMITS.set(limits)
     before = Image.MAX_IMAGE_PIXELS
-    # Pillow warns beyond its limit and stops at twice that.
+    # Pillow warns beyond its limit, where we stop, and stops at twice that.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
         _LIMITS.reset(token)

@@ -30,7 +30,13 @@ WAITS = (0.2, 1.0, 5.0)
 
 
 def unreadable(name: str, error: BaseException | str) -> UnreadableImageError:
-    """The error for an image of this name, with what its reader raised, or a reason, in words."""
+    """The error for an image of this name, with what its reader raised, or a reason, in words.
+
+    Raises:
+        UserError: `error` itself, where it is one: what has to be mended is not this image.
+    """
+    if isinstance(error, UserError):
+        raise error
     reason = error if isinstance(error, str) else _explain(error)
     return UnreadableImageError(
         f"cannot read image {name} ({reason}); remove or replace it", reason
