@@ -41,7 +41,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What the readers raise for a damaged file. Pillow's stumble over fields of unexpected types and values.
+# What the readers raise for a damaged file: Pillow's stumble over fields of unexpected types, too.
 _DAMAGED = (
     *(OSError, EOFError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError),
     *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError),

@@ -16,7 +16,7 @@ class Limits:
     """Sizes that an image may have.
 
     Attributes:
-        max_pixels: height times width; an RGB image takes three bytes for each.
+        max_pixels: height times width; decoding a picture takes about ten bytes for each.
         min_side: of height and width, in pixels.
         max_aspect: the longer side over the shorter.
     """
@@ -33,6 +33,9 @@ class Limits:
             raise UserError(f"data.max_aspect {self.max_aspect} is less than 1, a square; use 100")
 
 
+# Pillow warns beyond its limit, where we stop, and stops at twice that.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 # Where none were set: Pillow's own.
 _LENIENT = Limits(min_side=1, max_aspect=float("inf"))
 _LIMITS: ContextVar[Limits] = ContextVar("limits", default=_LENIENT)
@@ -46,12 +49,9 @@ def limited(limits: Limits) -> Iterator[None]:
     """
     token = _LIMITS.set(limits)
     before = Image.MAX_IMAGE_PIXELS
-    # Pillow warns beyond its limit, where we stop, and stops at twice that.
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
         _LIMITS.reset(token)
