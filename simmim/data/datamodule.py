@@ -69,6 +69,8 @@ class ImageDataModule(pl.LightningDataModule):
             for index in range(min(len(self.val), _MOST_TRIED))
         )
         for candidate in candidates:
+            if candidate.name in self.tolerance.excluded:
+                continue
             try:
                 return self.tolerance.read(candidate)[0].dtype
             except UnreadableImageError:

@@ -108,6 +108,10 @@ def test_two_types_of_values_are_not_put_into_one_batch(tmp_path):
     reason = "its values are (float32|uint8) and those of other images (uint8|float32)"
     with pytest.raises(UserError, match=f"{reason}.*data.exclude"):
         list(data.train_dataloader())
+    arrays = [json.dumps({"image": str(path)}) for path in tmp_path.glob("*.npy")]
+    (tmp_path / "arrays.jsonl").write_text("\n".join(arrays))
+    data = open_data(tmp_path, max_bad_fraction=0.0, exclude=str(tmp_path / "arrays.jsonl"))
+    assert all(batch.image.dtype == torch.uint8 for batch in data.train_dataloader())
 
 
 # --- the list ----------------------------------------------------------------------------------
