@@ -197,7 +197,8 @@ def _existing(root: str | Path) -> Path:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.root {root} {what}; set data.root to a folder of images")
-    return root
+    # Lists of images name the same ones wherever a command is started.
+    return root.absolute()
 
 
 def _require_readable(root: Path, paths: Sequence[str], channels: int) -> None:

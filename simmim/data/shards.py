@@ -145,7 +145,8 @@ def open_shards(
             f"data.samples_per_epoch={samples_per_epoch} is for streamed shards and these are on "
             "a disk, where an epoch is all images; use data.samples_per_epoch=null"
         )
-    everything = [Path(path) for path in (*paths, *val_paths)]
+    # Lists of images name the same ones wherever a command is started.
+    everything = [Path(path).absolute() for path in (*paths, *val_paths)]
     indexes = index_shards(everything, on_error)
     classes = name_classes(indexes, everything[0].parent)
     count = len(paths)

@@ -182,6 +182,22 @@ def test_a_run_that_excludes_a_list_sees_the_same_images_as_the_one_that_wrote_i
     assert again.report_skipped() == 0
 
 
+def test_a_list_serves_wherever_a_command_is_started(tmp_path, monkeypatch):
+    write_folder(tmp_path / "images", 20, 4)
+    monkeypatch.chdir(tmp_path)
+    data = open_data(Path("images"))
+    assert data.train.identifier(0).startswith(f"{tmp_path}/images/")
+    shards = pack(tmp_path / "images", tmp_path / "shards")
+    data = webdataset(
+        root="shards",
+        image_size=4,
+        train_transform=torch.nn.Identity(),
+        batch_size=4,
+        num_workers=0,
+    )
+    assert data.train.identifier(0).startswith(f"{shards}/000.tar/")
+
+
 def test_a_list_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data.exclude=.* cannot be read"):
         read_names(tmp_path / "none")
