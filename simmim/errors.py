@@ -8,5 +8,16 @@ class UserError(ValueError):
     """
 
 
+class UnreadableImageError(UserError):
+    """One image that cannot be read, or that its run refuses; others may take its place.
+
+    `reason` is why, without the image's name.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class DoesNotFitError(UserError):
     """A run that needs more memory than there is. The message has several lines: the plan, ways out."""

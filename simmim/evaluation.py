@@ -120,7 +120,7 @@ def judge_classifier(
             f"{start.source} holds an encoder without classes; judge it with mode=knn or mode=linear, "
             f"or fine-tune it with python -m simmim.finetune init.checkpoint={start.source}"
         )
-    images = open_data(data, start.planned, None, seed)
+    images = open_data(data, start.planned, None, seed, trainer.default_root_dir)
     classes = images.val.classes
     if not classes:
         raise UserError(
@@ -173,7 +173,9 @@ def judge_encoder(
             f"mode={mode} runs on one device and the trainer has {trainer.world_size}; "
             "use trainer.devices=1 trainer.num_nodes=1"
         )
-    images = open_data(data, start.planned, CenterCrop(start.planned.image_size), seed)
+    images = open_data(
+        data, start.planned, CenterCrop(start.planned.image_size), seed, trainer.default_root_dir
+    )
     classes = images.require_classes()
     source = images.require_random_access()
     if isinstance(recipe, NeighbourVote):

@@ -185,19 +185,36 @@ def resume_checkpoint(resume: str, last: Path) -> Path | None:
     return path
 
 
-def create_data(options: RunOptions, encoder: SwinTransformer) -> ImageDataModule:
+def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> ImageDataModule:
     """The data that `data` names, augmented as `augmentation` says, in the encoder's size."""
     augmentation = instantiate(options["augmentation"], image_size=encoder.image_size)
-    return open_data(options["data"], encoder, augmentation, options["seed"])
+    return open_data(
+        options["data"],
+        encoder,
+        augmentation,
+        options["seed"],
+        run.run_dir,
+        goes_on=run.resumed is not None,
+    )
 
 
 def open_data(
-    data: DictConfig, encoder: SwinTransformer, train_transform: Transform | None, seed: int
+    data: DictConfig,
+    encoder: SwinTransformer,
+    train_transform: Transform | None,
+    seed: int,
+    run_dir: str,
+    *,
+    goes_on: bool = False,
 ) -> ImageDataModule:
-    """The data that `data` names in the encoder's size; UserError for other channels than it takes."""
+    """The data that `data` names in the encoder's size; UserError for other channels than it takes.
+
+    What cannot be read of it is listed in the run directory; a run that `goes_on` adds to its list.
+    """
     images: ImageDataModule = instantiate(
         data, image_size=encoder.image_size, train_transform=train_transform, seed=seed
     )
+    images.list_skipped(Path(run_dir), goes_on=goes_on)
     channels = len(images.normalisation.mean)
     if channels != encoder.in_channels:
         raise UserError(
@@ -296,6 +313,7 @@ def fit(
             "metrics": held_out(trainer) | dict(figures or {}),
             "best": best if run.checkpoints.monitor else None,
             "training_images": len(images.train),
+            "unreadable_images": images.report_skipped(),
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "parameters": count_parameters(task.model),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from typing_extensions import Unpack
 
 from simmim.benchmarking.race import benchmark
+from simmim.checking import check
 from simmim.console import say
 from simmim.evaluation import evaluate
 from simmim.exporting import export
@@ -33,7 +34,16 @@ from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.classification import Mode
 
-__all__ = ["benchmark", "evaluate", "export", "finetune", "plan", "pretrain", "transfer"]
+__all__ = [
+    "benchmark",
+    "check",
+    "evaluate",
+    "export",
+    "finetune",
+    "plan",
+    "pretrain",
+    "transfer",
+]
 
 
 def pretrain(
@@ -61,7 +71,7 @@ def pretrain(
     neighbours = instantiate(knn)
     run = create_run(options, [pictures, neighbours], neighbours.figures)
     require_memory(start, run, options, create_simmim)
-    images = create_data(options, start.planned)
+    images = create_data(options, start.planned, run)
     normalisation = start.find_normalisation(images.normalisation)
     arguments = training_arguments(run, images, normalisation, options["seed"])
 
@@ -98,7 +108,7 @@ def finetune(
     start = Start(model, instantiate(init))
     average = instantiate(ema)
     run = create_run(options, average)
-    images = create_data(options, start.planned)
+    images = create_data(options, start.planned, run)
     classes = images.require_classes()
     create_model = classifier_of(len(classes), is_frozen=mode == "linear")
     require_memory(start, run, options, create_model, has_average=bool(average))
@@ -139,7 +149,7 @@ def transfer(
     start = Start(model, instantiate(init))
     average = instantiate(ema)
     run = create_run(options, average)
-    images = create_data(options, start.planned)
+    images = create_data(options, start.planned, run)
     classes = images.require_classes()
     rows = start.find_head(classes)
     require_memory(start, run, options, classifier_of(len(rows)), has_average=bool(average))

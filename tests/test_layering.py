@@ -9,11 +9,11 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["benchmark", "evaluate", "export", "finetune", "plan", "pretrain", "transfer"],
+    ["benchmark", "check", "evaluate", "export", "finetune", "plan", "pretrain", "transfer"],
     ["command_line"],
     ["sweeps", "studies", "finished", "processes"],
     ["stages"],
-    ["benchmarking", "evaluation", "exporting", "planning"],
+    ["benchmarking", "checking", "evaluation", "exporting", "planning"],
     ["preflight"],
     ["runs", "starting"],
     ["configuration", "trainer", "summary", "metrics_csv"],

@@ -68,7 +68,7 @@ class Reconstructions(pl.Callback):
         if self._batch is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, ImageDataModule)
-            images = TransformedImages(data.val, data.val_transform, data.seed, data.on_error)
+            images = TransformedImages(data.val, data.val_transform, data.seed, data.tolerance)
             shown = range(min(self.count, len(images)))
             batch: Sample = default_collate([images[SampleKey(0, index)] for index in shown])
             self._batch = Sample(

@@ -5,15 +5,16 @@ against the bytes that follow, and no pickle runs.
 """
 
 import math
+import os
 from io import BufferedReader, BytesIO
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Real, Shaped
-from PIL import Image
 from torch import Tensor
 
+from simmim.data.limits import require_size
 from simmim.errors import UserError
 
 # A file on a disk, or the content of one.
@@ -42,11 +43,15 @@ def read_array(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded")
     _check(shape, channels)
-    data = file.read()
     expected = math.prod(shape) * dtype.itemsize
-    if len(data) < expected:
-        raise ValueError(f"it ends after {len(data)} of {expected} bytes")
-    values = np.frombuffer(data[:expected], dtype).reshape(shape, order="F" if is_fortran else "C")
+    first = file.tell()
+    rest = file.seek(0, os.SEEK_END) - first
+    if rest < expected:
+        raise ValueError(f"it ends after {rest} of {expected} bytes")
+    file.seek(first)
+    values = np.frombuffer(file.read(expected), dtype).reshape(
+        shape, order="F" if is_fortran else "C"
+    )
     return _to_tensor(values, channels)
 
 
@@ -93,10 +98,10 @@ def _check(shape: tuple[int, ...], channels: int) -> None:
     is_flat = len(shape) == 2 and channels == 1
     if not is_flat and (len(shape) != 3 or channels not in (shape[0], shape[2])):
         raise ValueError(f"its shape is {shape}, which is not one of {channels} channels")
-    values = math.prod(shape)
-    # Pillow stops at twice this many pixels, here of three channels.
-    if values == 0 or (Image.MAX_IMAGE_PIXELS and values > 6 * Image.MAX_IMAGE_PIXELS):
-        raise ValueError(f"it has {values} values")
+    if math.prod(shape) == 0:
+        raise ValueError(f"its shape is {shape}, which holds no value")
+    height, width = shape[1:] if len(shape) == 3 and shape[0] == channels else shape[:2]
+    require_size(height, width, channels)
 
 
 def _to_tensor(values: Shaped[np.ndarray, "..."], channels: int) -> Real[Tensor, "{channels} h w"]:

@@ -2,19 +2,27 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from simmim.data.samples import ImageSource, OnError, Sample, Transform, TransformedImages
+from simmim.console import say
+from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
+from simmim.data.skipped import SKIPPED
 from simmim.data.streams import ImageStream, StreamedImages
+from simmim.data.tolerance import Candidate, Reading
 from simmim.data.waiting import TimedLoader, available_cores, describe_wait
-from simmim.errors import UserError
+from simmim.errors import UnreadableImageError, UserError
 from simmim.interruption import ignore_signals
 from simmim.normalisation import Normalisation
+
+# Of so many held-out images the first that can be read tells the type of all values.
+_MOST_TRIED = 100
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -37,7 +45,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: int | None = None,
         normalisation: Normalisation = Normalisation(),
         seed: int = 0,
-        on_error: OnError = "raise",
+        reading: Reading = Reading(),
         order: Order | None = None,
     ) -> None:
         super().__init__()
@@ -50,8 +58,39 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.normalisation = normalisation
         self.seed = seed
-        self.on_error: OnError = on_error
+        self.tolerance = reading.tolerance(len(train) + len(val))
         self.order = order
+        self.tolerance.value_type = self._find_value_type()
+
+    def _find_value_type(self) -> torch.dtype | None:
+        """That of the first held-out image which can be read."""
+        candidates = (
+            Candidate(self.val.identifier(index), partial(self.val.load, index))
+            for index in range(min(len(self.val), _MOST_TRIED))
+        )
+        for candidate in candidates:
+            if candidate.name in self.tolerance.excluded:
+                continue
+            try:
+                return self.tolerance.read(candidate)[0].dtype
+            except UnreadableImageError:
+                continue  # it will be named where it is missed
+        return None
+
+    def list_skipped(self, folder: Path, *, goes_on: bool) -> None:
+        """Lists what cannot be read, in a folder; without `goes_on`, a list there is another run's."""
+        path = folder / SKIPPED
+        if not goes_on and getattr(rank_zero_only, "rank", 0) == 0:
+            path.unlink(missing_ok=True)
+        self.tolerance.skipped.path = path
+
+    def report_skipped(self) -> int:
+        """Tells how many images could not be read, if any, and returns it."""
+        skipped = self.tolerance.skipped
+        count = skipped.count()
+        if count:
+            say(f"{count:,} of {skipped.of:,} images could not be read: see {skipped.path}")
+        return count
 
     def require_steps(self, world_size: int, accumulation: int) -> None:
         """Raises UserError where one step takes more images than there are."""
@@ -133,17 +172,17 @@ class ImageDataModule(pl.LightningDataModule):
                 self.seed,
                 batch_size=self.batch_size,
                 lanes=max(1, self.num_workers),
-                on_error=self.on_error,
+                tolerance=self.tolerance,
                 **place,
             )
         else:
-            images = TransformedImages(self.train, self.train_transform, self.seed, self.on_error)
+            images = TransformedImages(self.train, self.train_transform, self.seed, self.tolerance)
         return self._loader(images, sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Every held-out image once, in order."""
         sampler = EvaluationSampler(len(self.val), **self._rank_and_world_size())
-        images = TransformedImages(self.val, self.val_transform, self.seed, self.on_error)
+        images = TransformedImages(self.val, self.val_transform, self.seed, self.tolerance)
         return self._loader(images, sampler)
 
     def evaluation_dataloader(
@@ -154,7 +193,7 @@ class ImageDataModule(pl.LightningDataModule):
         Leaves no worker behind, and draws from no generator that anything else draws from.
         """
         sampler = EvaluationSampler(len(source), chosen=chosen, **self._rank_and_world_size())
-        images = TransformedImages(source, self.val_transform, self.seed, self.on_error)
+        images = TransformedImages(source, self.val_transform, self.seed, self.tolerance)
         return self._loader(images, sampler, persistent=False, generator=torch.Generator())
 
     def _loader(

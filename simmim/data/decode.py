@@ -6,6 +6,8 @@ that are no such pictures keep their values: uint8 as they are, every other type
 of the file.
 """
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -17,13 +19,17 @@ from torch import Tensor
 
 from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
 from simmim.data.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
+from simmim.data.limits import require_size
 from simmim.data.pictures import Box, Picture, Pixels
-from simmim.errors import UserError
+from simmim.data.unreadable import unreadable
 from simmim.sizes import Pair
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".npy"}
 )
+
+# Pillow knows more, of which some run other programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
 
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -38,8 +44,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What the readers raise for a damaged file.
-_DAMAGED = (OSError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError)
+# What the readers raise for a damaged file: Pillow's stumble over fields of unexpected types, too.
+_DAMAGED = (
+    *(OSError, EOFError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError),
+    *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError),
+    *(struct.error, zlib.error),
+)
 
 
 def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
@@ -48,13 +58,13 @@ def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
     Pictures are upright by their EXIF orientation.
 
     Raises:
-        UserError: the file cannot be read, or has other channels; the message names it.
+        UnreadableImageError: the file cannot be read, or has other channels; the message names it.
     """
     try:
         with path.open("rb") as file:
             return _decode(file, channels)
     except _DAMAGED as error:
-        raise _unreadable(str(path), error) from error
+        raise unreadable(str(path), error) from error
 
 
 def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
@@ -62,20 +72,20 @@ def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{ch
     try:
         return _decode(BytesIO(data), channels)
     except _DAMAGED as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
 def open_image(path: Path, channels: int = 3) -> Picture:
     """The same as `read_image`, but for a JPEG file, which is decoded when its crop is known.
 
     Raises:
-        UserError: the file cannot be read, or has other channels; the message names it.
+        UnreadableImageError: the file cannot be read, or has other channels; the message names it.
     """
     try:
         with path.open("rb") as file:
             return _open(file, str(path), channels)
     except _DAMAGED as error:
-        raise _unreadable(str(path), error) from error
+        raise unreadable(str(path), error) from error
 
 
 def open_encoded(data: bytes, name: str, channels: int = 3) -> Picture:
@@ -83,7 +93,7 @@ def open_encoded(data: bytes, name: str, channels: int = 3) -> Picture:
     try:
         return _open(BytesIO(data), name, channels)
     except _DAMAGED as error:
-        raise _unreadable(name, error) from error
+        raise unreadable(name, error) from error
 
 
 class JpegPicture:
@@ -119,29 +129,26 @@ def _open(file: OpenFile, name: str, channels: int) -> Picture:
         data = file.read()
         size = upright_colour_size(data)
         if size is not None:
+            require_size(*size)
             return JpegPicture(data, name, size)
     file.seek(0)
     return Pixels(_decode(file, channels))
-
-
-def _unreadable(name: str, error: BaseException) -> UserError:
-    reason = str(error) or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):
-        reason = "it is no image of a known format"
-    return UserError(f"cannot read image {name} ({reason}); remove or replace it")
 
 
 def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     """Told apart by content: a name may say anything."""
     start = file.read(8)
     file.seek(0)
+    if not start:
+        raise ValueError("it is empty")
     if is_array(start):
         return read_array(file, channels)
     if is_tiff(start) and not _is_picture(file, channels):
         return read_tiff(file, channels)
     if channels not in (1, 3):
         raise ValueError(f"a picture of this format has 3 channels, not {channels}")
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
+        require_size(image.height, image.width)
         picture = to_rgb(image)
     if channels == 1:
         picture = picture.convert("L")
@@ -158,7 +165,7 @@ def _is_picture(file: OpenFile, channels: int) -> bool:
     if channels not in (1, 3):
         return False
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("TIFF",)) as image:
             return channels == 3 or image.mode not in _WIDE_MODES
     except UnidentifiedImageError:
         return False

@@ -1,6 +1,7 @@
 """Images of a Hugging Face dataset: by index where it is on a disk, else as a stream."""
 
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from torch import Tensor
 from simmim.data.decode import open_encoded
 from simmim.data.pictures import Picture
 from simmim.data.streams import Encoded, FirstImages
-from simmim.errors import UserError
+from simmim.data.unreadable import unreadable
+from simmim.errors import UnreadableImageError, UserError
 from simmim.randomness import derive_seed
 
 _BATCH = 16
@@ -56,9 +58,18 @@ class HuggingFaceImages:
 
     def open(self, index: int) -> tuple[Picture, int]:
         """The same, decoded later if it can be."""
-        data = content(self.dataset[index][self.columns.image])
+        data = self.read(index)
         label = -1 if self._labels is None else self._labels[index]
         return open_encoded(data, self.identifier(index), self.columns.channels), label
+
+    def read(self, index: int) -> bytes:
+        """The file of one image; UnreadableImageError where the row has none."""
+        return content(self.dataset[index][self.columns.image], self.identifier(index))
+
+    @property
+    def channels(self) -> int:
+        """Channels of each image."""
+        return self.columns.channels
 
     def identifier(self, index: int) -> str:
         """The dataset and the row."""
@@ -241,15 +252,17 @@ def stream_splits(
 
 def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Iterator[Encoded]:
     """The rows of a stream as they come, undecoded."""
-    row = 0
     # Not by its __iter__, which would share the rows out to the workers a second time.
     for batch in dataset.iter(_BATCH):
         labels = [-1] * len(batch[columns.image])
         if classes:
             labels = number_labels(np.asarray(batch[columns.label]), classes)
         for image, label in zip(batch[columns.image], labels, strict=True):
-            yield Encoded(content(image), f"{columns.name}, row {row} of its part", label)
-            row += 1
+            try:
+                data = content(image, columns.name)
+            except UnreadableImageError:
+                data = b""  # which is none, and whoever decodes it says so
+            yield Encoded(data, f"{columns.name}, {_row_name(image, data)}", label)
 
 
 def undecoded(dataset: Any, image_column: str) -> Any:
@@ -314,15 +327,23 @@ def number_labels(values: Shaped[np.ndarray, " n"], classes: tuple[str, ...]) ->
     return [places.get(str(label), -1) for label in values]
 
 
-def content(image: Mapping[str, Any] | bytes) -> bytes:
+def content(image: Mapping[str, Any] | bytes, name: str) -> bytes:
     """An image's file, from within the dataset or from where it points to."""
     if isinstance(image, bytes):
         return image
     try:
         data = image["bytes"]
         return Path(image["path"]).read_bytes() if data is None else data
-    except (TypeError, KeyError, OSError) as error:
-        raise UserError(f"a row holds no image that can be read ({error})") from error
+    except OSError as error:
+        raise unreadable(name, error) from error
+    except (TypeError, KeyError) as error:
+        raise unreadable(name, "its row holds no image") from error
+
+
+def _row_name(image: Mapping[str, Any] | bytes, data: bytes) -> str:
+    """A name that a row of a stream keeps in every epoch and part: its file's, or its content's."""
+    path = None if isinstance(image, bytes) else image.get("path")
+    return str(path) if path else f"image {blake2b(data, digest_size=8).hexdigest()}"
 
 
 def require_datasets() -> Any:

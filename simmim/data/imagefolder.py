@@ -1,8 +1,10 @@
 """A folder of images: nested as it likes, with or without class folders."""
 
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,10 @@ from torch import Tensor
 
 from simmim.data.decode import IMAGE_SUFFIXES, open_image, read_image
 from simmim.data.pictures import Picture
+from simmim.data.unreadable import patiently, unreadable
 from simmim.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # How many files are tried before a folder is said to hold no readable image.
 _PROBED_FILES = 100
@@ -54,9 +59,16 @@ class ImageFolder:
         label = self._label_of[path.split("/", 1)[0]] if self.classes else -1
         return open_image(self.root / path, self.channels), label
 
+    def read(self, index: int) -> bytes:
+        """The file of one image; UnreadableImageError where it cannot be read."""
+        try:
+            return (self.root / self.paths[index]).read_bytes()
+        except OSError as error:
+            raise unreadable(self.identifier(index), error) from error
+
     def identifier(self, index: int) -> str:
-        """The path below the root."""
-        return self.paths[index]
+        """The path."""
+        return f"{self.root}/{self.paths[index]}"
 
 
 class FolderSplits(NamedTuple):
@@ -133,19 +145,57 @@ def open_folder(root: Path, channels: int = 3) -> ImageFolder:
 def find_images(root: Path) -> Iterator[str]:
     """Paths below `root` (with `/`) that end like images, but for hidden files and folders.
 
-    Links are followed, circles are not.
+    Links are followed; a folder that was met before, as in a circle of links, is named and left out.
+
+    Raises:
+        UserError: a folder that cannot be listed.
     """
-    seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    seen: dict[str, str] = {}
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        folder = root / below
         real = os.path.realpath(folder)
         if real in seen:
-            subfolders.clear()
+            log.warning(f"{folder} is the folder {root / seen[real]} once more: left out")
             continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in names:
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                yield Path(folder, name).relative_to(root).as_posix()
+        seen[real] = below
+        entries = sorted(patiently(partial(_list, folder)), key=lambda entry: entry.name)
+        prefix = f"{below}/" if below else ""
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = [entry for entry in visible if _is_folder(entry)]
+        waiting += [prefix + entry.name for entry in reversed(folders)]
+        yield from (
+            prefix + entry.name
+            for entry in visible
+            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _may_be_read(entry)
+        )
+
+
+def _list(folder: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed ({error.strerror}); mend that, or move it out of data.root"
+        ) from error
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:  # as of a link to itself
+        log.warning(f"{entry.path} cannot be followed ({error.strerror}): left out")
+        return False
+
+
+def _may_be_read(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a file, or a link to one that is gone: no folder, no pipe that waits."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
+    except OSError:
+        return True  # whoever reads it says why not
 
 
 def _existing(root: str | Path) -> Path:
@@ -153,7 +203,8 @@ def _existing(root: str | Path) -> Path:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"data.root {root} {what}; set data.root to a folder of images")
-    return root
+    # Lists of images name the same ones wherever a command is started.
+    return root.absolute()
 
 
 def _require_readable(root: Path, paths: Sequence[str], channels: int) -> None:

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Unpack
+
 from simmim.data.datamodule import ImageDataModule, check_loading
 from simmim.data.demo import DemoImages
 from simmim.data.hugging_face import Columns, index_splits, load_named, load_saved, stream_splits
 from simmim.data.imagefolder import FolderSplits, ImageFolder, held_out_folder, split_folder
-from simmim.data.samples import ImageSource, OnError, Transform
+from simmim.data.samples import ImageSource, Transform
 from simmim.data.shard_lists import find_shards, is_url, sort_roots
 from simmim.data.shard_stream import open_streams
 from simmim.data.shards import open_shards
 from simmim.data.streams import ImageStream
+from simmim.data.tolerance import Reading, ReadingOptions
 from simmim.data.transforms import CenterCrop, require_channels
 from simmim.errors import UserError
 from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
@@ -57,22 +60,25 @@ def imagefolder(
     train_transform: Transform | None,
     val_ratio: float = 0.05,
     num_workers: int | None = None,
-    on_error: OnError = "skip",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     statistics: str | Path | None = None,
     seed: int = 0,
+    **options: Unpack[ReadingOptions],
 ) -> ImageDataModule:
     """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
 
-    `mean` and `std` have an entry for each channel, or come from the file `statistics`.
+    `mean` and `std` have an entry for each channel, or come from the file `statistics`; `options` say
+    what becomes of images that cannot be read (`tolerance.Reading`), here as with the other kinds.
 
     Raises:
         UserError: no folder given, or none that holds readable images.
     """
     if root is None:
         raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
-    check_loading(batch_size, num_workers)  # before the folder is read
+    # What is wrong with the options is told before the folder is read.
+    check_loading(batch_size, num_workers)
+    reading = Reading(**options)
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
@@ -90,7 +96,7 @@ def imagefolder(
         num_workers=num_workers,
         normalisation=normalisation,
         seed=seed,
-        on_error=on_error,
+        reading=reading,
     )
 
 
@@ -106,11 +112,11 @@ def webdataset(
     samples_per_epoch: int | None = None,
     shuffle_buffer: int = 10000,
     num_workers: int | None = None,
-    on_error: OnError = "skip",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     statistics: str | Path | None = None,
     seed: int = 0,
+    **options: Unpack[ReadingOptions],
 ) -> ImageDataModule:
     """Tar shards: indexed and read at random on a disk, streamed from URLs.
 
@@ -125,6 +131,7 @@ def webdataset(
     if root is None:
         raise UserError("data=webdataset needs tar shards; set data.root='DIR/*.tar'")
     check_loading(batch_size, num_workers)
+    reading = Reading(**options)
     for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
         if value < 1:
             raise UserError(f"data.{option} {value} is not positive; use 10000")
@@ -145,7 +152,7 @@ def webdataset(
     shared: dict[str, Any] = {
         "val_ratio": val_ratio,
         "channels": channels,
-        "on_error": on_error,
+        "on_error": reading.on_error,
         "samples_per_epoch": samples_per_epoch,
     }
     train: ImageSource | ImageStream
@@ -167,7 +174,7 @@ def webdataset(
         num_workers=num_workers,
         normalisation=normalisation,
         seed=seed,
-        on_error=on_error,
+        reading=reading,
         order=order,
     )
 
@@ -190,11 +197,11 @@ def hf(
     samples_per_epoch: int | None = None,
     shuffle_buffer: int = 1000,
     num_workers: int | None = None,
-    on_error: OnError = "skip",
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     statistics: str | Path | None = None,
     seed: int = 0,
+    **options: Unpack[ReadingOptions],
 ) -> ImageDataModule:
     """A Hugging Face dataset: saved on disk (`root`), or by its name, downloaded or streamed.
 
@@ -211,6 +218,7 @@ def hf(
             "data=hf needs data.root=DIR, a folder of save_to_disk, or data.name=NAME, and not both"
         )
     check_loading(batch_size, num_workers)
+    reading = Reading(**options)
     for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
         if value < 1:
             raise UserError(f"data.{option} {value} is not positive; use 1000")
@@ -258,7 +266,7 @@ def hf(
         num_workers=num_workers,
         normalisation=normalisation,
         seed=seed,
-        on_error=on_error,
+        reading=reading,
     )
 
 

@@ -1,10 +1,10 @@
 """What flows through the data path: a source of images, keys that name samples, samples."""
 
-import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,16 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simmim.data.pictures import CroppingTransform, Picture, Pixels
-from simmim.errors import UserError
+from simmim.data.tolerance import Candidate, Tolerance
 from simmim.randomness import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
-OnError = Literal["skip", "raise"]
-
-log = logging.getLogger(__name__)
-
-# A source with so many unreadable images in a row is no source.
-_MOST_REPLACEMENTS = 100
 
 # Stands in for NumPy's own while a transform draws.
 _NUMPY_GENERATOR = np.random.MT19937(0)
@@ -79,10 +73,14 @@ class ImageSource(Protocol):
         """Number of images."""
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
-        """The image at its own size, uint8 or float32, and its label (-1 where there is none)."""
+        """The image at its own size, uint8 or float32, and its label (-1 where there is none).
+
+        Raises:
+            UnreadableImageError: it cannot be read.
+        """
 
     def identifier(self, index: int) -> str:
-        """What names the image to a person: a path, or a place in a stream."""
+        """What names the image to a person, unlike all others: a path, or a place in a stream."""
 
 
 @runtime_checkable
@@ -96,8 +94,8 @@ class PictureSource(ImageSource, Protocol):
 class TransformedImages(Dataset[Sample]):
     """A source seen through a transform whose randomness depends on (seed, epoch, index) alone.
 
-    With `on_error="skip"`, an image that cannot be read is named in a warning and the next one that
-    can takes its place, marked as a repeat; with `"raise"` its UserError goes on.
+    Where an image cannot be read, the next one in the source that can takes its place, marked as a
+    repeat, if `tolerance` allows it.
     """
 
     def __init__(
@@ -105,14 +103,13 @@ class TransformedImages(Dataset[Sample]):
         source: ImageSource,
         transform: Transform,
         seed: int,
-        on_error: OnError = "raise",
+        tolerance: Tolerance | None = None,
     ) -> None:
         self.source = source
         self.transform = on_pictures(transform)
         self.seed = seed
-        self.on_error = on_error
+        self.tolerance = tolerance or Tolerance("raise")
         self._files = source if isinstance(source, PictureSource) else None
-        self._named: set[int] = set()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -120,22 +117,14 @@ class TransformedImages(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Loads and transforms one image."""
-        image, label, replaced = self._load(key)
-        return Sample(image, label, -1 if key.is_padding or replaced else key.sample_index)
+        chosen = self.tolerance.first_readable(self._candidates(key), key.epoch)
+        is_counted = not (key.is_padding or chosen.is_replacement)
+        return Sample(chosen.image, chosen.label, key.sample_index if is_counted else -1)
 
-    def _load(self, key: SampleKey) -> tuple[Real[Tensor, "c h w"], int, bool]:
-        """The image and label, and whether another stands in for them."""
-        for tried in range(_MOST_REPLACEMENTS):
-            place = (key.sample_index + tried) % len(self)
-            try:
-                return *self._read(place, key), tried > 0
-            except UserError as error:
-                if self.on_error == "raise" or tried + 1 == _MOST_REPLACEMENTS:
-                    raise
-                if place not in self._named:
-                    self._named.add(place)
-                    log.warning(f"skipped: {error}")
-        raise AssertionError("unreachable")
+    def _candidates(self, key: SampleKey) -> Iterator[Candidate]:
+        for turn in range(len(self)):
+            place = (key.sample_index + turn) % len(self)
+            yield Candidate(self.source.identifier(place), partial(self._read, place, key))
 
     def _read(self, place: int, key: SampleKey) -> tuple[Real[Tensor, "c h w"], int]:
         picture, label = self._open(place)

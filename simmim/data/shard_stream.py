@@ -3,21 +3,25 @@
 import json
 import logging
 import random
-from collections.abc import Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 
-from simmim.data.samples import OnError
 from simmim.data.shard_lists import DESCRIPTION, require_webdataset
 from simmim.data.streams import Encoded, FirstImages
-from simmim.data.tar_index import is_image, parse_label, split_name
+from simmim.data.tar_index import Member, is_image, parse_label, split_name
+from simmim.data.tolerance import OnError
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
 
 log = logging.getLogger(__name__)
+
+# A stream has no length to compare a header's size with.
+_LARGEST_FILE = 1 << 30
 
 
 class ShardStream:
@@ -68,8 +72,9 @@ class ShardStream:
         rng = random.Random(derive_seed(self.seed, "buffer", epoch, part if is_split else 0))
         pipeline = wds.DataPipeline(
             wds.SimpleShardList(urls[part::parts] if is_split else urls),
-            # Nothing but images and labels is kept: no pickle comes near a decoder.
-            wds.tarfile_to_samples(handler=handler, select_files=_is_needed),
+            partial(wds.tariterators.url_opener, handler=handler),
+            partial(_read_members, handler=handler),
+            partial(wds.tariterators.group_by_keys, handler=handler),
             wds.shuffle(self.buffer, initial=self.buffer, rng=rng),
         )
         images = filter(None, map(self._encoded, pipeline))
@@ -168,7 +173,36 @@ def describe_url(url: str) -> dict[str, Any]:
     return description if isinstance(description, dict) else {}
 
 
+def _read_members(
+    shards: Iterable[dict[str, Any]], handler: Callable[[Exception], bool]
+) -> Iterator[dict[str, Any]]:
+    """The images and labels of opened shards, one after another; {} after each shard.
+
+    Nothing else is read: no pickle comes near a decoder, and no member is as large as it likes.
+    """
+    for shard in shards:
+        try:
+            with tarfile.open(fileobj=shard["stream"], mode="r|*", tarinfo=Member) as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # or memory grows with the shard
+                    if not (member.isreg() and _is_needed(member.name)):
+                        continue
+                    if member.size > _LARGEST_FILE:
+                        raise tarfile.ReadError(f"a file of {member.size} bytes")
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield {"fname": member.name, "data": file.read(), "__url__": shard["url"]}
+        except Exception as error:  # of as many kinds as there are ways to open a shard
+            error.args = (*error.args, shard["url"])
+            if not handler(error):
+                return
+        else:
+            yield {}
+
+
 def _is_needed(name: str) -> bool:
+    if name.startswith("__"):  # what the format's makers keep for themselves
+        return False
     suffixes = split_name(name)[1]
     return suffixes == ".cls" or is_image(suffixes)
 

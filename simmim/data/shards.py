@@ -18,10 +18,11 @@ from torch import Tensor
 
 from simmim.data.decode import open_encoded
 from simmim.data.pictures import Picture
-from simmim.data.samples import OnError
 from simmim.data.sampling import Order, shuffle_nearby
 from simmim.data.shard_lists import DESCRIPTION, describe
 from simmim.data.tar_index import ShardIndex, index_shard, require_tar
+from simmim.data.tolerance import OnError
+from simmim.data.unreadable import unreadable
 from simmim.errors import UserError
 from simmim.randomness import random_bits
 
@@ -44,6 +45,7 @@ class ShardImages:
 
     Attributes:
         counts: how many of them each shard holds.
+        damaged: shards that end early, and why.
     """
 
     def __init__(
@@ -55,6 +57,11 @@ class ShardImages:
         self.classes = shards.classes
         self.channels = channels
         self.counts = [len(chosen) for chosen in kept]
+        self.damaged = {
+            str(path): index.damage
+            for path, index in zip(shards.paths, shards.indexes, strict=True)
+            if index.damage
+        }
         parts = list(zip(shards.indexes, kept, strict=True))
         self._last = np.cumsum(self.counts)
         self._offsets = np.concatenate([_NONE, *(index.offsets[some] for index, some in parts)])
@@ -85,14 +92,16 @@ class ShardImages:
         return picture, int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """The bytes of one image."""
+        """The file of one image; UnreadableImageError where the shard does not give it."""
         shard, size = self._shard(index), int(self._sizes[index])
         try:
             data = os.pread(self._file(shard), size, int(self._offsets[index]))
         except OSError as error:
-            raise UserError(f"cannot read {self.identifier(index)} ({error})") from error
+            if shard in self._files:  # stale, it may be, and another attempt opens it anew
+                os.close(self._files.pop(shard))
+            raise unreadable(self.identifier(index), error) from error
         if len(data) != size:
-            raise UserError(f"cannot read {self.identifier(index)}: the shard has become shorter")
+            raise unreadable(self.identifier(index), "its shard has become shorter")
         return data
 
     def identifier(self, index: int) -> str:
@@ -142,7 +151,8 @@ def open_shards(
             f"data.samples_per_epoch={samples_per_epoch} is for streamed shards and these are on "
             "a disk, where an epoch is all images; use data.samples_per_epoch=null"
         )
-    everything = [Path(path) for path in (*paths, *val_paths)]
+    # Lists of images name the same ones wherever a command is started.
+    everything = [Path(path).absolute() for path in (*paths, *val_paths)]
     indexes = index_shards(everything, on_error)
     classes = name_classes(indexes, everything[0].parent)
     count = len(paths)

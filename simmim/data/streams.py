@@ -6,9 +6,9 @@ epoch, its number, rank, number of ranks and of lanes), and a resumed run finds 
 over what comes before, undecoded.
 """
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -18,14 +18,10 @@ from torch.utils.data import Dataset
 
 from simmim.data.decode import open_encoded
 from simmim.data.pictures import Picture
-from simmim.data.samples import OnError, Sample, SampleKey, Transform, on_pictures, seeded
+from simmim.data.samples import Sample, SampleKey, Transform, on_pictures, seeded
+from simmim.data.tolerance import Candidate, Tolerance
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
-
-log = logging.getLogger(__name__)
-
-# A stream with so many unreadable images in a row is no source of images.
-_MOST_REPLACEMENTS = 100
 
 
 class Encoded(NamedTuple):
@@ -117,7 +113,7 @@ class StreamedImages(Dataset[Sample]):
         lanes: int,
         rank: int = 0,
         world_size: int = 1,
-        on_error: OnError = "raise",
+        tolerance: Tolerance | None = None,
     ) -> None:
         self.stream = stream
         self.transform = on_pictures(transform)
@@ -126,7 +122,7 @@ class StreamedImages(Dataset[Sample]):
         self.lanes = lanes
         self.rank = rank
         self.world_size = world_size
-        self.on_error = on_error
+        self.tolerance = tolerance or Tolerance("raise")
         self._open: dict[int, _Lane] = {}
 
     def __len__(self) -> int:
@@ -138,8 +134,10 @@ class StreamedImages(Dataset[Sample]):
         batch, place = divmod(key.sample_index, self.batch_size * self.world_size)
         turn, lane = divmod(batch, self.lanes)
         self._advance(key.epoch, lane, turn * self.batch_size + place % self.batch_size)
-        image, label, is_repeat = self._load(self._open[lane], key)
-        return Sample(image, label, -1 if key.is_padding or is_repeat else key.sample_index)
+        reader = self._open[lane]
+        chosen = self.tolerance.first_readable(self._candidates(reader, key), key.epoch)
+        is_repeat = key.is_padding or chosen.is_replacement or reader.look_ahead(0)[1]
+        return Sample(chosen.image, chosen.label, -1 if is_repeat else key.sample_index)
 
     def _advance(self, epoch: int, number: int, position: int) -> None:
         """Brings a lane to a position: forwards where it can, anew for another epoch."""
@@ -150,24 +148,15 @@ class StreamedImages(Dataset[Sample]):
             self._open[number] = lane
         lane.pass_to(position)
 
-    def _load(self, lane: "_Lane", key: SampleKey) -> tuple[Real[Tensor, "c h w"], int, bool]:
-        for tried in range(_MOST_REPLACEMENTS):
-            encoded, is_repeat = lane.look_ahead(tried)
-            try:
-                image = self._read(encoded, key)
-            except UserError as error:
-                if self.on_error == "raise" or tried + 1 == _MOST_REPLACEMENTS:
-                    raise
-                if tried == 0:  # it will be at the front once
-                    log.warning(f"skipped: {error}")
-            else:
-                return image, encoded.label, is_repeat or tried > 0
-        raise AssertionError("unreachable")
+    def _candidates(self, lane: "_Lane", key: SampleKey) -> Iterator[Candidate]:
+        for distance in count():
+            encoded, _ = lane.look_ahead(distance)
+            yield Candidate(encoded.name, partial(self._read, encoded, key))
 
-    def _read(self, encoded: Encoded, key: SampleKey) -> Real[Tensor, "c h w"]:
+    def _read(self, encoded: Encoded, key: SampleKey) -> tuple[Real[Tensor, "c h w"], int]:
         picture = encoded.open(self.stream.channels)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
-            return self.transform(picture)
+            return self.transform(picture), encoded.label
 
 
 class _Lane:

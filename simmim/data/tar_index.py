@@ -9,6 +9,7 @@ written) and made anew when a shard's size or time has changed.
 import os
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -25,7 +26,53 @@ LABEL_SUFFIX = ".cls"
 
 # Longer labels are none.
 _LONGEST_LABEL = 256
+# Longer names are damage: an index has as many bytes for each as for the longest.
+_LONGEST_NAME = 1024
+# Of a header that holds a long name or other attributes; ordinary ones have some hundred bytes.
+_LONGEST_HEADER = 1 << 14
+# Of all members, each of which keeps a copy.
+_MOST_ATTRIBUTES = 100
+_HEADERS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_COLUMNS = ("offsets", "sizes", "names", "labels")
+# What the readers raise for a damaged file.
+_DAMAGED = (
+    *(
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        LookupError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ),
+    *(TypeError, AttributeError),
+)
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+
+
+class Member(tarfile.TarInfo):
+    """A member whose header is not believed: none makes the reader take more than a little memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """Reads what belongs to the header (tarfile calls this, and means it to be overridden)."""
+        if self.size < 0 or (self.type in _HEADERS and self.size > _LONGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
+        if len(tar.pax_headers) > _MOST_ATTRIBUTES:
+            raise tarfile.ReadError(f"{len(tar.pax_headers)} attributes for all members")
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]
+        if member.size < 0:
+            raise tarfile.ReadError(f"a file of {member.size} bytes")
+        if len(member.name) > _LONGEST_NAME:
+            raise tarfile.ReadError(f"a name of {len(member.name)} characters")
+        return member
 
 
 @dataclass(frozen=True)
@@ -52,12 +99,12 @@ def index_shard(path: Path) -> ShardIndex:
     status = path.stat()
     stamp = np.array([status.st_size, status.st_mtime_ns])
     try:
-        with np.load(kept, allow_pickle=False) as file:
-            if np.array_equal(file["stamp"], stamp):
-                columns = {name: file[name] for name in ("offsets", "sizes", "names", "labels")}
-                return ShardIndex(**columns, damage=str(file["damage"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # there is none, or it was cut off
+        index = _read_index(kept, stamp)
+        if index is not None:
+            return index
+    # There is none, or it was cut off; what else is wrong with it shows in many ways.
+    except (*_DAMAGED, OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        pass
     index = scan_shard(path)
     if index.damage:
         return index  # it may be mended without another size or time
@@ -73,6 +120,26 @@ def index_shard(path: Path) -> ShardIndex:
     return index
 
 
+def _read_index(path: Path, stamp: Int[np.ndarray, "2"]) -> ShardIndex | None:
+    """An index that was kept; None if its shard has changed since, or it cannot be of that shard."""
+    length = int(stamp[0])
+    with np.load(path, allow_pickle=False) as file:
+        # A sample takes two blocks of the shard at least, and a name and a label here.
+        most = (length // tarfile.BLOCKSIZE + 1) * (_LONGEST_NAME + _LONGEST_LABEL) + (1 << 16)
+        if sum(entry.file_size for entry in file.zip.infolist()) > most:
+            return None
+        if not np.array_equal(file["stamp"], stamp):
+            return None
+        offsets, sizes, names, labels = columns = [file[name] for name in _COLUMNS]
+        is_sound = (
+            all(column.shape == (len(offsets),) for column in columns)
+            and offsets.dtype == sizes.dtype == np.int64
+            and names.dtype.kind == labels.dtype.kind == "S"
+            and bool(((offsets >= 0) & (sizes >= 0) & (sizes <= length - offsets)).all())
+        )
+        return ShardIndex(offsets, sizes, names, labels, str(file["damage"])) if is_sound else None
+
+
 def scan_shard(path: Path) -> ShardIndex:
     """Reads the headers of an uncompressed tar file. Nothing after a damage is kept.
 
@@ -82,7 +149,7 @@ def scan_shard(path: Path) -> ShardIndex:
     samples: list[_Sample] = []
     damage = ""
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
             length = path.stat().st_size
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # or memory grows with the shard
@@ -94,7 +161,7 @@ def scan_shard(path: Path) -> ShardIndex:
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it does not end as a tar file does")
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except _DAMAGED as error:
         damage = str(error) or type(error).__name__
         # What stands before the damage may lack a part.
         samples = samples[:-1]

@@ -282,10 +282,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_error_without_words_is_told_by_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise OSError
 
-    (tmp_path / "a.png").touch()
+    (tmp_path / "a.png").write_bytes(b"some")
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(UserError, match=re.escape("a.png (OSError); remove or replace it")):
         read_image(tmp_path / "a.png")

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from simmim.data.samples import Sample, SampleKey, TransformedImages, seeded
 from simmim.data.sampling import EvaluationSampler, TrainSampler
+from simmim.data.tolerance import Tolerance
+from simmim.data.unreadable import unreadable
 from simmim.errors import UserError
 
 
@@ -167,7 +169,7 @@ class Damaged:
 
     def load(self, index):
         if index in (2, 3):
-            raise UserError(f"cannot read image {index}")
+            raise unreadable(str(index), "broken")
         return torch.full((3, 4, 4), index, dtype=torch.uint8), -1
 
     def identifier(self, index):
@@ -175,18 +177,18 @@ class Damaged:
 
 
 def test_the_next_readable_image_takes_an_unreadable_one_s_place(caplog):
-    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, on_error="skip")
+    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, tolerance=Tolerance("skip"))
     samples = [images[SampleKey(0, index)] for index in (1, 2, 3, 4, 2)]
     assert [int(sample.image[0, 0, 0]) for sample in samples] == [1, 4, 4, 4, 4]
     assert [sample.sample_index for sample in samples] == [1, -1, -1, 4, -1]
     # Each is named once.
     assert [record.message for record in caplog.records] == [
-        "skipped: cannot read image 2",
-        "skipped: cannot read image 3",
+        "skipped: cannot read image 2 (broken)",
+        "skipped: cannot read image 3 (broken)",
     ]
 
 
 def test_an_unreadable_image_raises_where_it_is_asked_to():
-    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, on_error="raise")
+    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, tolerance=Tolerance("raise"))
     with pytest.raises(UserError, match="cannot read image 2"):
         images[SampleKey(0, 2)]
