@@ -96,14 +96,12 @@ class SimMIMTask(TrainingTask):
         # No step of training is negative, so held-out masks are none of those trained on.
         return self.reconstruct(images, index, step=-1)
 
-    def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
-        """The loss of one batch."""
+    def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
+        """Masks depend on the step and on each image's place in its global batch."""
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
         places = torch.arange(first, first + len(batch.image), device=self.device)
-        loss = self.reconstruct(batch.image, places, step=self.global_step).loss
-        self.note_loss(loss)
-        return loss
+        return self.reconstruct(batch.image, places, step=self.global_step).loss
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Held-out loss, and that of predicting each image's visible mean."""
