@@ -9,7 +9,7 @@ from simmim.errors import UserError
 _WINDOW = 100
 # A spike also stands so many times further above the median than losses usually lie from it: late in
 # a training on few images they are small and scatter widely.
-_SCATTER = 10.0
+_SCATTER = 20.0
 
 
 class SpikeDetector:
@@ -44,5 +44,6 @@ class SpikeDetector:
         if self.factor is None or len(self.losses) < _WINDOW // 2:
             return False
         usual = self.median
-        scatter = median(abs(other - usual) for other in self.losses)
-        return loss > self.factor * usual and loss - usual > _SCATTER * scatter
+        if loss <= self.factor * usual:
+            return False
+        return loss - usual > _SCATTER * median(abs(other - usual) for other in self.losses)

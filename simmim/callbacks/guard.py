@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -25,7 +25,8 @@ class Guard(pl.Callback):
     A skipped step changes no weight, no state of the optimiser and no average; step count, schedule
     and data go on as after any other. Each goes to `unusual_steps.jsonl` in the run directory, with its
     images, its blocks' amplitudes, and what first ceased to be finite. Gradients that overflow by
-    fp16's loss scale alone are passed over in silence: the scale is lowered.
+    fp16's loss scale alone are passed over in silence: the scale is lowered. DeepSpeed holds its
+    gradients and leaves out steps by itself; there the first non-finite loss ends the run.
 
     To decide, each step waits for the device once, before its weights change.
 
@@ -64,9 +65,8 @@ class Guard(pl.Callback):
         loss, norm = _read(figures)
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
-            usual = self.spikes.median if self.spikes.losses else loss
             if self.spikes.begins(loss):
-                self._tell_spike(trainer, pl_module, loss, norm, usual)
+                self._tell_spike(trainer, pl_module, loss, norm)
             return
         if math.isfinite(loss) and _scale(trainer) > _SMALLEST_SCALE:
             pl_module.skip_step(optimizer)
@@ -75,6 +75,8 @@ class Guard(pl.Callback):
         findings = find(trainer, pl_module, is_usual=False)
         pl_module.skip_step(optimizer)
         self._tell_skipped(trainer, findings, loss, norm)
+        if self.in_a_row >= self.max_skipped or figures.gradient_norm is None:
+            self._stop(trainer, findings)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""
@@ -92,13 +94,13 @@ class Guard(pl.Callback):
         )
 
     def _tell_spike(
-        self, trainer: pl.Trainer, task: TrainingTask, loss: float, norm: float, usual: float
+        self, trainer: pl.Trainer, task: TrainingTask, loss: float, norm: float
     ) -> None:
         findings = find(trainer, task, is_usual=True)
         self._write(trainer, "spike", findings, loss, norm)
         warn(
-            f"step {trainer.global_step}: the loss is {loss:.4g}, {loss / usual:.1f} times the last "
-            f"ones' median; images {_show(all_images(findings))}; all in {self.path}"
+            f"step {trainer.global_step}: the loss is {loss:.4g}, "
+            f"{loss / self.spikes.median:.1f} times the last ones' median; images {_show(all_images(findings))}; all in {self.path}"
         )
 
     def _tell_skipped(
@@ -115,12 +117,16 @@ class Guard(pl.Callback):
             f"first not finite: {origin.name}; images {_show(suspects or all_images(findings))}; "
             f"all in {self.path}"
         )
-        if self.in_a_row >= self.max_skipped:
-            raise UserError(
-                f"{self.in_a_row} steps in a row had no finite {what} and changed no weight, the last "
-                f"of them step {trainer.global_step}; first not finite: {origin.name}; "
-                f"{_way_out(origin, trainer)} ({self.path} tells more)"
-            )
+
+    def _stop(self, trainer: pl.Trainer, findings: list[Finding]) -> NoReturn:
+        origin = first(findings).origin
+        assert origin is not None
+        count = f"{self.in_a_row} steps in a row" if self.in_a_row > 1 else "a step"
+        raise UserError(
+            f"{count} had no finite loss or gradient and changed no weight, the last one step "
+            f"{trainer.global_step}; first not finite: {origin.name}; {_way_out(origin, trainer)} "
+            f"({self.path} tells more)"
+        )
 
     def _write(
         self, trainer: pl.Trainer, event: str, findings: list[Finding], loss: float, norm: float

@@ -12,7 +12,8 @@ class HeldOutAccuracy(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        # By default NaN would be left out, and the rest pass for the whole.
+        self.loss = MeanMetric(nan_strategy="disable")
         self.top1 = MulticlassAccuracy(outputs, average="micro")
         self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
 

@@ -71,8 +71,9 @@ class SimMIMTask(TrainingTask):
             check_target_window(target_window)
         self.mask_generator = mask_generator
         self.target_window = target_window
-        self.val_loss = MeanMetric()
-        self.val_baseline = MeanMetric()
+        # By default NaN would be left out, and the rest pass for the whole.
+        self.val_loss = MeanMetric(nan_strategy="disable")
+        self.val_baseline = MeanMetric(nan_strategy="disable")
 
     def reconstruct(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
