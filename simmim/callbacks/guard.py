@@ -100,7 +100,8 @@ class Guard(pl.Callback):
         self._write(trainer, "spike", findings, loss, norm)
         warn(
             f"step {trainer.global_step}: the loss is {loss:.4g}, "
-            f"{loss / self.spikes.median:.1f} times the last ones' median; images {_show(all_images(findings))}; all in {self.path}"
+            f"{loss / self.spikes.median:.1f} times the last ones' median; "
+            f"images {_show(all_images(findings))}; all in {self.path}"
         )
 
     def _tell_skipped(

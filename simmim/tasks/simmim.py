@@ -1,5 +1,6 @@
 """Pretraining as a LightningModule: what one step does, and what it logs."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -71,9 +72,9 @@ class SimMIMTask(TrainingTask):
             check_target_window(target_window)
         self.mask_generator = mask_generator
         self.target_window = target_window
-        # By default NaN would be left out, and the rest pass for the whole.
-        self.val_loss = MeanMetric(nan_strategy="disable")
-        self.val_baseline = MeanMetric(nan_strategy="disable")
+        # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.val_baseline = MeanMetric(nan_strategy=math.nan)
 
     def reconstruct(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
