@@ -73,6 +73,7 @@ class StageOptions(TypedDict, total=False):
     augmentation: DictConfig
     mixing: DictConfig
     save: DictConfig
+    guard: DictConfig
     resume: str
     objective: str
     logger: DictConfig

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim.callbacks import (
+    Amplitudes,
     Checkpoints,
     Interruption,
     LearningRate,
@@ -51,6 +52,7 @@ class RunOptions(TypedDict):
     optim: DictConfig
     trainer: DictConfig
     save: DictConfig
+    guard: DictConfig
     resume: str
     objective: str
     logger: DictConfig
@@ -93,7 +95,8 @@ def create_run(
         loggers=[instantiate(entry, save_dir=run_dir) for entry in options["logger"].values()],
         # Averages are taken before a checkpoint is written.
         callbacks=[
-            *(throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints),
+            *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
+            *(instantiate(options["guard"], run_dir=run_dir), *callbacks, checkpoints),
             Interruption(checkpoints),
         ],
     )

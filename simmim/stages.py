@@ -86,10 +86,12 @@ def pretrain(
     summary = fit(run, task, images, stage="pretrain", started=started)
     if summary:
         metrics = summary["metrics"]
-        say(
-            f"held-out masked L1 {metrics['val/loss']:.4f}, {metrics['val/loss_over_baseline']:.2f} "
-            f"of predicting each image's visible mean ({metrics['val/baseline_visible_mean']:.4f})"
-        )
+        if metrics["val/loss"] is not None:  # where it is not finite, that has been told
+            say(
+                f"held-out masked L1 {metrics['val/loss']:.4f}, "
+                f"{metrics['val/loss_over_baseline']:.2f} of predicting each image's visible mean "
+                f"({metrics['val/baseline_visible_mean']:.4f})"
+            )
         say(f"finished in {summary['seconds']:.0f} s: {run.run_dir}")
     return summary
 

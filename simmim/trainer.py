@@ -30,6 +30,8 @@ for _untrue_here in (
     ".*your dataloader is not resumable.*",  # data.sampling resumes at the next batch
     ".*does not have many workers.*",
     ".*`srun` command is available.*",  # a run that its user starts without it is one
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # the data module has none
+    ".*the default `LightningModule.configure_gradient_clipping`.*",  # DeepSpeed clips by the same
     ".*when logging on epoch level in distributed setting.*",  # torchmetrics has reduced them
 ):
     warnings.filterwarnings("ignore", message=_untrue_here)

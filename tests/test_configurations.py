@@ -50,6 +50,7 @@ def build(config: DictConfig, tmp_path) -> None:
     if "optim" in config:
         instantiate(config.optim)
         instantiate(config.save, run_dir=tmp_path)
+        instantiate(config.guard, run_dir=tmp_path)
     loggers = [
         instantiate(logger, save_dir=tmp_path) for logger in config.get("logger", {}).values()
     ]

@@ -1,6 +1,8 @@
 """What a run does beside training: checkpoints, signals, progress, throughput, pictures."""
 
+from simmim.callbacks.amplitudes import Amplitudes
 from simmim.callbacks.checkpoints import Checkpoints
+from simmim.callbacks.guard import Guard
 from simmim.callbacks.interruption import Interruption
 from simmim.callbacks.learning_rate import LearningRate
 from simmim.callbacks.nearest_neighbours import NearestNeighbours
@@ -10,8 +12,10 @@ from simmim.callbacks.throughput import Throughput, peak_memory_bytes
 from simmim.callbacks.weight_average import WeightAverage, create_weight_average
 
 __all__ = [
+    "Amplitudes",
     "Checkpoints",
     "EvaluationProgress",
+    "Guard",
     "Interruption",
     "LearningRate",
     "NearestNeighbours",

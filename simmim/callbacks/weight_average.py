@@ -1,9 +1,12 @@
 """An exponential moving average of the weights: validated, saved, and what a run ends with."""
 
+from typing import Any
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from simmim.errors import UserError
+from simmim.tasks.training import TrainingTask
 
 
 class WeightAverage(EMAWeightAveraging):
@@ -22,6 +25,21 @@ class WeightAverage(EMAWeightAveraging):
         """Brings the average to the device, where the model has only come after `setup`."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Averages after each step but one that changed no weight."""
+        assert isinstance(pl_module, TrainingTask)
+        if pl_module.skipped_step:
+            self._latest_update_step = trainer.global_step
+        else:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the weights as they are: see `on_fit_end`."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Int
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simmim.console import say
@@ -129,6 +131,17 @@ class ImageDataModule(pl.LightningDataModule):
                 "linear classifiers need; use shards or a dataset on a disk"
             )
         return self.train
+
+    def identify(self, sample_index: Int[Tensor, " b"], epoch: int) -> list[str]:
+        """What names training images to a person, by the indices that stand in their samples."""
+        return [
+            "a repeat, or one that stands in for an unreadable image"
+            if index < 0
+            else f"place {index} of the stream in epoch {epoch}"
+            if isinstance(self.train, ImageStream)
+            else self.train.identifier(index)
+            for index in sample_index.tolist()
+        ]
 
     def steps_per_epoch(self, world_size: int, accumulation: int) -> int:
         """Optimiser steps in an epoch, each of `accumulation` batches of every device."""

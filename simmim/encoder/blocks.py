@@ -133,15 +133,19 @@ class Stage(nn.Module):
         self.checkpointed_blocks = checkpointed_blocks
         self.merging = merging if merging is not None else nn.Identity()
         self.blocks = nn.ModuleList(blocks)
+        # Where each block's output can be looked at: a hook on the block itself would fire again
+        # where it is recomputed, and be compiled with it.
+        self.outputs = nn.ModuleList(nn.Identity() for _ in blocks)
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
         """Returns the stage's feature map."""
         features = self.merging(features)
-        for number, block in enumerate(self.blocks):
+        for number, (block, output) in enumerate(zip(self.blocks, self.outputs, strict=True)):
             if number < self.checkpointed_blocks:
                 features = recompute(block, features)
             else:
                 features = block(features)
+            features = output(features)
         return features
 
 

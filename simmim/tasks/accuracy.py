@@ -1,5 +1,7 @@
 """How often a classifier is right on held-out images."""
 
+import math
+
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,7 +14,8 @@ class HeldOutAccuracy(nn.Module):
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
+        self.loss = MeanMetric(nan_strategy=math.nan)
         self.top1 = MulticlassAccuracy(outputs, average="micro")
         self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
 

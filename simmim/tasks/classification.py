@@ -53,16 +53,14 @@ class ClassificationTask(TrainingTask):
             self.model.encoder.eval()
         return self
 
-    def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
-        """The loss of one batch."""
+    def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
+        """Cross-entropy of a mixed batch."""
         images, labels = self.normalisation.normalise(batch.image), batch.label
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
         assert isinstance(labels, Tensor)
         smoothing = 0.0 if self.mixup is not None else self.label_smoothing
-        loss = F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
-        self.note_loss(loss)
-        return loss
+        return F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Counts right answers; repeats that only even out the ranks do not count."""

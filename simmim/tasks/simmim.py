@@ -1,5 +1,6 @@
 """Pretraining as a LightningModule: what one step does, and what it logs."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -80,8 +81,9 @@ class SimMIMTask(TrainingTask):
             check_target_window(target_window)
         self.mask_generator = mask_generator
         self.target_window = target_window
-        self.val_loss = MeanMetric()
-        self.val_baseline = MeanMetric()
+        # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.val_baseline = MeanMetric(nan_strategy=math.nan)
 
     def hide(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
@@ -120,14 +122,12 @@ class SimMIMTask(TrainingTask):
         # No step of training is negative, so held-out masks are none of those trained on.
         return self.reconstruct(images, index, step=-1)
 
-    def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
-        """The loss of one batch."""
+    def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
+        """Masks depend on the step and on each image's place in its global batch."""
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
         places = torch.arange(first, first + len(batch.image), device=self.device)
-        loss = self.loss(batch.image, places, step=self.global_step)
-        self.note_loss(loss)
-        return loss
+        return self.loss(batch.image, places, step=self.global_step)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Held-out loss, and that of predicting each image's visible mean."""

@@ -1,15 +1,21 @@
 """What both stages train alike: seeding, optimiser and schedule, what a checkpoint says of itself."""
 
 import random
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
+from pytorch_lightning.strategies import DeepSpeedStrategy
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torchmetrics import Metric
 from typing_extensions import Unpack
 
 from simmim.checkpoints.description import describe_encoder
+from simmim.console import warn
 from simmim.data.samples import Sample
 from simmim.models import Classifier, SimMIM
 from simmim.normalisation import Normalisation
@@ -34,11 +40,32 @@ class TrainingArguments(TypedDict):
     seed: int
 
 
+class MicroBatch(NamedTuple):
+    """A part of a step: the batch as the loader made it, its number in the epoch, and its loss."""
+
+    batch: Sample
+    number: int
+    loss: Float[Tensor, ""]
+
+
+class StepFigures(NamedTuple):
+    """Of a step that is about to be taken, the same on all ranks.
+
+    `loss` is the mean over its micro-batches and over all ranks; `gradient_norm` is that before
+    clipping, or None under DeepSpeed, which holds the gradients.
+    """
+
+    loss: Float[Tensor, ""]
+    gradient_norm: Float[Tensor, ""] | None
+
+
 class TrainingTask(pl.LightningModule):
     """A model with an encoder, trained by a recipe over a known number of steps.
 
     Attributes:
         figures: names of the held-out figures that it logs.
+        micro_batches: those of the step that is under way.
+        skipped_step: whether the last step changed nothing.
     """
 
     figures: tuple[str, ...]
@@ -53,15 +80,32 @@ class TrainingTask(pl.LightningModule):
         self.steps_per_epoch = arguments["steps_per_epoch"]
         self.seed = arguments["seed"]
         self.validated_step: int | None = None
-        self._losses: list[torch.Tensor] = []
+        self.micro_batches: list[MicroBatch] = []
+        self.skipped_step = False
+        self._loaded: Sample | None = None
+        self._gradient_norm: Tensor | None = None
 
     def configure_model(self) -> None:
         """Shares the weights out where the strategy says so (Lightning calls this on all ranks)."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
 
+    def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
+        """The loss of one batch at this step."""
+        raise NotImplementedError
+
+    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Keeps the batch outside the device until its step is taken, for a second look."""
+        if self.trainer.training:
+            self._loaded = batch
+        return batch
+
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
         """Makes drop path and Mixup a function of (seed, step, rank)."""
+        self.seed_micro_batch(batch_idx)
+
+    def seed_micro_batch(self, batch_idx: int) -> None:
+        """Seeds all generators as this batch of this step wants them."""
         accumulation = self.trainer.accumulate_grad_batches
         micro_step = self.global_step * accumulation + batch_idx % accumulation
         seed = derive_seed(self.seed, "step", micro_step, self.global_rank)
@@ -69,17 +113,54 @@ class TrainingTask(pl.LightningModule):
         random.seed(seed)
         np.random.seed(seed % 2**32)
 
-    def note_loss(self, loss: torch.Tensor) -> None:
-        """Remembers a micro-batch's loss for the step that it belongs to."""
-        self._losses.append(loss.detach())
+    def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
+        """The loss of one batch, remembered for the step that it belongs to."""
+        loss = self.compute_loss(batch, batch_idx)
+        if len(self.micro_batches) == self.trainer.accumulate_grad_batches:
+            self.micro_batches.clear()
+        assert self._loaded is not None
+        self.micro_batches.append(MicroBatch(self._loaded, batch_idx, loss.detach()))
+        return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the step's loss: the mean over its micro-batches and over all ranks."""
-        # DeepSpeed's strategy calls this after each micro-batch.
-        if len(self._losses) < self.trainer.accumulate_grad_batches:
-            return
-        self.log("train/loss", torch.stack(self._losses).mean(), sync_dist=True)
-        self._losses.clear()
+    def compute_loss_again(self, micro_batch: MicroBatch) -> Float[Tensor, ""]:
+        """The same loss a second time, before the weights change."""
+        batch = self.transfer_batch_to_device(micro_batch.batch, self.device, 0)
+        self.seed_micro_batch(micro_batch.number)
+        with self.trainer.precision_plugin.train_step_context():
+            return self.compute_loss(batch, micro_batch.number)
+
+    def measure_step(self, optimizer: torch.optim.Optimizer) -> StepFigures | None:
+        """Loss and gradient norm of the step, logged too; None if micro-batches are to come."""
+        # DeepSpeed's strategy asks after each micro-batch.
+        if len(self.micro_batches) < self.trainer.accumulate_grad_batches:
+            return None
+        mine = torch.stack([micro_batch.loss for micro_batch in self.micro_batches]).mean()
+        loss = self.trainer.strategy.reduce(mine, reduce_op="mean")
+        assert isinstance(loss, Tensor)
+        self.log("train/loss", loss)
+        self._gradient_norm = None
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
+            norm = get_total_norm(gradients)
+            self._gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            self.log("train/gradient_norm", self._gradient_norm)
+        self.skipped_step = False
+        return StepFigures(loss, self._gradient_norm)
+
+    def skip_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Lets the optimiser pass: without gradients it changes neither weights nor its state."""
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped_step = True
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm that was measured."""
+        if gradient_clip_val is not None and self._gradient_norm is not None:
+            clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._gradient_norm)
 
     def log_held_out(self, metrics: dict[str, Metric]) -> dict[str, torch.Tensor]:
         """Logs what these metrics came to over all ranks, resets them, and returns the values."""
@@ -87,6 +168,12 @@ class TrainingTask(pl.LightningModule):
         self.log_dict(values)
         for metric in metrics.values():
             metric.reset()
+        for name, value in values.items():
+            if not value.isfinite():
+                warn(
+                    f"held-out {name} is {float(value)} after step {self.global_step}: the model gives "
+                    "some held-out image no finite output"
+                )
         self.validated_step = self.global_step
         return values
 
@@ -113,3 +200,7 @@ class TrainingTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what rebuilds the encoder without a config."""
         checkpoint["encoder"] = describe_encoder(self.model.encoder, self.normalisation)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,52 @@
+"""How large activations are, block by block."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from simmim.analysis.activations import block_outputs, feature_variance, observe
+from simmim.tasks.training import TrainingTask
+
+
+class Amplitudes(pl.Callback):
+    """Logs `amplitude/stage1_block1` and so on: variances of the blocks' outputs.
+
+    In the mean over devices, of the first micro-batch of each step that is logged; other steps cost
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Tensor] = {}
+        self._looking = ExitStack()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks where the step that begins is to be logged."""
+        assert isinstance(pl_module, TrainingTask)
+        is_first = batch_idx % trainer.accumulate_grad_batches == 0
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = (trainer.global_step + 1) % every == 0
+        if is_first and is_logged:
+            self._looking.enter_context(
+                observe(block_outputs(pl_module.model.encoder), self._measure)
+            )
+
+    def _measure(self, name: str, features: Tensor) -> None:
+        self._seen[name] = feature_variance(features)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Logs what the forward pass showed."""
+        self._looking.close()
+        if not self._seen:
+            return
+        means = trainer.strategy.reduce(torch.stack([*self._seen.values()]), reduce_op="mean")
+        assert isinstance(means, Tensor)
+        for name, mean in zip(self._seen, means, strict=True):
+            pl_module.log(f"amplitude/{name}", mean, batch_size=1)
+        self._seen = {}
