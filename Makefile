@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test slurm lint format clean setup
+.PHONY: quickstart test torture slurm lint format clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
 
 test: $(READY)  ## all tests, with coverage
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+
+torture: $(READY)  ## kills, faults, mutants and a soak: twenty minutes on two cores
+	$(BIN)/python -m pytest -m torture -n 2 --dist worksteal tests/torture
 
 slurm:  ## a SLURM on this machine for tests/test_slurm.py, which is skipped without; needs root or sudo
 	tests/slurm/start.sh

@@ -11,3 +11,9 @@ log = logging.getLogger("simmim")
 def say(message: str) -> None:
     """Logs for the user, once however many devices there are."""
     log.info(message)
+
+
+@rank_zero_only
+def warn(message: str) -> None:
+    """The same for what a user should look at."""
+    log.warning(message)

@@ -74,6 +74,8 @@ class StageOptions(TypedDict, total=False):
     mixing: DictConfig
     save: DictConfig
     resume: str
+    resume_force: bool
+    stop_signals: list[str]
     objective: str
     logger: DictConfig
     reconstructions: DictConfig

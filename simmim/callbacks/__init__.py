@@ -1,6 +1,7 @@
 """What a run does beside training: checkpoints, signals, progress, throughput, pictures."""
 
 from simmim.callbacks.checkpoints import Checkpoints
+from simmim.callbacks.continuation import Continuation
 from simmim.callbacks.interruption import Interruption
 from simmim.callbacks.learning_rate import LearningRate
 from simmim.callbacks.nearest_neighbours import NearestNeighbours
@@ -11,6 +12,7 @@ from simmim.callbacks.weight_average import WeightAverage, create_weight_average
 
 __all__ = [
     "Checkpoints",
+    "Continuation",
     "EvaluationProgress",
     "Interruption",
     "LearningRate",
