@@ -66,13 +66,16 @@ def newest_whole(last: Path) -> Path | None:
 
 
 def _newest_first(last: Path) -> Iterator[Path]:
-    """`last.ckpt`, the kept ones before it, and the best; each file once."""
+    """`last.ckpt` and the kept ones before it; each file once.
+
+    Not `best.ckpt`: that of a finished run with an average holds this in the weights' place.
+    """
     seen: list[Path] = []
     # Beyond the last one, steps are left from before the run was started anew.
     steps = sorted(last.parent.glob("step-*.ckpt"), reverse=True)
     same = [path for path in steps if path.exists() and last.exists() and path.samefile(last)]
     older = [path for path in steps if not same or path < same[0]]
-    for path in (last, *older, last.with_name("best.ckpt")):
+    for path in (last, *older):
         is_there = path.exists() or path.is_symlink()
         if is_there and not any(path.exists() and path.samefile(other) for other in seen):
             seen += [path] if path.exists() else []

@@ -123,6 +123,25 @@ def test_a_run_that_was_killed_loses_no_figure_and_no_validation(
     assert best[0]["loops"] == best[1]["loops"]
 
 
+def test_a_run_that_is_resumed_at_the_end_of_an_epoch_and_again_keeps_its_order(
+    run, tmp_path, monkeypatch
+):
+    """Lightning's own count of epochs falls behind by one, and the second resume takes it for true."""
+    options = [*OPTIONS, "trainer.max_steps=12"]
+    run("pretrain", *options, name="whole")
+    for hook, step in (("on_validation_batch_start", 4), ("on_before_optimizer_step", 7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "LearningRate", killed(hook, step))
+            with pytest.raises(Killed):
+                run("pretrain", *options, name="killed")
+    run("pretrain", *options, name="killed")
+    whole, resumed = tmp_path / "whole", tmp_path / "killed"
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
+    states = [read_state(folder / "checkpoints" / "last.ckpt") for folder in (whole, resumed)]
+    epochs = [state["loops"]["fit_loop"]["epoch_progress"] for state in states]
+    assert epochs[0] == epochs[1]
+
+
 def test_a_damaged_checkpoint_is_named_and_passed_over(run, tmp_path, caplog):
     run("pretrain", *OPTIONS, name="whole")
     run("pretrain", *OPTIONS, "trainer.max_steps=4")

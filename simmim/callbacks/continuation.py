@@ -91,9 +91,22 @@ class Continuation(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """A best one that is found now stands where the run was resumed; Lightning has moved on."""
+        """Has the checkpoint say what one of a run that was never stopped would.
+
+        Lightning counts fewer epochs as begun after it was resumed at the end of one, and another
+        resume then takes the order of a wrong epoch. While what was owed is made up for, it has moved
+        on from where the run stood; a best one that is found then stands there.
+        """
         if self._loops is not None:
             checkpoint["loops"] = copy.deepcopy(self._loops)
+            return
+        ended = (trainer.global_step - 1) // int(pl_module.steps_per_epoch)  # type: ignore[arg-type]
+        checkpoint["epoch"] = ended
+        for counted in ("total", "current"):
+            checkpoint["loops"]["fit_loop"]["epoch_progress"][counted] |= {
+                **dict.fromkeys(("ready", "started"), ended + 1),
+                **dict.fromkeys(("processed", "completed"), ended),
+            }
 
     def _log(self, trainer: pl.Trainer) -> None:
         owed, self._owed = self._owed, {}

@@ -179,12 +179,16 @@ def samples(folder: Path) -> dict[str, set[str]]:
 
 def assert_equal_ends(folder: Path, whole: Path) -> None:
     """The same weights to the bit, the same samples in the same steps, the same rows, one a step."""
+    taken, expected_samples = samples(folder), samples(whole)
+    others = {key: value for key, value in taken.items() if value != expected_samples[key]}
+    assert others == {}, others
+    assert taken.keys() == expected_samples.keys()
     names = [path.name for path in whole.glob("*.safetensors")]
     assert names
     for name in names:
         weights, expected = load_file(folder / name), load_file(whole / name)
         assert weights.keys() == expected.keys()
         different = [key for key in expected if not torch.equal(weights[key], expected[key])]
-        assert different == []
-    assert samples(folder) == samples(whole)
-    assert rows(folder) == rows(whole)
+        assert different == [], different
+    for row, expected_row in zip(rows(folder), rows(whole), strict=True):
+        assert row == expected_row, (row, expected_row)
