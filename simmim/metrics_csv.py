@@ -91,7 +91,8 @@ class MetricsCsv(Logger):
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             self._columns = list(reader.fieldnames or [])
-            return [row for row in reader if None not in row.values() and None not in row]
+            rows = [row for row in reader if None not in row.values() and None not in row]
+        return rows if "step" in self._columns else []
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         with written_beside(self.path) as beside, beside.open("w", newline="") as file:

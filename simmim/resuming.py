@@ -9,7 +9,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim.checkpoints.deepspeed import is_deepspeed, require_harmless
-from simmim.checkpoints.reading import find_damage, read_state, require_resumable, resumed_step
+from simmim.checkpoints.reading import (
+    find_damage,
+    read_state,
+    require_resumable,
+    require_run,
+    resumed_step,
+)
 from simmim.checkpoints.sharded import is_distributed, read_rest
 from simmim.console import warn
 from simmim.differences import changed_options, describe, is_longer
@@ -53,7 +59,7 @@ def newest_whole(last: Path) -> Path | None:
             "it points to a checkpoint that is gone" if not path.exists() else find_damage(path)
         )
         if damage is None:
-            require_resumable(path)
+            require_run(path)
             return path
         damaged.append(f"{path} is damaged or no checkpoint ({damage})")
         warn(f"{damaged[-1]}; looking for an older one")

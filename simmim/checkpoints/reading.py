@@ -137,6 +137,11 @@ def require_resumable(path: Path) -> None:
             f"{path} is damaged or no checkpoint ({damage}); set resume= to another one, "
             "or resume=never to start anew"
         )
+    require_run(path)
+
+
+def require_run(path: Path) -> None:
+    """Raises UserError unless a run of simmim wrote this checkpoint; reads no weight."""
     content = read_state(path)
     written = {"encoder"} if is_sharded(path) else {"encoder", "optimizer_states"}
     if not isinstance(content, dict) or not written <= content.keys():
