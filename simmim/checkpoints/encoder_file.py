@@ -1,6 +1,7 @@
 """`encoder.safetensors`: an encoder's weights with all that rebuilds it, and nothing that runs."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def save_described(tensors: dict[str, Tensor], path: str | Path, description: st
     metadata = {"simmim": description, "crc32": checksum_of(tensors, description)}
     with written_beside(path) as beside:
         save_file(tensors, beside, metadata=metadata)
+        # safetensors makes files that only their owner reads, whatever the umask allows others.
+        os.umask(mask := os.umask(0))
+        beside.chmod(0o666 & ~mask)
 
 
 def load_encoder(path: str | Path) -> SwinTransformer:

@@ -127,6 +127,8 @@ def train(
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
+    # As in a run of its own: loader workers are forked from it.
+    multiprocessing.set_start_method("fork", force=True)
     try:
         if prepare is not None:
             prepare()
