@@ -67,12 +67,14 @@ class MetricsCsv(Logger):
             self._write(rows)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(self._row)
+        self.first_step = int(self._row["step"]) + 1
         self._row = {}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is left."""
+        """Writes what is left; a validation after the end adds to the last row."""
         self._flush()
+        self._opened = False
 
     def _open(self) -> None:
         """Drops what will be logged again, and takes up the row that is added to."""
