@@ -55,6 +55,7 @@ def test_without_file_locks_the_file_says_who_writes(tmp_path, monkeypatch, capl
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
+    caplog.set_level("INFO")
     first = OneWriter(tmp_path, patience=0)
     assert "has no file locks" in caplog.text
     first.release()
