@@ -4,6 +4,7 @@ Nothing here imports torch before a configuration is composed, so that `--help` 
 """
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -23,9 +24,15 @@ from omegaconf.errors import OmegaConfBaseException
 from simmim import processes, sweeps
 from simmim.errors import DoesNotFitError, UserError
 from simmim.finished import record_finished
+from simmim.interruption import STOPPED_AT_ONCE
 from simmim.processes import Composed
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+# What a disk says that is full or cannot be written to, and the way out.
+_UNWRITABLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "change its permissions"),
+}
 # Hydra's plugins that are installed with an extra.
 _EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
 
@@ -70,6 +77,9 @@ def run_command(stage: str) -> None:
     try:
         with _full_error("1"):
             command()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from its last checkpoint", file=sys.stderr)
+        sys.exit(STOPPED_AT_ONCE)
     except Exception as error:
         if not wants_traceback:
             exit_if_mendable(error, stage)
@@ -142,6 +152,11 @@ def mendable(error: BaseException) -> BaseException | None:
         cause = cause.__cause__
     if cause is not None:
         return cause
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        return UserError(
+            f"{error.filename or 'a file of the run'}: {error.strerror}; "
+            f"{_UNWRITABLE[error.errno]}, or use another path"
+        )
     if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
         return UserError(
             "a group of options, such as model or experiment, cannot be null; leave it out"

@@ -15,5 +15,5 @@ def say(message: str) -> None:
 
 @rank_zero_only
 def warn(message: str) -> None:
-    """Warns the user, once however many devices there are."""
+    """The same for what a user should look at."""
     log.warning(message)

@@ -3,20 +3,15 @@
 `summary.json` holds what a run came to, `.hydra/finished.yaml` the configuration that this belongs to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from simmim.differences import changed_options, deciding_options, is_longer
 from simmim.errors import UserError
-
-# These change nothing about what a run comes to.
-_NO_DIFFERENCE = {
-    *("run_dir", "resume", "objective", "preflight", "logger", "save", "reconstructions"),
-    *("data.num_workers", "model.checkpoint_blocks", "model.sequential_attention"),
-}
-_LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
+from simmim.writing import written_beside
 
 
 def record_finished(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:
@@ -27,7 +22,8 @@ def record_finished(run_dir: Path, config: DictConfig, overrides: Sequence[str])
         "overrides": list(overrides),
         "config": OmegaConf.to_container(config, resolve=True),
     }
-    OmegaConf.save(OmegaConf.create(content), path)
+    with written_beside(path) as beside:
+        OmegaConf.save(OmegaConf.create(content), beside)
 
 
 def is_finished(run_dir: Path, config: DictConfig) -> bool:
@@ -39,14 +35,12 @@ def is_finished(run_dir: Path, config: DictConfig) -> bool:
     summary, record = run_dir / "summary.json", run_dir / ".hydra" / "finished.yaml"
     if not (summary.is_file() and record.is_file()):
         return False
-    before = dict(_leaves(OmegaConf.to_container(OmegaConf.load(record))["config"]))  # type: ignore
-    now = dict(_leaves(OmegaConf.to_container(config, resolve=True)))
-    changed = sorted(
-        name for name in before.keys() | now.keys() if before.get(name) != now.get(name)
-    )
+    before = _options(OmegaConf.load(record).config)
+    now = _options(config)
+    changed = changed_options(before, now)
     if not changed:
         return True
-    if set(changed) <= _LENGTH and all(_end(now[name]) >= _end(before[name]) for name in changed):
+    if is_longer(before, now, changed):
         return False
     name = changed[0]
     others = f" and {len(changed) - 1} more" if changed[1:] else ""
@@ -56,16 +50,7 @@ def is_finished(run_dir: Path, config: DictConfig) -> bool:
     )
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all options with their values, but for those that make no difference."""
-    if path in _NO_DIFFERENCE:
-        return
-    if isinstance(node, dict) and node:
-        for name, value in node.items():
-            yield from _leaves(value, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, node
-
-
-def _end(length: int | None) -> float:
-    return float("inf") if length is None or length < 0 else length
+def _options(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return deciding_options(plain)

@@ -8,20 +8,26 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from simmim.writing import written_beside
+
 
 class MetricsCsv(Logger):
     """Appends metrics to `metrics.csv` in the run directory; a column a metric, empty where none.
 
-    Rows of an earlier part of the run stay; those from the first newly logged step on are replaced,
-    for a resumed run logs them again.
+    Rows of an earlier part of the run stay, up to the step that it is resumed after; what a resumed run
+    logs of that step again is added to its row.
+
+    Attributes:
+        first_step: the first step that is new; rows from there on are dropped.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
         self.path = Path(save_dir, "metrics.csv")
+        self.first_step = 0
         self._columns: list[str] = []
         self._opened = False
-        self._row: dict[str, float] = {}
+        self._row: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -53,32 +59,45 @@ class MetricsCsv(Logger):
         if not self._row:
             return
         if not self._opened:
-            self._rewrite(before=self._row["step"])
-            self._opened = True
+            self._open()
         new = [name for name in self._row if name not in self._columns]
         if new:
-            self._rewrite(added=new)
+            rows = self._read()
+            self._columns += new
+            self._write(rows)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(self._row)
+        self.first_step = int(self._row["step"]) + 1
         self._row = {}
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is left."""
+        """Writes what is left; a validation after the end adds to the last row."""
         self._flush()
+        self._opened = False
 
-    def _rewrite(self, *, added: list[str] | None = None, before: float = float("inf")) -> None:
-        """Writes the file again with more columns, or with the rows before a step alone."""
-        rows = []
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or [])
-                rows = [row for row in reader if float(row["step"]) < before]
-        self._columns += added or []
-        beside = self.path.with_suffix(".partial")
-        with beside.open("w", newline="") as file:
+    def _open(self) -> None:
+        """Drops what will be logged again, and takes up the row that is added to."""
+        step = self._row["step"]
+        rows = [row for row in self._read() if float(row["step"]) < self.first_step]
+        same = [row for row in rows if float(row["step"]) == step]
+        for row in same:
+            self._row = {name: value for name, value in row.items() if value} | self._row
+        self._write([row for row in rows if row not in same and float(row["step"]) < step])
+        self._opened = True
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The rows in the file; a last one that was half written when the run was killed is none."""
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            self._columns = list(reader.fieldnames or [])
+            rows = [row for row in reader if None not in row.values() and None not in row]
+        return rows if "step" in self._columns else []
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        with written_beside(self.path) as beside, beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
-        beside.replace(self.path)

@@ -75,6 +75,8 @@ class StageOptions(TypedDict, total=False):
     save: DictConfig
     guard: DictConfig
     resume: str
+    resume_force: bool
+    stop_signals: list[str]
     objective: str
     logger: DictConfig
     reconstructions: DictConfig

@@ -1,6 +1,5 @@
 """What a run is made of, whatever the stage: trainer, data, length, and what it leaves."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any, Literal, NamedTuple, TypedDict
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim.callbacks import (
     Amplitudes,
     Checkpoints,
+    Continuation,
     Interruption,
     LearningRate,
     RunProgress,
@@ -23,20 +24,24 @@ from simmim.callbacks import (
     peak_memory_bytes,
 )
 from simmim.checkpoints.classifier_file import save_classifier
-from simmim.checkpoints.deepspeed import is_deepspeed, require_harmless
 from simmim.checkpoints.encoder_file import save_encoder
-from simmim.checkpoints.reading import require_resumable, resumed_step
-from simmim.checkpoints.sharded import is_distributed, read_rest
+from simmim.checkpoints.reading import resumed_step
 from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.samples import Transform
+from simmim.data.streams import ImageStream
+from simmim.differences import READERS, deciding_options
 from simmim.encoder import SwinTransformer
 from simmim.encoder.compilation import Compile, check_compile, compile_blocks
 from simmim.errors import UserError
+from simmim.failures import explained_failures
 from simmim.fully_sharded import FullySharded
+from simmim.metrics_csv import MetricsCsv
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
+from simmim.one_writer import OneWriter
 from simmim.optim import AdamWRecipe, describe_lr
+from simmim.resuming import require_same_options, require_strategy, resume_checkpoint
 from simmim.sharding import gather_weights
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
@@ -54,6 +59,8 @@ class RunOptions(TypedDict):
     save: DictConfig
     guard: DictConfig
     resume: str
+    resume_force: bool
+    stop_signals: list[str]
     objective: str
     logger: DictConfig
     seed: int
@@ -70,18 +77,24 @@ class Run(NamedTuple):
     throughput: Throughput
     checkpoints: Checkpoints
     run_dir: str
+    writer: OneWriter | None
     resumed: Path | None
     objective: str
     extra_figures: tuple[str, ...]
     compile: Compile
+    resume_force: bool
 
 
 def create_run(
-    options: RunOptions, callbacks: Sequence[pl.Callback], extra_figures: tuple[str, ...] = ()
+    options: RunOptions,
+    of_stage: Mapping[str, Any],
+    callbacks: Sequence[pl.Callback],
+    extra_figures: tuple[str, ...] = (),
 ) -> Run:
     """Builds the trainer, and finds the checkpoint that it goes on from, if any.
 
-    `extra_figures` are what the callbacks log of held-out images beside the task's own.
+    `of_stage` are the options that this stage has beside those of all; `extra_figures` are what the
+    callbacks log of held-out images beside the task's own.
     """
     check_compile(options["compile"])
     run_dir = options["run_dir"]
@@ -96,8 +109,8 @@ def create_run(
         # Averages are taken before a checkpoint is written.
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
-            *(instantiate(options["guard"], run_dir=run_dir), *callbacks, checkpoints),
-            Interruption(checkpoints),
+            *(instantiate(options["guard"], run_dir=run_dir), *callbacks, Continuation()),
+            *(checkpoints, Interruption(checkpoints, options["stop_signals"])),
         ],
     )
     if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(
@@ -107,85 +120,43 @@ def create_run(
             "ema.decay keeps a whole second model on each device, and trainer.strategy="
             f"{options['trainer'].strategy} is to share it out; use ema.decay=null, or trainer=ddp"
         )
+    writer = OneWriter(run_dir) if trainer.is_global_zero else None
+    given = OmegaConf.to_container(OmegaConf.create({**options, **of_stage}), resolve=True)
+    assert isinstance(given, dict)
+    images_a_step = (
+        options["data"].batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    )
+    checkpoints.options = deciding_options(given, images_a_step)
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
+    step = 0
     if resumed is not None:
         require_strategy(resumed, trainer)
-        checkpoints.remember_best(resumed_step(resumed))
+        step = resumed_step(resumed)
+        checkpoints.remember_best(step)
+    forget_later_rows(trainer, step)
     return Run(
         trainer,
         optimization,
         throughput,
         checkpoints,
         run_dir,
+        writer,
         resumed,
         options["objective"],
         extra_figures,
         options["compile"],
+        options["resume_force"],
     )
 
 
-def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
-    """Raises UserError for a checkpoint that this strategy cannot go on from."""
-    strategy = trainer.strategy
-    whole = f"python -m simmim.export checkpoint={resumed} format=checkpoint output=whole.ckpt"
-    if is_distributed(resumed) and not isinstance(strategy, FullySharded):
-        raise UserError(
-            f"{resumed} was written in parts by trainer=fsdp; use that, or {whole} and "
-            "resume=whole.ckpt"
-        )
-    if is_deepspeed(resumed):
-        processes = read_rest(resumed, map_location="meta")["dp_world_size"]
-        if not isinstance(strategy, DeepSpeedStrategy) or trainer.world_size != processes:
-            raise UserError(
-                f"{resumed} was written in parts by trainer=deepspeed_zero1 on {processes} devices; "
-                f"use both again, or {whole} and resume=whole.ckpt with trainer=fsdp or ddp"
-            )
-        try:
-            require_harmless(resumed, trainer.global_rank)
-        except Exception as error:  # torch raises many kinds for a damaged or foreign file
-            first_line = str(error).splitlines()[0]
-            raise UserError(
-                f"{resumed} is damaged or holds more than weights ({first_line}); set resume= to "
-                "another one"
-            ) from error
-    elif isinstance(strategy, DeepSpeedStrategy):
-        raise UserError(
-            f"{resumed} was not written by trainer=deepspeed_zero1, which goes on from its own "
-            "checkpoints alone; use trainer=fsdp or ddp, or start anew with its weights: "
-            f"init.checkpoint={resumed} resume=never"
-        )
-
-
-def resume_checkpoint(resume: str, last: Path) -> Path | None:
-    """The checkpoint that a run goes on from: `auto` its own last one, `never`, or a path.
-
-    A path is where a run begins: started again, it goes on from its own last one, if that is farther.
-    A job that SLURM has queued again goes on whatever `resume` says.
-    """
-    if last.is_symlink() and not last.exists():
-        raise UserError(
-            f"{last} points to a checkpoint that is gone; set resume= to another one, "
-            "or resume=never to start anew"
-        )
-    is_requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if resume == "auto" or (resume == "never" and is_requeued):
-        path = last
-    elif resume == "never":
-        return None
-    else:
-        path = Path(resume)
-        if not path.exists():
-            raise UserError(
-                f"resume={resume} does not exist; use auto, never or a checkpoint's path"
-            )
-    if not path.exists():
-        return None
-    require_resumable(path)
-    if path != last and last.exists():
-        require_resumable(last)
-        if resumed_step(last) >= resumed_step(path):
-            return last
-    return path
+def forget_later_rows(trainer: pl.Trainer, step: int) -> None:
+    """Has the loggers drop what was logged after this step, for a run that goes on from it."""
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCsv):
+            logger.first_step = step
+        elif isinstance(logger, TensorBoardLogger):
+            # The last step's figures are logged again.
+            logger._kwargs["purge_step"] = max(step - 1, 0)
 
 
 def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> ImageDataModule:
@@ -230,8 +201,17 @@ def open_data(
 def training_arguments(
     run: Run, images: ImageDataModule, normalisation: Normalisation, seed: int
 ) -> TrainingArguments:
-    """What every task is told; UserError where there is not one whole batch."""
+    """What every task is told.
+
+    Raises:
+        UserError: there is not one whole batch, or the checkpoint is of a run with other options.
+    """
     trainer = run.trainer
+    if isinstance(images.train, ImageStream):
+        readers = trainer.world_size * max(1, images.num_workers)
+        run.checkpoints.options[READERS] = readers
+    if run.resumed is not None:
+        require_same_options(run.resumed, run.checkpoints.options, is_forced=run.resume_force)
     share = (trainer.world_size, trainer.accumulate_grad_batches)
     images.require_steps(*share)
     length = run_length(
@@ -288,9 +268,14 @@ def fit(
     run.checkpoints.require_figure(logged)
     require_objective(run.objective, [*logged, *(figures or {})])
     compile_blocks(task.model.encoder, run.compile)
-    trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
-    if task.validated_step != trainer.global_step:
-        trainer.validate(task, datamodule=images, verbose=False)
+    with explained_failures(
+        batch_size=images.batch_size,
+        num_workers=images.num_workers,
+        accumulation=trainer.accumulate_grad_batches,
+    ):
+        trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
+        if task.validated_step != trainer.global_step:
+            trainer.validate(task, datamodule=images, verbose=False)
     weights = gather_weights(task.model)
     if not trainer.is_global_zero:
         return {}
@@ -309,7 +294,7 @@ def fit(
         assert isinstance(task.model, Classifier)
         save_classifier(task.model, path, task.classes, task.normalisation, weights)
     best = {"step": run.checkpoints.best_step, run.checkpoints.monitor: run.checkpoints.best_value}
-    return write_summary(
+    summary = write_summary(
         folder / "summary.json",
         {
             "stage": stage,
@@ -328,6 +313,9 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
+    assert run.writer is not None
+    run.writer.release()
+    return summary
 
 
 def require_objective(objective: str, figures: Sequence[str]) -> None:

@@ -69,7 +69,8 @@ def pretrain(
     )
     pictures = instantiate(reconstructions, run_dir=options["run_dir"])
     neighbours = instantiate(knn)
-    run = create_run(options, [pictures, neighbours], neighbours.figures)
+    of_stage = {"model": model, "init": init, "mask": mask, "target_window": target_window}
+    run = create_run(options, of_stage, [pictures, neighbours], neighbours.figures)
     require_memory(start, run, options, create_simmim)
     images = create_data(options, start.planned, run)
     normalisation = start.find_normalisation(images.normalisation)
@@ -109,7 +110,8 @@ def finetune(
     started = time.monotonic()
     start = Start(model, instantiate(init))
     average = instantiate(ema)
-    run = create_run(options, average)
+    of_stage = {"model": model, "init": init, "mixing": mixing, "mode": mode, "ema": ema}
+    run = create_run(options, of_stage, average)
     images = create_data(options, start.planned, run)
     classes = images.require_classes()
     create_model = classifier_of(len(classes), is_frozen=mode == "linear")
@@ -150,7 +152,8 @@ def transfer(
     started = time.monotonic()
     start = Start(model, instantiate(init))
     average = instantiate(ema)
-    run = create_run(options, average)
+    of_stage = {"model": model, "init": init, "mixing": mixing, "ema": ema}
+    run = create_run(options, of_stage, average)
     images = create_data(options, start.planned, run)
     classes = images.require_classes()
     rows = start.find_head(classes)

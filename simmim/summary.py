@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import simmim
+from simmim.writing import written_beside
 
 _PACKAGES = ("simmim", "torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "numpy")
 
@@ -24,7 +25,8 @@ def write_summary(path: str | Path, figures: dict[str, Any]) -> dict[str, Any]:
         "packages": package_versions(),
     }
     finite = _finite(summary)
-    Path(path).write_text(json.dumps(finite, indent=2, ensure_ascii=False) + "\n")
+    with written_beside(path) as beside:
+        beside.write_text(json.dumps(finite, indent=2, ensure_ascii=False) + "\n")
     assert isinstance(finite, dict)
     return finite
 

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 
+from simmim.callbacks.checkpoints import CheckpointFiles
 from simmim.errors import UserError
 from simmim.strategies import (
     Launch,
@@ -94,7 +95,7 @@ def create_trainer(
                 precision=precision,
                 sharded_checkpoints=sharded_checkpoints,
             ),
-            plugins=list(launch_environments(launch)),
+            plugins=[*launch_environments(launch), CheckpointFiles()],
             precision=lightning_precision(strategy, precision),  # type: ignore[arg-type]
             max_epochs=max_epochs,
             max_steps=max_steps,

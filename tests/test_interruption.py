@@ -42,8 +42,8 @@ def sent(number: signal.Signals, at_step: int) -> type[LearningRate]:
     return Sender
 
 
-# The fourth step ends an epoch: its validation is made before the process ends.
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 4)])
+# The fourth step ends an epoch: its validation is made when the run goes on.
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 2), (signal.SIGINT, 4)])
 def test_an_interrupted_run_goes_on_exactly(run, tmp_path, monkeypatch, number, step):
     before = signal.getsignal(number)
     run("pretrain", *OPTIONS, name="whole")
@@ -64,6 +64,42 @@ def test_an_interrupted_run_goes_on_exactly(run, tmp_path, monkeypatch, number, 
     assert rows(broken) == rows(whole)
     weights, expected = (load_file(folder / "encoder.safetensors") for folder in (broken, whole))
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    """In the middle of a step that does not end, with nothing written."""
+    program = f"""
+import sys, time
+from conftest import compose
+from simmim import runs
+from simmim.callbacks import LearningRate
+from simmim.command_line import run_stage
+
+class Waiting(LearningRate):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        print("in a step", flush=True)
+        time.sleep(60)
+
+runs.LearningRate = Waiting
+folder = {str(tmp_path / "run")!r}
+run_stage("pretrain", compose("pretrain", [*{OPTIONS!r}, "run_dir=" + folder]), folder)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, **pipes)
+    try:
+        while "in a step" not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signal.SIGINT)
+        while "Ctrl-C again stops at once" not in (line := process.stderr.readline()):
+            assert line
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        # A shell makes 130 of it.
+        assert process.wait(10) == -signal.SIGINT
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("run/checkpoints/*.ckpt"))
 
 
 def test_a_signal_during_the_last_step_ends_nothing(run, monkeypatch):

@@ -15,8 +15,8 @@ LAYERS = [
     ["stages"],
     ["benchmarking", "checking", "evaluation", "exporting", "planning"],
     ["preflight"],
-    ["runs", "starting"],
-    ["configuration", "trainer", "summary", "metrics_csv"],
+    ["runs", "starting", "resuming"],
+    ["configuration", "trainer", "summary", "metrics_csv", "one_writer", "differences"],
     ["strategies", "fully_sharded"],
     ["callbacks"],
     ["resources"],
@@ -26,7 +26,7 @@ LAYERS = [
     ["models"],
     ["heads", "losses", "masking", "analysis"],
     ["encoder"],
-    ["normalisation", "randomness", "sizes", "console", "interruption"],
+    ["normalisation", "randomness", "sizes", "console", "interruption", "writing", "failures"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

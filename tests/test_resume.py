@@ -1,12 +1,27 @@
-"""What `resume` goes on from: where a run began, or how far it came."""
+"""What `resume` goes on from: where a run began, or how far it came; and whether it may."""
 
+import csv
+import errno
+import logging
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY_DEMO
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from simmim import runs
+from simmim.callbacks import LearningRate, checkpoints
+from simmim.checkpoints.reading import read_state, read_weights
 from simmim.errors import UserError
-from simmim.runs import resume_checkpoint
+from simmim.resuming import resume_checkpoint
+
+# Four steps an epoch, each in metrics.csv.
+OPTIONS = [*TINY_DEMO, "trainer.max_steps=8", "trainer.log_every_n_steps=1"]
+OPTIONS += ["save.every_n_steps=2", "reconstructions.count=0"]
 
 
 def write(path: Path, step: int) -> Path:
@@ -40,5 +55,185 @@ def test_a_requeued_job_goes_on_though_it_was_to_start_anew(
 def test_a_last_checkpoint_that_is_gone_does_not_start_anew_in_silence(tmp_path: Path) -> None:
     last = tmp_path / "last.ckpt"
     last.symlink_to("step-00000010.ckpt")
-    with pytest.raises(UserError, match="points to a checkpoint that is gone; set resume="):
+    with pytest.raises(UserError, match=r"points to a checkpoint that is gone.*; set resume="):
         resume_checkpoint("auto", last)
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle, where weights are."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [
+            {name: value for name, value in row.items() if "second" not in name}
+            for row in csv.DictReader(file)
+        ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "encoder.safetensors")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of the run is called any more."""
+
+
+def killed(hook: str, at_step: int) -> type[LearningRate]:
+    """A callback that ends the run at a hook, once so many steps are done."""
+
+    def die(self, trainer, *_):
+        if trainer.global_step == at_step and trainer.state.fn == "fit":
+            # As where a process is gone: no one closes a logger.
+            trainer.loggers = []
+            raise Killed
+
+    return type("Dying", (LearningRate,), {hook: die})
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_validation_batch_start", 4),  # the fourth step is saved, its epoch's validation due
+        ("on_train_epoch_end", 8),
+        ("on_train_epoch_start", 4),
+        ("on_before_optimizer_step", 5),
+    ],
+)
+def test_a_run_that_was_killed_loses_no_figure_and_no_validation(
+    run, tmp_path, monkeypatch, hook, step
+):
+    run("pretrain", *OPTIONS, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "LearningRate", killed(hook, step))
+        with pytest.raises(Killed):
+            run("pretrain", *OPTIONS, name="killed")
+    run("pretrain", *OPTIONS, name="killed")
+    whole, resumed = tmp_path / "whole", tmp_path / "killed"
+    assert rows(resumed) == rows(whole)
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
+    events = EventAccumulator(str(resumed / "tensorboard")).Reload()
+    for name, steps in (("train/loss", range(8)), ("val/loss", (3, 7))):
+        assert [event.step for event in events.Scalars(name)] == list(steps)
+    best = [read_state(folder / "checkpoints" / "best.ckpt") for folder in (whole, resumed)]
+    assert best[0]["global_step"] == best[1]["global_step"]
+    assert best[0]["loops"] == best[1]["loops"]
+
+
+def test_a_run_that_is_resumed_at_the_end_of_an_epoch_and_again_keeps_its_order(
+    run, tmp_path, monkeypatch
+):
+    """Lightning's own count of epochs falls behind by one, and the second resume takes it for true."""
+    options = [*OPTIONS, "trainer.max_steps=12"]
+    run("pretrain", *options, name="whole")
+    for hook, step in (("on_validation_batch_start", 4), ("on_before_optimizer_step", 7)):
+        with monkeypatch.context() as patch:
+            patch.setattr(runs, "LearningRate", killed(hook, step))
+            with pytest.raises(Killed):
+                run("pretrain", *options, name="killed")
+    run("pretrain", *options, name="killed")
+    whole, resumed = tmp_path / "whole", tmp_path / "killed"
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
+    states = [read_state(folder / "checkpoints" / "last.ckpt") for folder in (whole, resumed)]
+    epochs = [state["loops"]["fit_loop"]["epoch_progress"] for state in states]
+    assert epochs[0] == epochs[1]
+
+
+def test_a_damaged_checkpoint_is_named_and_passed_over(run, tmp_path, caplog):
+    run("pretrain", *OPTIONS, name="whole")
+    run("pretrain", *OPTIONS, "trainer.max_steps=4")
+    folder = tmp_path / "run" / "checkpoints"
+    flip(folder / "last.ckpt")
+    assert (
+        torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 4
+    )  # torch is content
+    with pytest.raises(UserError, match=r"last.ckpt is damaged or no checkpoint .*set resume="):
+        run("pretrain", *OPTIONS, f"resume={folder / 'last.ckpt'}", name="other")
+    with pytest.raises(UserError, match=r"step-00000004.ckpt is damaged"):
+        read_weights(folder / "step-00000004.ckpt")
+    caplog.set_level(logging.INFO)
+    run("pretrain", *OPTIONS)
+    assert "last.ckpt is damaged" in caplog.text
+    assert "going on from" in caplog.text and "step-00000002.ckpt" in caplog.text
+    whole, resumed = tmp_path / "whole", tmp_path / "run"
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
+    flip(resumed / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"encoder.safetensors is not as it was written"):
+        read_weights(resumed / "encoder.safetensors")
+
+
+def test_options_that_change_the_result_stop_a_resumed_run(run, tmp_path, caplog):
+    run("pretrain", *OPTIONS, "trainer.max_steps=2")
+    with pytest.raises(UserError) as refused:
+        run("pretrain", *OPTIONS, "optim.lr=1e-3", "mask.ratio=0.5", "data.batch_size=2")
+    told = str(refused.value)
+    for line in ("mask.ratio: 0.6 → 0.5", "optim.lr: ", " → 0.001", "images a step", ": 4 → 2"):
+        assert line in told
+    assert "resume_force=true" in told
+    # As many images a step, and what changes speed, length or logs alone.
+    alike = ["data.batch_size=2", "trainer.accumulate_grad_batches=2", "save.keep=1", "logger=csv"]
+    assert run("pretrain", *OPTIONS, *alike, "trainer.max_steps=4")["steps"] == 4
+    with pytest.raises(UserError, match=r"trainer.max_steps: 4 → 3"):
+        run("pretrain", *OPTIONS, "trainer.max_steps=3")
+    run("pretrain", *OPTIONS, "trainer.max_steps=5", "mask.ratio=0.5", "resume_force=true")
+    assert "going on from" in caplog.text and "mask.ratio: 0.6 → 0.5" in caplog.text
+    assert run("pretrain", *OPTIONS, "trainer.max_steps=6", "mask.ratio=0.5")["steps"] == 6
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_told_at_the_end(
+    run, tmp_path, monkeypatch, caplog
+):
+    run("pretrain", *OPTIONS, "trainer.max_steps=2")
+    folder = tmp_path / "run" / "checkpoints"
+    before = sorted(path.name for path in folder.iterdir())
+    save = checkpoints.CheckpointFiles.save_checkpoint
+
+    def fill(self, checkpoint, path, storage_options=None):
+        save(self, checkpoint, path)
+        Path(path).write_bytes(Path(path).read_bytes()[:1000])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.CheckpointFiles, "save_checkpoint", fill)
+        with pytest.raises(
+            UserError, match=r"step-00000008.ckpt cannot be written .*No space left"
+        ):
+            run("pretrain", *OPTIONS)
+    assert "step-00000004.ckpt cannot be written" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert run("pretrain", *OPTIONS)["steps"] == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            r"data.batch_size=4 \(CUDA out.*use data.batch_size=2 trainer.accumulate_grad_batches=2",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "),
+            r"a loader worker ended \(killed by signal Killed\).*data.num_workers=0",
+        ),
+    ],
+)
+def test_what_a_machine_fails_in_is_told_with_a_way_out(run, monkeypatch, error, told):
+    def fail(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 3:
+            raise error
+
+    failing = type("Failing", (LearningRate,), {"on_train_batch_start": fail})
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "LearningRate", failing)
+        with pytest.raises(UserError, match=told):
+            run("pretrain", *OPTIONS)
+    assert run("pretrain", *OPTIONS)["steps"] == 8
+
+
+def test_an_unknown_signal_is_named(run):
+    with pytest.raises(UserError, match="stop_signals: SIGKILL is no signal"):
+        run("pretrain", *OPTIONS, "stop_signals=[SIGKILL]")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -2,6 +2,7 @@
 
 from simmim.callbacks.amplitudes import Amplitudes
 from simmim.callbacks.checkpoints import Checkpoints
+from simmim.callbacks.continuation import Continuation
 from simmim.callbacks.guard import Guard
 from simmim.callbacks.interruption import Interruption
 from simmim.callbacks.learning_rate import LearningRate
@@ -14,6 +15,7 @@ from simmim.callbacks.weight_average import WeightAverage, create_weight_average
 __all__ = [
     "Amplitudes",
     "Checkpoints",
+    "Continuation",
     "EvaluationProgress",
     "Guard",
     "Interruption",

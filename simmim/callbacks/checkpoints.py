@@ -1,5 +1,6 @@
 """Checkpoints by steps and by time, written beside and renamed, so that none is ever half there."""
 
+import io
 import logging
 import math
 import os
@@ -10,17 +11,39 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
+from simmim.checkpoints.checksums import write_checksums
 from simmim.checkpoints.reading import read_state
 from simmim.errors import UserError
+from simmim.writing import PARTIAL, flush, flush_entry, remove
 
 log = logging.getLogger(__name__)
 
 _STEPS_BETWEEN_CLOCKS = 20
 
 
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint straight to its path: Lightning's own goes by way of the system's /tmp."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Raises OSError where the disk is full."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("wb") as file:
+            file.write(content.getbuffer())
+
+
 class Checkpoints(pl.Callback):
     """Writes `step-….ckpt`, `last.ckpt` and `best.ckpt` to `checkpoints` below the run directory.
+
+    One that cannot be written, because the disk is full, is told of and left out; what was there
+    stays. At the end of the run it is an error.
 
     Args:
         every_n_steps: write after every so many optimiser steps (None: not by steps).
@@ -56,6 +79,7 @@ class Checkpoints(pl.Callback):
         self.mode = mode or ("min" if "loss" in (monitor or "") else "max")
         self.best_value: float | None = None
         self.best_step: int | None = None
+        self.options: dict[str, Any] = {}  # those that decide the result
         self._saved_step = -1
         self._seen_step = -1
         self._saved_time = time.monotonic()
@@ -74,9 +98,17 @@ class Checkpoints(pl.Callback):
         """Starts the clock; what a resumed run starts from is saved already."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._seen_step = trainer.global_step
+        if (
+            trainer.world_size > 1
+            and trainer.strategy.broadcast(self._seen_step) != self._seen_step
+        ):
+            raise UserError(
+                f"process {trainer.global_rank} would go on from step {self._seen_step} and the first "
+                f"one from another: they do not read the same {self.folder}; set resume=PATH"
+            )
         if trainer.is_global_zero:
-            for left in (*self.folder.glob("*.partial"), *self.folder.glob("*.old")):
-                _remove(left)
+            for left in (*self.folder.glob(f"*{PARTIAL}"), *self.folder.glob("*.old")):
+                remove(left)
 
     def on_train_batch_end(
         self,
@@ -118,20 +150,25 @@ class Checkpoints(pl.Callback):
         value = float(trainer.callback_metrics[self.monitor])
         if not self._improves(value):
             return
+        before = self.best_value, self.best_step
         self.best_value, self.best_step = value, trainer.global_step
-        beside = self.best.with_suffix(".partial")
-        trainer.save_checkpoint(beside)
-        if trainer.is_global_zero:
-            _replace(beside, self.best)
-        trainer.strategy.barrier("best checkpoint written")
+        error = self._write(trainer, self.best)
+        if error is not None:
+            self.best_value, self.best_step = before
+            log.warning(f"{self.best} cannot be written ({error}); the one before stays")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the final state."""
-        self.save(trainer)
+        self.save(trainer, is_needed=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best one is."""
-        return {"monitor": self.monitor, "best_value": self.best_value, "best_step": self.best_step}
+        """What the best one is, and which options the run has."""
+        return {
+            "monitor": self.monitor,
+            "best_value": self.best_value,
+            "best_step": self.best_step,
+            "options": self.options,
+        }
 
     def require_figure(self, figures: Sequence[str]) -> None:
         """Raises UserError unless `monitor` is one of the figures that the run will log."""
@@ -161,37 +198,77 @@ class Checkpoints(pl.Callback):
             return True
         return value > self.best_value if self.mode == "max" else value < self.best_value
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Writes the run's state, unless it did, and removes what is older than the newest `keep`."""
+    def save(self, trainer: pl.Trainer, *, is_needed: bool = False) -> None:
+        """Writes the run's state, unless it did, and removes what is older than the newest `keep`.
+
+        Raises:
+            UserError: it cannot be written, and `is_needed`, for the run ends here.
+        """
         if trainer.global_step == self._saved_step:
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        beside = path.with_suffix(".partial")
-        trainer.save_checkpoint(beside)
+        error = self._write(trainer, path)
+        self._saved_time = time.monotonic()
+        if error is not None:
+            if is_needed:
+                saved = f"step {self._saved_step}" if self._saved_step > 0 else "the beginning"
+                raise UserError(
+                    f"{path} cannot be written ({error}); make room or mend it, and the same command "
+                    f"goes on from {saved}"
+                )
+            log.warning(
+                f"{path} cannot be written ({error}); training goes on, and the next is due"
+            )
+            return
         if trainer.is_global_zero:
-            _replace(beside, path)
             _point(self.last, path)
             # Later steps are left from before the run was started again; they are not ours to lose.
             steps = [old for old in sorted(self.folder.glob("step-*.ckpt")) if old <= path]
             for old in steps[: -self.keep]:
-                _remove(old)
+                remove(old)
         trainer.strategy.barrier("checkpoint written")
-        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        self._saved_step = trainer.global_step
+
+    def _write(self, trainer: pl.Trainer, path: Path) -> str | None:
+        """Writes the run's state to this path at once, or says why that cannot be; on all ranks."""
+        beside = path.with_name(path.name + PARTIAL)
+        error = None
+        try:
+            trainer.save_checkpoint(beside)
+        except (OSError, CheckpointException) as raised:
+            error = _first_line(raised)
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # which this rank did not come to
+        if trainer.is_global_zero:
+            try:
+                if error is None:
+                    if beside.is_dir():
+                        write_checksums(beside)
+                    flush(beside)
+                    _replace(beside, path)
+                else:
+                    remove(beside)
+            except OSError as raised:
+                error = _first_line(raised)
+                remove(beside)
+        if trainer.world_size > 1:
+            error = trainer.strategy.broadcast(error)
+        return error
 
 
 def _replace(written: Path, path: Path) -> None:
     """Puts what was just written in its place; what was there goes when it stands."""
-    before = path.with_suffix(".old")
+    before = path.with_name(path.name + ".old")
     if path.is_dir() or (written.is_dir() and path.exists()):
-        _remove(before)
+        remove(before)
         os.replace(path, before)
     os.replace(written, path)
-    _remove(before)
+    flush_entry(path)
+    remove(before)
 
 
 def _point(last: Path, newest: Path) -> None:
     """Makes `last` the same as `newest` at once: a second name, or a copy where none can be."""
-    beside = last.with_suffix(".partial")
+    beside = last.with_name(last.name + PARTIAL)
     beside.unlink(missing_ok=True)
     try:
         if newest.is_dir():
@@ -202,12 +279,10 @@ def _point(last: Path, newest: Path) -> None:
         if newest.is_dir():
             raise
         shutil.copyfile(newest, beside)
+        flush(beside)
     os.replace(beside, last)
+    flush_entry(last)
 
 
-def _remove(path: Path) -> None:
-    """Removes a checkpoint, a file or a folder."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,7 +1,9 @@
 """A run that is asked to stop finishes its step, writes its state, and says so in its exit code."""
 
+import os
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -12,23 +14,30 @@ from torch import distributed
 
 from simmim.callbacks.checkpoints import Checkpoints
 from simmim.console import say
-from simmim.interruption import INTERRUPTED, SIGNALS, Interrupted
+from simmim.interruption import INTERRUPTED, KEYBOARD, Interrupted, find_signals
+
+_ONCE_MORE = b"\nthe step is being finished and a checkpoint written; Ctrl-C again stops at once\n"
 
 
 class Interruption(pl.Callback):
     """Stops all ranks after the same step once any of them was sent a signal.
 
-    The state is in `checkpoints/last.ckpt` by then. A validation that is due is made before the
-    process ends, for a resumed run does not make up for it; after the last step the run just ends.
+    The state is in `checkpoints/last.ckpt` by then; a validation that is due is made when the run goes
+    on. After the last step the run just ends. A second Ctrl-C ends the process at once.
+
+    Args:
+        signals: names of those that ask for it.
     """
 
-    def __init__(self, checkpoints: Checkpoints) -> None:
+    def __init__(self, checkpoints: Checkpoints, signals: Sequence[str]) -> None:
         self.checkpoints = checkpoints
+        self.signals = find_signals(signals)
         self._received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._question: _Question | None = None
         self._seen_step = -1
         self._stops = False
+        self._speaks = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listens from here on, in Lightning's place."""
@@ -38,7 +47,8 @@ class Interruption(pl.Callback):
         # checkpoint of their own, and have each step wait for the GPU to hear of rank 0's SIGTERM.
         trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._speaks = trainer.is_global_zero
+        self._before = {number: signal.signal(number, self._note) for number in self.signals}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run has this step behind it."""
@@ -57,15 +67,22 @@ class Interruption(pl.Callback):
             return
         self._seen_step = trainer.global_step
         if not self._stops and self._agree(trainer):
-            self.checkpoints.save(trainer)
+            self.checkpoints.save(trainer, is_needed=True)
             self._stops = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Ends the process once there is nothing left to log of the step before."""
-        if not self._stops:
-            return
+        if self._stops:
+            self._end(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ends it before a validation that would take a while, but for that of a finished run."""
+        if self._stops and trainer.global_step < trainer.estimated_stepping_batches:
+            self._end(trainer)
+
+    def _end(self, trainer: pl.Trainer) -> None:
         by = f" by {self._received.name}" if self._received else ""
         say(
             f"interrupted{by} after step {trainer.global_step}; its state is in "
@@ -98,6 +115,11 @@ class Interruption(pl.Callback):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
+        if number == KEYBOARD:
+            # Even where the process waits for a device and runs no Python.
+            signal.signal(KEYBOARD, signal.SIG_DFL)
+            if self._speaks:  # not print, which may be what was interrupted
+                os.write(2, _ONCE_MORE)
 
     def _agree(self, trainer: pl.Trainer) -> bool:
         """Whether any rank was sent a signal before the end of the step before this one.

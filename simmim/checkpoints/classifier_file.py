@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from simmim.checkpoints.description import describe_encoder
+from simmim.checkpoints.encoder_file import save_described
 from simmim.checkpoints.loading import load_classifier_weights
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
@@ -40,7 +40,7 @@ def save_classifier(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     description = describe_encoder(classifier.encoder, normalisation)
     description["classes"] = list(classes)
-    save_file(tensors, path, metadata={"simmim": json.dumps(description)})
+    save_described(tensors, path, json.dumps(description))
 
 
 def load_classifier(path: str | Path) -> TrainedClassifier:

@@ -1,18 +1,21 @@
 """`encoder.safetensors`: an encoder's weights with all that rebuilds it, and nothing that runs."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from simmim.checkpoints.checksums import checksum_of
 from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.loading import load_encoder_weights
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.normalisation import Normalisation
+from simmim.writing import written_beside
 
 
 def save_encoder(
@@ -27,8 +30,17 @@ def save_encoder(
     """
     whole = encoder.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
-    metadata = {"simmim": json.dumps(describe_encoder(encoder, normalisation))}
-    save_file(tensors, path, metadata=metadata)
+    save_described(tensors, path, json.dumps(describe_encoder(encoder, normalisation)))
+
+
+def save_described(tensors: dict[str, Tensor], path: str | Path, description: str) -> None:
+    """Writes tensors with what describes them, whole or not at all, and a checksum of both."""
+    metadata = {"simmim": description, "crc32": checksum_of(tensors, description)}
+    with written_beside(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
+        # safetensors makes files that only their owner reads, whatever the umask allows others.
+        os.umask(mask := os.umask(0))
+        beside.chmod(0o666 & ~mask)
 
 
 def load_encoder(path: str | Path) -> SwinTransformer:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from simmim.checkpoints.checksums import DamagedError, checksum_of, require_intact
 from simmim.checkpoints.description import FORMAT_VERSION, EncoderDescription, is_description
 from simmim.checkpoints.hugging_face import from_hf
 from simmim.checkpoints.hugging_face_config import describe_folder
@@ -118,15 +119,30 @@ def resumed_step(path: Path) -> int:
     return int(read_state(path)["global_step"])
 
 
-def require_resumable(path: Path) -> None:
-    """Raises UserError unless a run of simmim wrote this checkpoint, whole; reads no weight."""
+def find_damage(path: Path) -> str | None:
+    """Why a checkpoint cannot be read, or is not as it was written; None where it is whole."""
     try:
-        content = read_state(path)
+        require_intact(path)
+        read_state(path)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        return _first_line(error)
+    return None
+
+
+def require_resumable(path: Path) -> None:
+    """Raises UserError unless a run of simmim wrote this checkpoint, whole."""
+    damage = find_damage(path)
+    if damage is not None:
         raise UserError(
-            f"{path} is damaged or no checkpoint ({_first_line(error)}); set resume= to another one, "
+            f"{path} is damaged or no checkpoint ({damage}); set resume= to another one, "
             "or resume=never to start anew"
-        ) from error
+        )
+    require_run(path)
+
+
+def require_run(path: Path) -> None:
+    """Raises UserError unless a run of simmim wrote this checkpoint; reads no weight."""
+    content = read_state(path)
     written = {"encoder"} if is_sharded(path) else {"encoder", "optimizer_states"}
     if not isinstance(content, dict) or not written <= content.keys():
         raise UserError(
@@ -161,6 +177,10 @@ def weights_file(path: str | Path) -> Path:
 
 def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
     """The file's content, and its description where it is simmim's `encoder.safetensors`."""
+    try:
+        require_intact(path)
+    except DamagedError as error:
+        raise UserError(f"{path} is damaged ({error}); copy or write it again") from error
     if is_sharded(path):
         return read_whole(path), None
     with path.open("rb") as file:
@@ -195,6 +215,10 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         raise UserError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
     if "simmim" not in metadata:
         return tensors, None
+    # Files of earlier versions have none.
+    written = metadata.get("crc32")
+    if written is not None and written != checksum_of(tensors, metadata["simmim"]):
+        raise UserError(f"{path} is not as it was written (its checksum differs); copy it again")
     try:
         description = json.loads(metadata["simmim"])
     except json.JSONDecodeError as error:

@@ -1,0 +1,128 @@
+"""What a run still owed to its last step when it was stopped: that step's figures, and a validation."""
+
+import copy
+from typing import Any
+
+import pytorch_lightning as pl
+
+
+class Continuation(pl.Callback):
+    """Makes up for what follows a step and is lost where a run ends there, once it is resumed.
+
+    A checkpoint is written at the end of a step, before its figures are logged and before a validation
+    that is due. It holds the figures, and whether there is a validation to come.
+    """
+
+    def __init__(self) -> None:
+        self._trainer: pl.Trainer | None = None
+        self._is_after_step = False
+        self._owed: dict[str, Any] = {}
+        self._loops: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """A state is asked for without a trainer."""
+        self._trainer = trainer
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """What follows is owed from here on."""
+        self._is_after_step = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """All has been done."""
+        self._is_after_step = False
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What is saved from here on is saved after the validation."""
+        self._is_after_step = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All has been done."""
+        self._is_after_step = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is owed at this moment."""
+        trainer = self._trainer
+        if not self._is_after_step or trainer is None:
+            return {}
+        loop = trainer.fit_loop.epoch_loop
+        connector = trainer._logger_connector
+        fetcher = trainer.fit_loop._data_fetcher
+        figures = connector.metrics["log"] if connector.should_update_logs else {}
+        assert fetcher is not None
+        return {
+            "figures": {name: float(value) for name, value in figures.items()},
+            "epoch": trainer.current_epoch,
+            "step": loop._batches_that_stepped,
+            "validation": loop._should_check_val_fx(fetcher),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What was owed."""
+        self._owed = state_dict
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps where the run stood."""
+        self._loops = copy.deepcopy(checkpoint["loops"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the figures of the step that the run goes on from, and validates."""
+        owed = self._owed
+        self._log(trainer)
+        if owed.get("validation"):
+            self._validate(trainer, owed["epoch"])
+        self._loops = None
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same for a run that had its last step behind it, which trains no more."""
+        self._log(trainer)
+        self._loops = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Has the checkpoint say what one of a run that was never stopped would.
+
+        Lightning counts fewer epochs as begun after it was resumed at the end of one, and another
+        resume then takes the order of a wrong epoch. While what was owed is made up for, it has moved
+        on from where the run stood; a best one that is found then stands there.
+        """
+        if self._loops is not None:
+            checkpoint["loops"] = copy.deepcopy(self._loops)
+            return
+        ended = (trainer.global_step - 1) // int(pl_module.steps_per_epoch)  # type: ignore[arg-type]
+        checkpoint["epoch"] = ended
+        for counted in ("total", "current"):
+            checkpoint["loops"]["fit_loop"]["epoch_progress"][counted] |= {
+                **dict.fromkeys(("ready", "started"), ended + 1),
+                **dict.fromkeys(("processed", "completed"), ended),
+            }
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        owed, self._owed = self._owed, {}
+        if not owed.get("figures"):
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics(owed["figures"] | {"epoch": owed["epoch"]}, step=owed["step"])
+            logger.save()
+
+    def _validate(self, trainer: pl.Trainer, epoch: int) -> None:
+        """As the training loop does between two steps."""
+        progress = trainer.fit_loop.epoch_progress.current
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        counted, progress.completed = progress.completed, epoch
+        validation.restarting = False
+        trainer.validating = True
+        validation.run()
+        trainer.training = True
+        progress.completed = counted

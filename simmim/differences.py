@@ -1,0 +1,81 @@
+"""Which options decide what a run comes to, and where two configurations differ in them."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# These change how fast a run is, what it tells and what it keeps, and nothing about its result. All
+# others change it. A whole group or a single option.
+NO_DIFFERENCE = {
+    *("run_dir", "resume", "resume_force", "objective", "preflight", "logger", "save"),
+    *("reconstructions", "knn", "guard", "compile"),
+    *("data.num_workers", "data.on_error", "data.max_bad_fraction"),
+    *("model.checkpoint_blocks", "model.sequential_attention", "model.attention_backend"),
+    *("trainer.accelerator", "trainer.strategy", "trainer.sharded_checkpoints"),
+    *("trainer.deterministic", "trainer.log_every_n_steps"),
+    *("trainer.check_val_every_n_epoch", "trainer.val_check_interval"),
+}
+# A run may be made longer, not shorter: its schedule ends with it.
+LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
+# What makes up the global batch, which alone matters.
+_BATCH = {
+    "data.batch_size",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accumulate_grad_batches",
+}
+_GLOBAL_BATCH = "images a step (data.batch_size × devices × trainer.accumulate_grad_batches)"
+# What a stream's images are dealt out to.
+READERS = "readers of the stream (devices × data.num_workers)"
+_NOTHING = "nothing"
+
+Options = dict[str, Any]
+
+
+def deciding_options(config: Mapping[Any, Any], global_batch: int | None = None) -> Options:
+    """Dotted names of the options that decide the result, with their values.
+
+    With `global_batch` (images that a step takes) this stands for the options that it is made of.
+    """
+    options = dict(_leaves(config))
+    if global_batch is not None:
+        options = {name: value for name, value in options.items() if name not in _BATCH}
+        options[_GLOBAL_BATCH] = global_batch
+    return options
+
+
+def changed_options(before: Options, now: Options) -> list[str]:
+    """Names of the options whose values differ."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def is_longer(before: Options, now: Options, changed: list[str]) -> bool:
+    """Whether all that differs is that the run became longer."""
+    return set(changed) <= LENGTH and all(
+        _end(now.get(name)) >= _end(before.get(name)) for name in changed
+    )
+
+
+def describe(before: Options, now: Options, changed: list[str]) -> str:
+    """`name: old → new` for each."""
+    return "; ".join(f"{name}: {_show(before, name)} → {_show(now, name)}" for name in changed)
+
+
+def _show(options: Options, name: str) -> str:
+    if name not in options:
+        return _NOTHING
+    return "null" if options[name] is None else str(options[name])
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of all options with their values, but for those that make no difference."""
+    if path in NO_DIFFERENCE:
+        return
+    if isinstance(node, Mapping) and node:
+        for name, value in node.items():
+            yield from _leaves(value, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, node
+
+
+def _end(length: int | None) -> float:
+    return float("inf") if length is None or length < 0 else length

@@ -1,0 +1,78 @@
+"""One run, one writer: the second process that would write to a run directory stops."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simmim import one_writer
+from simmim.errors import UserError
+from simmim.one_writer import OneWriter
+
+# Holds the directory, starts a process of its own as a loader would, and waits.
+HOLD = """
+import os, sys, time
+from simmim.one_writer import OneWriter
+writer = OneWriter(sys.argv[1])
+child = os.fork()
+if child == 0:
+    time.sleep(30)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(30)
+"""
+
+
+def test_a_second_process_stops_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    child = int(first.stdout.readline())
+    try:
+        with pytest.raises(UserError) as refused:
+            OneWriter(tmp_path, patience=0.1)
+        assert f"is being written to by another run (process {first.pid} on" in str(refused.value)
+        assert "use another run_dir" in str(refused.value)
+        first.kill()
+        # Its loader's worker lives on for a while.
+        OneWriter(tmp_path, patience=5).release()
+    finally:
+        first.kill()
+        os.kill(child, 9)
+        first.wait()
+
+
+def test_without_file_locks_the_file_says_who_writes(tmp_path, monkeypatch, caplog) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    caplog.set_level("INFO")
+    first = OneWriter(tmp_path, patience=0)
+    assert "has no file locks" in caplog.text
+    first.release()
+    file = tmp_path / ".writer"
+    other = {"host": "elsewhere", "process": 1, "started": 0.0, "job": "77"}
+    file.write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"process 1 on elsewhere.*remove .*\.writer if it is gone"):
+        OneWriter(tmp_path, patience=0)
+    # SLURM has started the same job again.
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    OneWriter(tmp_path, patience=0).release()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    file.write_text(json.dumps(other | {"host": socket.gethostname(), "started": time.time()}))
+    OneWriter(tmp_path, patience=0).release()
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to \(.*use another run_dir"):
+        one_writer.OneWriter(tmp_path / "file" / "run")
