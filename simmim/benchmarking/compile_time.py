@@ -33,7 +33,7 @@ def measure_compile_time(name: str, device: torch.device) -> float:
     ).to(device)
     torch.compiler.reset()
     compile_blocks(encoder, "default")
-    caches = torch._inductor.config.patch(force_disable_caches=True)  # type: ignore[no-untyped-call]
+    caches = torch._inductor.config.patch(force_disable_caches=True)
     with caches:
         first, second = _step_seconds(encoder, device), _step_seconds(encoder, device)
     return first - second

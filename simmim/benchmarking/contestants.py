@@ -105,10 +105,10 @@ def create_hugging_face(work: Work) -> Contestant:
         image_size=work.image_size,
         window_size=work.window_size,
         encoder_stride=32,
-        num_labels=CLASSES,
         drop_path_rate=0.0,
         **_shape(work),
     )
+    config.num_labels = CLASSES
     if work.kind != "simmim":
         classifier = transformers.Swinv2ForImageClassification(config)
         return _classifier(classifier, work, lambda output: output.logits)

@@ -33,7 +33,7 @@ def run_step(contestant: Contestant, work: Work, inputs: Inputs, precision: Prec
     with torch.set_grad_enabled(is_training), autocast:
         result = contestant.step(inputs)
     if is_training:
-        result.backward()
+        torch.autograd.backward(result)
 
 
 def create_timer(

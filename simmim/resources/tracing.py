@@ -254,7 +254,7 @@ class _PlannedDevice(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Runs one function as the planned device does."""
-        if func == Tensor.is_cpu.__get__:
+        if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
             return self.arithmetic.backend == "cpu"
         if self.notice is None or func is BACKWARD_OPERATOR:
             return self._run(func, args, kwargs or {})

@@ -111,6 +111,7 @@ class SimMIMTask(TrainingTask):
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Float[Tensor, ""]:
         """The loss of `reconstruct`, predicting no more of the images than has a masked pixel."""
+        assert isinstance(self.model, SimMIM)
         hidden = self.hide(images, places, step=step)
         most_tokens = self.mask_generator.most_tokens(self.model.encoder.stride)
         return loss_of_masked(self.model, hidden.images, hidden.mask, hidden.target, most_tokens)
