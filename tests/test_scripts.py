@@ -283,3 +283,25 @@ def test_channel_statistics_are_numpys_for_a_folder_and_for_its_shards(
         np.testing.assert_allclose(found["mean"], values.mean((0, 2, 3), np.float64), rtol=1e-6)
         np.testing.assert_allclose(found["std"], values.std((0, 2, 3), np.float64), rtol=1e-6)
         assert f"mean: [{found['mean'][0]:.6g}, " in printed
+
+
+def test_the_data_path_is_measured_on_a_folder_of_jpegs(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).resize((120, 80)).save(folder / f"{number}.jpg")
+    out = tmp_path / "figures.json"
+    options = ["--rounds", "1", "--image-size", "32", "--out", str(out)]
+    table = subprocess.run(
+        [sys.executable, SCRIPTS / "data_path.py", folder, *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    [figures] = json.loads(out.read_text())["folders"].values()
+    assert figures["files"] == 2
+    assert list(figures["ways"]) == ["official", "torchvision", "ours"]
+    assert figures["difference"] < 3
+    assert all(rate > 0 for rate, *_ in figures["ways"].values())
+    assert "torchvision" in table
