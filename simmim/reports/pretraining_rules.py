@@ -250,7 +250,7 @@ RULES: Sequence[Rule[PretrainingFigures]] = (
     Rule("learning slowly", lambda run: run.is_steep, compare, (STEEP,)),
     Rule(
         "learning well",
-        lambda run: run.ratio <= _WELL or run.copying_ratio < 1 or run.is_early,
+        lambda run: run.ratio <= _WELL or run.is_early,
         compare,
     ),
     Rule("learning slowly", lambda run: True, compare, (SMALL_BATCH, ROSE, SHORT, UNKNOWN)),

@@ -112,13 +112,14 @@ class RunRecord:
 def read_run(run_dir: str | Path, pending: Mapping[str, float] | None = None) -> RunRecord:
     """Reads what there is; `pending` is a row of metrics that is not in the file yet."""
     folder = Path(run_dir)
+    handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
     return RunRecord(
         folder,
         facts=_read_json(folder / FACTS),  # type: ignore[arg-type]
         curves=read_curves(folder / "metrics.csv", pending),
         summary=_read_json(folder / "summary.json"),
-        configuration=_read_yaml(folder / ".hydra" / "resolved.yaml") or {},
-        overrides=_read_yaml(folder / ".hydra" / "overrides.yaml") or [],
+        configuration=handed_over.get("config", {}),
+        overrides=handed_over.get("overrides", []),
         sheets={
             int(found[1]): path
             for path in sorted(folder.glob("reconstructions/step-*.png"))
@@ -161,5 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_yaml(path: Path) -> Any:
-    return yaml.safe_load(path.read_text()) if path.is_file() else None
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return content

@@ -4,6 +4,7 @@
   const root = document.documentElement;
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const plots = [];
+  const rests = [];
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   const show = (chart, value) => {
@@ -38,6 +39,7 @@
       const count = chart.data[index + 1].filter((value) => value !== null).length;
       return {
         label: series.name,
+        colour: name,
         stroke: () => colour(name),
         width: series.reference ? 1.5 : 2,
         dash: series.reference ? [6, 4] : undefined,
@@ -46,6 +48,15 @@
         value: (_, value) => show(chart, value),
       };
     });
+  };
+
+  // The place nearest to this one at which a column has a value.
+  const nearest = (column, at) => {
+    for (let away = 0; at !== null && away < column.length; away++) {
+      if (column[at - away] !== null && column[at - away] !== undefined) return at - away;
+      if (column[at + away] !== null && column[at + away] !== undefined) return at + away;
+    }
+    return at;
   };
 
   const axis = (more) => ({
@@ -67,6 +78,7 @@
       axes: [
         axis({
           space: 60,
+          size: 34,
           incrs: chart.marks.length ? [1, 2, 5, 10, 20] : undefined,
           values: (_, values) => values.map((value) =>
             chart.marks.length ? chart.marks[value] ?? "" : value.toLocaleString("en")),
@@ -77,11 +89,30 @@
         { label: chart.horizontal, value: (_, at) => place(chart, at) },
         ...lines(chart),
       ],
-      cursor: chart.marks.length ? {} : { sync: { key: "steps", scales: ["x", null] } },
-      legend: { live: true },
+      cursor: {
+        sync: chart.marks.length ? undefined : { key: "steps", scales: ["x", null] },
+        dataIdx: (_, series, at) => nearest(chart.data[series], at),
+      },
+      legend: {
+        markers: {
+          fill: (_, index) => index && !chart.series[index - 1].reference ? lineColour(index) : "transparent",
+          stroke: (_, index) => lineColour(index),
+          dash: (_, index) => index && chart.series[index - 1].reference ? "dashed" : "solid",
+          width: 2,
+        },
+      },
     };
+    const names = options.series.map((series) => series.colour);
+    const lineColour = (index) => names[index] ? `var(${names[index]})` : "transparent";
     const plot = new uPlot(options, chart.data, element);
     plots.push(plot);
+    // Where nothing is pointed at, the legend tells the newest values.
+    const newest = () => plot.setLegend({
+      idxs: chart.data.map((column) => nearest(column, column.length - 1)),
+    });
+    rests.push(newest);
+    newest();
+    plot.over.addEventListener("mouseleave", () => setTimeout(() => rests.forEach((rest) => rest())));
     new ResizeObserver(() => {
       if (element.clientWidth && element.clientWidth !== plot.width) {
         plot.setSize({ width: element.clientWidth, height: 260 });
