@@ -93,7 +93,7 @@ class RunReport(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Logs the memory."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             peak = peak_memory_bytes(trainer.strategy.root_device)
             pl_module.log("train/peak_memory_bytes", float(peak), batch_size=1)
 

@@ -32,6 +32,7 @@ class Chart:
         unit: of the vertical axis.
         is_logarithmic: whether that axis is; none of the values may be 0 then.
         is_share: values in 0 to 1, shown as percent.
+        is_from_zero: whether the vertical axis begins at 0.
         horizontal: what the horizontal axis counts.
         marks: the horizontal axis' names of places, where they are no numbers.
     """
@@ -42,6 +43,7 @@ class Chart:
     unit: str = ""
     is_logarithmic: bool = False
     is_share: bool = False
+    is_from_zero: bool = False
     horizontal: str = _STEPS
     marks: Sequence[str] = field(default=())
 
@@ -82,6 +84,7 @@ class Chart:
             "unit": self.unit,
             "logarithmic": self.is_logarithmic,
             "share": self.is_share,
+            "zero": self.is_from_zero,
             "horizontal": self.horizontal,
             "marks": list(self.marks),
             "series": [
@@ -248,6 +251,7 @@ def _speed(record: RunRecord) -> list[Chart]:
             "Images a second over all devices, data and logging included.",
             _logged(record, {"train/images_per_second": "images a second"}),
             unit="images/s",
+            is_from_zero=True,
         ),
         *_unless_empty(
             "Waiting for data",
@@ -255,12 +259,14 @@ def _speed(record: RunRecord) -> list[Chart]:
             "(data.num_workers) or shards help.",
             _logged(record, {"train/data_wait": "waiting"}),
             is_share=True,
+            is_from_zero=True,
         ),
         *_unless_empty(
             "Peak memory",
             "Most memory held at once until then, by the first process.",
             [Series("peak", in_gib)] if in_gib.steps else [],
             unit="GiB",
+            is_from_zero=True,
         ),
     ]
 

@@ -248,10 +248,11 @@ RULES: Sequence[Rule[PretrainingFigures]] = (
         (STEEP, SMALL_BATCH, ROSE, SHORT, UNKNOWN),
     ),
     Rule("learning slowly", lambda run: run.is_steep, compare, (STEEP,)),
+    Rule("learning well", lambda run: run.ratio <= _WELL, compare),
     Rule(
         "learning well",
-        lambda run: run.ratio <= _WELL or run.is_early,
-        compare,
+        lambda run: run.is_early,
+        lambda run: f"{compare(run)} It is early, and on the right way.",
     ),
     Rule("learning slowly", lambda run: True, compare, (SMALL_BATCH, ROSE, SHORT, UNKNOWN)),
 )

@@ -90,6 +90,15 @@ CONTRASTS = """() => {
 }"""
 
 
+def test_the_legend_tells_the_newest_values_and_those_pointed_at(browser, run_dir):
+    page, _ = open_page(browser, write_report(run_dir), 1440, "light")
+    loss = page.locator("#chart-masked-loss")
+    legend = loss.locator(".u-value")
+    assert legend.all_inner_texts()[:3] == ["300", "0.401", "0.3678"]
+    loss.locator(".u-over").hover(position={"x": 2, "y": 50})
+    assert legend.all_inner_texts()[:2] == ["1", "0.691"]
+
+
 def test_the_slider_and_the_switch_work(browser, run_dir):
     page, complaints = open_page(browser, write_report(run_dir), 1440, "light")
     picture = page.locator("[data-steps]").first

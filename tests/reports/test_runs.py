@@ -4,13 +4,17 @@ import csv
 import json
 
 import pytest
-from conftest import TINY_DEMO
+from conftest import TINY, TINY_DEMO
 
 from simmim.reports import callback
 from simmim.reports.record import read_run
 from simmim.tasks import SimMIMTask
 
-OPTIONS = [*TINY_DEMO, "trainer.max_steps=6", "trainer.log_every_n_steps=1"]
+LENGTH = ["trainer.max_steps=6", "trainer.log_every_n_steps=1"]
+OPTIONS = [*TINY_DEMO, *LENGTH]
+# `model=auto` takes its architecture from the checkpoint: no switch of it is given.
+WITH_LABELS = [option for option in OPTIONS if not option.startswith("model.")]
+SCRATCH = [*WITH_LABELS, "model=swinv2_nano", *(option for option in TINY if "model." in option)]
 
 
 def test_a_run_writes_its_report_as_it_goes_and_goes_on_with_it(run, tmp_path, monkeypatch):
@@ -74,7 +78,7 @@ def test_copying_is_measured_once_and_logged_with_every_validation(run, tmp_path
 
 
 def test_training_with_labels_is_compared_with_chance_and_training_images(run, tmp_path):
-    run("finetune", *OPTIONS, "trainer.max_epochs=1", "report.training_images=5", name="f")
+    run("finetune", *SCRATCH, "report.training_images=5", name="f")
     record = read_run(tmp_path / "f")
     assert record.facts["classes"] == 12
     # Of five images, so many fifths are told right.
@@ -85,9 +89,9 @@ def test_training_with_labels_is_compared_with_chance_and_training_images(run, t
 
 
 def test_a_transfer_tells_what_it_began_with(run, tmp_path):
-    run("finetune", *OPTIONS, name="f")
+    run("finetune", *SCRATCH, "trainer.max_steps=1", name="f")
     run(
-        *("transfer", *OPTIONS, f"init.checkpoint={tmp_path / 'f'}", "model.image_size=48"),
+        *("transfer", *WITH_LABELS, f"init.checkpoint={tmp_path / 'f'}", "model.image_size=48"),
         *("report.training_images=0", "model.window_size=6"),
         name="t",
     )

@@ -73,7 +73,9 @@
       height: 260,
       scales: {
         x: { time: false },
-        y: chart.logarithmic ? { distr: 3 } : {},
+        y: chart.logarithmic
+          ? { distr: 3 }
+          : { range: chart.zero ? (_, low, high) => [0, high * 1.08 || 1] : undefined },
       },
       axes: [
         axis({
@@ -111,7 +113,7 @@
       idxs: chart.data.map((column) => nearest(column, column.length - 1)),
     });
     rests.push(newest);
-    newest();
+    setTimeout(newest);
     plot.over.addEventListener("mouseleave", () => setTimeout(() => rests.forEach((rest) => rest())));
     new ResizeObserver(() => {
       if (element.clientWidth && element.clientWidth !== plot.width) {
