@@ -90,8 +90,10 @@ def _continuous_bias(
 
 
 def read_attention(run_dir: Path) -> list[BlockAttention]:
-    """From the encoder that a run left, or its last checkpoint; no block where there is neither."""
-    finished, last = run_dir / "encoder.safetensors", run_dir / "checkpoints" / "last.ckpt"
+    """From the encoder that a run left, or a checkpoint of it; no block where there is none."""
+    finished = run_dir / "encoder.safetensors"
+    checkpoints = [run_dir / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
+    last = next((path for path in checkpoints if path.exists()), None)
     if finished.is_file():
         with safe_open(finished, framework="pt") as file:
             description = json.loads((file.metadata() or {}).get("simmim", "null"))
@@ -100,7 +102,7 @@ def read_attention(run_dir: Path) -> list[BlockAttention]:
                 for name in file.keys()  # noqa: SIM118
                 if is_of_attention(name)
             }
-    elif last.exists():
+    elif last is not None:
         content = read_weights(last)
         description, weights = content.description, content.encoder
     else:

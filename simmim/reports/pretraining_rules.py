@@ -25,9 +25,8 @@ _BLANK = 0.01
 _MOST_HIDDEN = 0.9
 _SMALL_BATCH = 8
 _FEW_STEPS = 500
-# The first steps learn the mean colour: this share of them, or this many.
+# Of a run that goes on, so many steps or this share of them are its beginning.
 _EARLY_SHARE = 0.1
-_EARLY_STEPS = 200
 # The training loss over the lowest that it was: it rose again.
 _REBOUND = 1.2
 
@@ -87,7 +86,7 @@ class PretrainingFigures:
         """Whether it goes on and has hardly begun."""
         if self.is_over:
             return False
-        return self.steps < max(_EARLY_STEPS, _EARLY_SHARE * (self.total_steps or 0))
+        return self.steps < max(_FEW_STEPS, _EARLY_SHARE * (self.total_steps or 0))
 
     @property
     def is_steep(self) -> bool:
