@@ -194,5 +194,5 @@ def classification_figures(record: RunRecord) -> ClassificationFigures:
         direct=record.summary.get("metrics", {}).get("direct/top1") if direct is None else direct,
         peak_lr=max(record.curve("train/lr").values, default=None),
         effective_batch=record.facts.get("effective_batch") or record.option("data.batch_size"),
-        is_over=record.state != "running",
+        is_over=record.is_over,
     )

@@ -275,5 +275,5 @@ def pretraining_figures(record: RunRecord) -> PretrainingFigures:
         effective_batch=facts.get("effective_batch") or record.option("data.batch_size"),
         hidden_share=facts.get("hidden_share") or record.option("mask.ratio"),
         total_steps=facts.get("total_steps"),
-        is_over=record.state != "running",
+        is_over=record.is_over,
     )

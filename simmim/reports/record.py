@@ -86,6 +86,11 @@ class RunRecord:
         return self.facts.get("state", "finished" if self.summary else "running")
 
     @property
+    def is_over(self) -> bool:
+        """Whether it takes no more steps; one that was interrupted goes on with the same command."""
+        return self.state in ("finished", "failed")
+
+    @property
     def steps(self) -> int:
         """Optimiser steps that are known of."""
         return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=0)

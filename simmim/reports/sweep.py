@@ -10,7 +10,8 @@ from simmim.reports.page import REPORT, verdict_of, write_page
 from simmim.reports.record import RunRecord, read_run
 from simmim.reports.verdict import Verdict
 
-_MOST_LINES = 12
+_MOST_LINES = 8
+_LONGEST_LABEL = 40
 
 
 class Job(NamedTuple):
@@ -123,4 +124,5 @@ def _label(job: Job, swept: Sequence[str]) -> str:
     parts: list[Any] = [
         f"{name.rpartition('.')[2]} {value}" for name, value in zip(swept, job.values, strict=True)
     ]
-    return ", ".join(parts) or job.name
+    label = ", ".join(parts)
+    return label if 0 < len(label) <= _LONGEST_LABEL else job.name

@@ -7,8 +7,8 @@ import re
 
 import pytest
 from PIL import Image
-from reports.conftest import IMAGES, STEPS, write_metrics
 
+from reports.conftest import IMAGES, STEPS, write_metrics
 from simmim import report
 from simmim.errors import UserError
 from simmim.reports import write_report, write_sweep_report

@@ -35,7 +35,7 @@
     return chart.series.map((series, index) => {
       const name = series.reference
         ? `--reference-${(references++ % 3) + 1}`
-        : `--series-${(learned++ % 4) + 1}`;
+        : `--series-${(learned++ % 8) + 1}`;
       const count = chart.data[index + 1].filter((value) => value !== null).length;
       return {
         label: series.name,
