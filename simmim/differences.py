@@ -7,7 +7,7 @@ from typing import Any
 # others change it. A whole group or a single option.
 NO_DIFFERENCE = {
     *("run_dir", "resume", "resume_force", "objective", "preflight", "logger", "save"),
-    *("reconstructions", "knn", "guard", "compile"),
+    *("reconstructions", "knn", "guard", "report", "compile"),
     *("data.num_workers", "data.on_error", "data.max_bad_fraction"),
     *("model.checkpoint_blocks", "model.sequential_attention", "model.attention_backend"),
     *("trainer.accelerator", "trainer.strategy", "trainer.sharded_checkpoints"),

@@ -79,6 +79,7 @@ class StageOptions(TypedDict, total=False):
     stop_signals: list[str]
     objective: str
     logger: DictConfig
+    report: DictConfig
     reconstructions: DictConfig
     knn: DictConfig
     seed: int

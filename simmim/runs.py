@@ -41,6 +41,7 @@ from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 from simmim.one_writer import OneWriter
 from simmim.optim import AdamWRecipe, describe_lr
+from simmim.reports import RunReport
 from simmim.resuming import require_same_options, require_strategy, resume_checkpoint
 from simmim.sharding import gather_weights
 from simmim.summary import write_summary
@@ -63,6 +64,7 @@ class RunOptions(TypedDict):
     stop_signals: list[str]
     objective: str
     logger: DictConfig
+    report: DictConfig
     seed: int
     run_dir: str
     preflight: Literal["stop", "warn"]
@@ -76,6 +78,7 @@ class Run(NamedTuple):
     optimization: AdamWRecipe
     throughput: Throughput
     checkpoints: Checkpoints
+    report: RunReport
     run_dir: str
     writer: OneWriter | None
     resumed: Path | None
@@ -101,6 +104,7 @@ def create_run(
     optimization: AdamWRecipe = instantiate(options["optim"])
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
     checkpoints: Checkpoints = instantiate(options["save"], run_dir=run_dir)
+    report: RunReport = instantiate(options["report"], run_dir=run_dir)
     trainer: pl.Trainer = instantiate(
         options["trainer"],
         clip_norm=optimization.clip_norm,
@@ -110,7 +114,7 @@ def create_run(
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
             *(instantiate(options["guard"], run_dir=run_dir), *callbacks, Continuation()),
-            *(checkpoints, Interruption(checkpoints, options["stop_signals"])),
+            *(checkpoints, Interruption(checkpoints, options["stop_signals"]), report),
         ],
     )
     if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(
@@ -139,6 +143,7 @@ def create_run(
         optimization,
         throughput,
         checkpoints,
+        report,
         run_dir,
         writer,
         resumed,
@@ -268,6 +273,7 @@ def fit(
     run.checkpoints.require_figure(logged)
     require_objective(run.objective, [*logged, *(figures or {})])
     compile_blocks(task.model.encoder, run.compile)
+    run.report.begin(stage, figures)
     with explained_failures(
         batch_size=images.batch_size,
         num_workers=images.num_workers,
@@ -313,6 +319,7 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
+    run.report.finish()
     assert run.writer is not None
     run.writer.release()
     return summary

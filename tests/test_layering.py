@@ -9,13 +9,17 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["benchmark", "check", "evaluate", "export", "finetune", "plan", "pretrain", "transfer"],
+    [
+        *("benchmark", "check", "evaluate", "export", "finetune", "plan", "pretrain", "report"),
+        "transfer",
+    ],
     ["command_line"],
     ["sweeps", "studies", "finished", "processes"],
     ["stages"],
     ["benchmarking", "checking", "evaluation", "exporting", "planning"],
     ["preflight"],
     ["runs", "starting", "resuming"],
+    ["reports"],
     ["configuration", "trainer", "summary", "metrics_csv", "one_writer", "differences"],
     ["strategies", "fully_sharded"],
     ["callbacks"],

@@ -15,6 +15,7 @@ from simmim.losses import (
     check_target_window,
     local_statistics,
     masked_l1,
+    nearest_visible,
     visible_mean,
 )
 from simmim.masking import RandomMaskGenerator, cut_squares, enlarge, masked_tokens
@@ -66,7 +67,12 @@ class SimMIMTask(TrainingTask):
         training: see `TrainingArguments`.
     """
 
-    figures = ("val/loss", "val/baseline_visible_mean", "val/loss_over_baseline")
+    figures = (
+        "val/loss",
+        "val/baseline_visible_mean",
+        "val/baseline_nearest_visible",
+        "val/loss_over_baseline",
+    )
 
     def __init__(
         self,
@@ -84,6 +90,9 @@ class SimMIMTask(TrainingTask):
         # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.val_baseline = MeanMetric(nan_strategy=math.nan)
+        self.val_copying = MeanMetric(nan_strategy=math.nan)
+        # Copying takes longer than the mean, and comes to the same in every validation.
+        self._loss_of_copying: Tensor | None = None
 
     def hide(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
@@ -131,7 +140,7 @@ class SimMIMTask(TrainingTask):
         return self.loss(batch.image, places, step=self.global_step)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Held-out loss, and that of predicting each image's visible mean."""
+        """Held-out loss, and those of each image's visible mean and of the nearest visible pixels."""
         images, _, index = without_repeats(batch)
         if len(images) == 0:
             return
@@ -140,6 +149,9 @@ class SimMIMTask(TrainingTask):
         weight = float(len(images))
         self.val_loss.update(result.loss, weight)
         self.val_baseline.update(baseline, weight)
+        if self._loss_of_copying is None:
+            copied = nearest_visible(result.target, result.mask)
+            self.val_copying.update(masked_l1(copied, result.target, result.mask), weight)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures."""
@@ -148,6 +160,9 @@ class SimMIMTask(TrainingTask):
         )
         ratio = values["val/loss"] / values["val/baseline_visible_mean"]
         self.log("val/loss_over_baseline", ratio)
+        if self._loss_of_copying is None:
+            self._loss_of_copying = self.val_copying.compute()
+        self.log("val/baseline_nearest_visible", self._loss_of_copying)
 
 
 def loss_of_masked(
