@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--windows", nargs="+", type=int, default=[6, 8, 12, 16, 24])
     parser.add_argument("--head-dims", nargs="+", type=int, default=[32])
     parser.add_argument("--types", nargs="+", choices=TYPES, default=["bfloat16", "float32"])
+    parser.add_argument("--dot", action="store_true", help="dot products, no shift (Swin V1)")
     options = parser.parse_args()
     print("  sm type     window head_dim tile         kernel           shared registers stack")
     fits = True
@@ -50,7 +51,12 @@ def main() -> None:
                 for head_dim in options.head_dims:
                     for kernel in KERNELS:
                         tile, shared, registers, stack = compile_kernel(
-                            kernel, architecture, name, window * window, head_dim
+                            kernel,
+                            architecture,
+                            name,
+                            window * window,
+                            head_dim,
+                            is_dot=options.dot,
                         )
                         fits = fits and shared <= SHARED_MEMORY
                         print(
@@ -62,16 +68,19 @@ def main() -> None:
 
 
 def compile_kernel(
-    kernel: str, architecture: int, type_name: str, tokens: int, head_dim: int
+    kernel: str, architecture: int, type_name: str, tokens: int, head_dim: int, *, is_dot: bool
 ) -> tuple[str, int, int, int]:
-    """Its tile, shared memory, registers and stack, for cosines and shifted windows."""
+    """Its tile, shared memory, registers and stack; for cosines, windows are shifted."""
     qkv = torch.empty(1, tokens, 3, 1, head_dim, dtype=getattr(torch, type_name), device="meta")
-    given = torch.empty(1, device="meta")
+    given = None if is_dot else torch.empty(1, device="meta")
     tile, constants = launch_options(qkv, given, given)
     options = {
         name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")
     }
+    if is_dot:
+        constants |= {"factor": None, "regions": None, "factor_parts": None}
     function = getattr(fused_kernels, kernel)
+    constants = {name: constants[name] for name in function.arg_names if name in constants}
     signature: dict[str, str] = {}
     for name in function.arg_names:
         if name in constants:

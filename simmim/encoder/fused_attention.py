@@ -56,7 +56,9 @@ def fused_attention(
 
 def regions_of(mask: Bool[Tensor, "windows tokens tokens"]) -> Int[Tensor, "windows tokens"]:
     """Numbers that are equal for tokens that see each other: the first token that each one sees."""
-    return mask.byte().argmin(dim=-1)
+    # Not argmin: which of equals it finds is the compiler's choice.
+    tokens = torch.arange(mask.shape[-1], device=mask.device)
+    return torch.where(mask, mask.shape[-1], tokens).amin(dim=-1)
 
 
 def require_head_dim(head_dim: int) -> None:

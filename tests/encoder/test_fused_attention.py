@@ -5,10 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 
 from simmim.encoder import SwinTransformer, create_encoder
 from simmim.encoder.attention import WindowAttention
@@ -83,6 +86,15 @@ def test_heads_that_are_too_wide_are_refused_before_weights_are_made() -> None:
             image_size=8,
             window_size=2,
             attention_backend="triton",
+        )
+
+
+@has_triton
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="the interpreter runs on the CPU")
+def test_a_run_on_a_cpu_is_refused_before_data_is_read(run: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="runs on CUDA GPUs, not on cpu"):
+        run(
+            "pretrain", *TINY, "model.attention_backend=triton", "data=imagefolder", "data.root=/no"
         )
 
 
