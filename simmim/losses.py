@@ -81,3 +81,40 @@ def visible_mean(
     visible = ~mask.unsqueeze(1)
     total = (images.float() * visible).sum(dim=(2, 3), keepdim=True)
     return (total / visible.sum(dim=(2, 3), keepdim=True).clamp(min=1)).expand_as(images)
+
+
+@torch.no_grad()
+def nearest_visible(
+    images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b H W"]
+) -> Float[Tensor, "b c H W"]:
+    """The baseline of copying: each masked pixel is the visible one nearest to it, exactly.
+
+    Visible pixels are themselves; an image without any is 0. Takes one pass for each pixel of the
+    farthest distance, whatever the number of visible pixels.
+    """
+    batch, height, width = mask.shape
+    rows = torch.arange(height, device=mask.device).view(1, -1, 1).expand_as(mask)
+    # The nearest visible row of each pixel's own column, then the nearest among the columns.
+    far = height + width
+    above = rows.masked_fill(mask, -far).cummax(dim=1).values
+    below = rows.masked_fill(mask, height + far).flip(1).cummin(dim=1).values.flip(1)
+    row = torch.where(rows - above <= below - rows, above, below)
+    in_column = (row - rows) ** 2
+    distance = in_column.clone()
+    source = row * width + torch.arange(width, device=mask.device)
+    own = source.clone()
+    for shift in range(1, width):
+        if shift**2 >= distance.max():
+            break
+        for here, there in (
+            (slice(shift, None), slice(None, -shift)),
+            (slice(None, -shift), slice(shift, None)),
+        ):
+            candidate = in_column[..., there] + shift**2
+            is_nearer = candidate < distance[..., here]
+            distance[..., here] = torch.where(is_nearer, candidate, distance[..., here])
+            source[..., here] = torch.where(is_nearer, own[..., there], source[..., here])
+    flat = source.clamp(0, height * width - 1).view(batch, 1, -1)
+    copied = images.float().flatten(2).gather(2, flat.expand(-1, images.shape[1], -1))
+    is_blind = mask.all(dim=2).all(dim=1).view(-1, 1, 1, 1)
+    return copied.view(images.shape).masked_fill(is_blind, 0)
