@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test slurm lint format clean setup
+.PHONY: quickstart test slurm browser lint format clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
@@ -14,6 +14,12 @@ test: $(READY)  ## all tests, with coverage
 
 slurm:  ## a SLURM on this machine for tests/test_slurm.py, which is skipped without; needs root or sudo
 	tests/slurm/start.sh
+
+browser:  ## a Chromium for tests/reports/test_browser.py, which is skipped without; needs root or sudo
+	command -v chromium >/dev/null || { \
+	  sudo=$$(test $$(id -u) = 0 || echo sudo); \
+	  $$sudo apt-get update -qq && \
+	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

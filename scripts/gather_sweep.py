@@ -1,4 +1,4 @@
-"""Gathers a sweep's summaries into one table and one plot: `sweep.csv`, `sweep.md`, `sweep.png`.
+"""Gathers a sweep's summaries: `sweep.csv`, `sweep.md`, `sweep.png`, and `report.html` with its curves.
 
     python scripts/gather_sweep.py SWEEP                       its objective
     python scripts/gather_sweep.py SWEEP --figure val/top5     another figure in the plot
@@ -85,7 +85,12 @@ def main() -> None:
         elif job.figures is None:
             Console().print(f"not finished: {job.name}", soft_wrap=True)
     plot(points, axes, figure, arguments.sweep / "sweep.png")
-    Console().print(f"sweep.csv, sweep.md and sweep.png are in {arguments.sweep}", soft_wrap=True)
+    from simmim.reports import write_sweep_report
+
+    write_sweep_report(arguments.sweep)
+    Console().print(
+        f"sweep.csv, sweep.md, sweep.png and report.html are in {arguments.sweep}", soft_wrap=True
+    )
 
 
 def read_job(folder: Path) -> Job:

@@ -13,7 +13,7 @@ from simmim.errors import UserError
 
 # These change nothing about what a run comes to.
 _NO_DIFFERENCE = {
-    *("run_dir", "resume", "objective", "preflight", "logger", "save", "reconstructions"),
+    *("run_dir", "resume", "objective", "preflight", "logger", "save", "reconstructions", "report"),
     *("data.num_workers", "model.checkpoint_blocks", "model.sequential_attention"),
 }
 _LENGTH = {"trainer.max_epochs", "trainer.max_steps"}

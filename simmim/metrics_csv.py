@@ -48,6 +48,11 @@ class MetricsCsv(Logger):
             self._row = {"step": step}
         self._row |= metrics
 
+    @property
+    def pending(self) -> dict[str, float]:
+        """The row at hand, with its step, which is not in the file yet; empty where there is none."""
+        return dict(self._row)
+
     def _flush(self) -> None:
         """Writes the row at hand."""
         if not self._row:

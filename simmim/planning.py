@@ -76,6 +76,7 @@ class StageOptions(TypedDict, total=False):
     resume: str
     objective: str
     logger: DictConfig
+    report: DictConfig
     reconstructions: DictConfig
     knn: DictConfig
     seed: int

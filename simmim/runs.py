@@ -35,6 +35,7 @@ from simmim.fully_sharded import FullySharded
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 from simmim.optim import AdamWRecipe, describe_lr
+from simmim.reports import RunReport
 from simmim.sharding import gather_weights
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
@@ -53,6 +54,7 @@ class RunOptions(TypedDict):
     resume: str
     objective: str
     logger: DictConfig
+    report: DictConfig
     seed: int
     run_dir: str
     preflight: Literal["stop", "warn"]
@@ -65,6 +67,7 @@ class Run(NamedTuple):
     optimization: AdamWRecipe
     throughput: Throughput
     checkpoints: Checkpoints
+    report: RunReport
     run_dir: str
     resumed: Path | None
     objective: str
@@ -82,6 +85,7 @@ def create_run(
     optimization: AdamWRecipe = instantiate(options["optim"])
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
     checkpoints: Checkpoints = instantiate(options["save"], run_dir=run_dir)
+    report: RunReport = instantiate(options["report"], run_dir=run_dir)
     trainer: pl.Trainer = instantiate(
         options["trainer"],
         clip_norm=optimization.clip_norm,
@@ -90,7 +94,7 @@ def create_run(
         # Averages are taken before a checkpoint is written.
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), *callbacks, checkpoints),
-            Interruption(checkpoints),
+            *(Interruption(checkpoints), report),
         ],
     )
     if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(
@@ -109,6 +113,7 @@ def create_run(
         optimization,
         throughput,
         checkpoints,
+        report,
         run_dir,
         resumed,
         options["objective"],
@@ -262,6 +267,7 @@ def fit(
     logged = [*task.figures, *run.extra_figures]
     run.checkpoints.require_figure(logged)
     require_objective(run.objective, [*logged, *(figures or {})])
+    run.report.begin(stage, figures)
     trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=images, verbose=False)
@@ -281,7 +287,7 @@ def fit(
         assert isinstance(task.model, Classifier)
         save_classifier(task.model, path, task.classes, task.normalisation, weights)
     best = {"step": run.checkpoints.best_step, run.checkpoints.monitor: run.checkpoints.best_value}
-    return write_summary(
+    summary = write_summary(
         folder / "summary.json",
         {
             "stage": stage,
@@ -298,6 +304,8 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
+    run.report.finish()
+    return summary
 
 
 def require_objective(objective: str, figures: Sequence[str]) -> None:

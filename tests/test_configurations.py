@@ -63,6 +63,8 @@ def build(config: DictConfig, tmp_path) -> None:
             loggers=loggers,
             callbacks=[],
         )
+    if "report" in config:
+        instantiate(config.report, run_dir=tmp_path)
     if "reconstructions" in config:
         instantiate(config.reconstructions, run_dir=tmp_path)
     for node in ("knn", "linear"):

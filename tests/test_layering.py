@@ -9,13 +9,14 @@ PACKAGE = Path(simmim.__file__).parent
 
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
-    ["evaluate", "export", "finetune", "plan", "pretrain", "transfer"],
+    ["evaluate", "export", "finetune", "plan", "pretrain", "report", "transfer"],
     ["command_line"],
     ["sweeps", "studies", "finished", "processes"],
     ["stages"],
     ["evaluation", "exporting", "planning"],
     ["preflight"],
     ["runs", "starting"],
+    ["reports"],
     ["configuration", "trainer", "summary", "metrics_csv"],
     ["strategies", "fully_sharded"],
     ["callbacks"],

@@ -1,5 +1,6 @@
 """Pictures of what the model sees and what it fills in."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -17,6 +18,10 @@ from simmim.data.samples import Sample, SampleKey, TransformedImages
 from simmim.errors import UserError
 from simmim.normalisation import stretch
 from simmim.tasks.simmim import Reconstruction, SimMIMTask
+
+# The name under which a sheet's file says where its pictures are: for each image, in the order of the
+# columns, `[left, top, right, bottom]` in pixels, as JSON.
+TILES = "simmim tiles"
 
 _GREY = 128
 _MIN_TILE = 128
@@ -56,7 +61,9 @@ class Reconstructions(pl.Callback):
         show = pl_module.normalisation.invert if is_picture else stretch
         sheet = contact_sheet(panels(result, show))
         self.folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(self.folder / f"step-{trainer.global_step:08d}.png")
+        where = PngImagePlugin.PngInfo()
+        where.add_text(TILES, json.dumps(sheet.info[TILES]))
+        sheet.save(self.folder / f"step-{trainer.global_step:08d}.png", pnginfo=where)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(
@@ -102,7 +109,8 @@ def panels(result: Reconstruction, show: Callable[[Tensor], Tensor]) -> Panels:
 def contact_sheet(columns: Panels) -> Image.Image:
     """Draws the panels in rows of input, masked, reconstruction, two images a row, with a heading.
 
-    Images of more or fewer than three channels show their first three, or one in grey.
+    Images of more or fewer than three channels show their first three, or one in grey. `info[TILES]`
+    says where each stands.
     """
     count, _, height, width = columns.input.shape
     # Small images are enlarged by a whole factor, so that pixels stay square and sharp.
@@ -122,6 +130,7 @@ def contact_sheet(columns: Panels) -> Image.Image:
         "white",
     )
     draw = ImageDraw.Draw(sheet)
+    tiles: list[list[list[int]]] = [[] for _ in range(count)]
     for group in range(groups):
         for column, (name, images) in enumerate(columns._asdict().items()):
             left = _GAP + group * (group_width + 4 * _GAP) + column * (tile_width + _GAP)
@@ -130,7 +139,11 @@ def contact_sheet(columns: Panels) -> Image.Image:
                 tile = _as_picture(image).resize(
                     (tile_width, tile_height), Image.Resampling.NEAREST
                 )
-                sheet.paste(tile, (left, heading + row * (tile_height + _GAP)))
+                top = heading + row * (tile_height + _GAP)
+                sheet.paste(tile, (left, top))
+                place = [left, top, left + tile_width, top + tile_height]
+                tiles[row * groups + group].append(place)
+    sheet.info[TILES] = tiles
     return sheet
 
 

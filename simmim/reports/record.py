@@ -1,0 +1,173 @@
+"""What a run directory tells of its run, read back: whatever is there, while it goes on or after."""
+
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from typing_extensions import TypedDict
+
+FACTS = "run.json"
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+class RunFacts(TypedDict, total=False):
+    """What a run notes of itself in `run.json` when it starts, and how it stands since."""
+
+    stage: str
+    state: State
+    reason: str  # why it failed
+    started: str  # local time, ISO 8601
+    updated: str
+    total_steps: int
+    effective_batch: int
+    hidden_share: float  # of each image, in pretraining
+    classes: int  # of a classifier
+    untrained: dict[str, float]  # held-out figures before training, in transfer
+    git_revision: str | None
+    python: str
+    packages: dict[str, str]
+    platform: str
+    device: str
+    processes: int
+    precision: str
+
+
+class Curve(NamedTuple):
+    """A figure over training: after how many optimiser steps it had which value."""
+
+    steps: list[int]
+    values: list[float]
+
+    @property
+    def last(self) -> float | None:
+        """The newest value; None where there is none."""
+        return self.values[-1] if self.values else None
+
+
+NOTHING = Curve([], [])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it.
+
+    Attributes:
+        curves: the columns of `metrics.csv`, by name.
+        summary: `summary.json`, or nothing while the run goes on.
+        configuration: the resolved configuration.
+        overrides: what was typed.
+        sheets: contact sheets of reconstructions, by step.
+    """
+
+    run_dir: Path
+    facts: RunFacts = field(default_factory=RunFacts)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    sheets: Mapping[int, Path] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """`pretrain`, `finetune` or `transfer`."""
+        known = self.facts.get("stage") or self.summary.get("stage")
+        return str(known or ("finetune" if "val/top1" in self.curves else "pretrain"))
+
+    @property
+    def state(self) -> State:
+        """Whether it goes on, or how it ended. One killed outright still says that it runs."""
+        return self.facts.get("state", "finished" if self.summary else "running")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no more steps; one that was interrupted goes on with the same command."""
+        return self.state in ("finished", "failed")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that are known of."""
+        return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=0)
+
+    def curve(self, name: str) -> Curve:
+        """The figure of this name, empty where it was never logged."""
+        return self.curves.get(name, NOTHING)
+
+    def last(self, name: str) -> float | None:
+        """The figure's newest value; the summary's where it was not logged."""
+        value = self.curve(name).last
+        if value is None:
+            value = self.summary.get("metrics", {}).get(name)
+        return value
+
+    def option(self, name: str) -> Any:
+        """An option of the configuration by its dotted name; None where there is none."""
+        node: Any = self.configuration
+        for part in name.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+
+def read_run(run_dir: str | Path, pending: Mapping[str, float] | None = None) -> RunRecord:
+    """Reads what there is; `pending` is a row of metrics that is not in the file yet."""
+    folder = Path(run_dir)
+    handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
+    return RunRecord(
+        folder,
+        facts=_read_json(folder / FACTS),  # type: ignore[arg-type]
+        curves=read_curves(folder / "metrics.csv", pending),
+        summary=_read_json(folder / "summary.json"),
+        configuration=handed_over.get("config", {}),
+        overrides=handed_over.get("overrides", []),
+        sheets={
+            int(found[1]): path
+            for path in sorted(folder.glob("reconstructions/step-*.png"))
+            if (found := re.fullmatch(r"step-(\d+)", path.stem))
+        },
+    )
+
+
+def read_curves(path: Path, pending: Mapping[str, float] | None = None) -> dict[str, Curve]:
+    """The columns of `metrics.csv`. A figure that is not finite is nan; Lightning counts from 0."""
+    rows: list[Mapping[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    if pending:
+        rows.append(pending)
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name in ("step", "epoch") or value in (None, "") or row.get("step") in (None, ""):
+                continue
+            number = float(value)
+            curve = curves.setdefault(name, Curve([], []))
+            curve.steps.append(int(float(row["step"])) + 1)
+            curve.values.append(number if math.isfinite(number) else math.nan)
+    return curves
+
+
+def write_facts(run_dir: Path, facts: RunFacts) -> None:
+    """Writes `run.json`, beside and renamed."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    beside = run_dir / f"{FACTS}.partial"
+    beside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    beside.replace(run_dir / FACTS)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return content
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return content

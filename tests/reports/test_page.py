@@ -1,0 +1,148 @@
+"""What the page shows of a run directory, and that it needs nothing from elsewhere."""
+
+import base64
+import io
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from reports.conftest import IMAGES, STEPS, write_metrics
+from simmim import report
+from simmim.errors import UserError
+from simmim.reports import write_report, write_sweep_report
+
+
+def embedded(page: str, name: str):
+    """The data that the page's script draws from."""
+    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)
+    assert found
+    return json.loads(found[1])
+
+
+def test_every_part_is_there(run_dir):
+    page = write_report(run_dir).read_text()
+    titles = [chart["title"] for chart in embedded(page, "charts")]
+    assert titles == [
+        *("Masked loss", "Learning rate", "Gradient norm", "Throughput", "Waiting for data"),
+        *("Peak memory", "Activation amplitude by block"),
+    ]
+    for part in ("Learning well", "Reconstructions", "Attention by block", "Stage 2, block 1"):
+        assert part in page
+    assert "0123abc" in page
+    assert "seed: 7" in page
+    assert "2.11.0" in page
+    assert "Not logged in this run" not in page
+
+
+def test_the_loss_stands_beside_both_baselines(run_dir):
+    chart = embedded(write_report(run_dir).read_text(), "charts")[0]
+    names = [series["name"] for series in chart["series"]]
+    assert names == ["training", "held out", "visible mean", "nearest visible pixel"]
+    steps, training, held_out, mean, _ = chart["data"]
+    assert held_out[steps.index(300)] == pytest.approx(0.7 - 299 / 900, abs=1e-4)
+    assert training[steps.index(10)] == pytest.approx(0.691)
+    assert {value for value in mean if value is not None} == {0.8}
+
+
+def test_the_page_asks_no_network_and_runs_no_text_of_the_run(run_dir):
+    page = write_report(run_dir).read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", page)
+    assert not re.findall(r"@import|url\(|fetch\(|XMLHttpRequest|<link (?!rel=.icon)", page)
+    assert "default-src 'none'" in page
+    assert "</script><b>" not in page
+    assert "my &lt;run&gt;" in page
+
+
+def test_reconstructions_are_cut_out_of_their_sheets(run_dir):
+    page = write_report(run_dir).read_text()
+    gallery = embedded(page, "gallery")
+    assert gallery["steps"] == list(STEPS)
+    assert [len(images) for images in gallery["images"]] == [len(STEPS)] * IMAGES
+    colours = [picture(uri).getpixel((40, 40))[0] for uri in gallery["images"][0]]
+    assert colours == pytest.approx([step % 256 for step in STEPS], abs=3)
+
+
+def picture(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_so_many_steps_are_shown_as_wanted(run_dir):
+    gallery = embedded(write_report(run_dir, pictures=2).read_text(), "gallery")
+    assert gallery["steps"] == [STEPS[0], STEPS[-1]]
+
+
+def test_sheets_that_do_not_say_where_their_pictures_are_stand_whole(run_dir):
+    for path in run_dir.glob("reconstructions/*.png"):
+        with Image.open(path) as sheet:
+            sheet.load()
+        sheet.save(path)
+    gallery = embedded(write_report(run_dir).read_text(), "gallery")
+    assert [len(sheets) for sheets in gallery["images"]] == [len(STEPS)]
+
+
+def test_a_run_that_has_logged_little_says_what_is_missing(run_dir):
+    (run_dir / "metrics.csv").write_text("step,train/loss\n9,0.7\n")
+    (run_dir / "encoder.safetensors").unlink()
+    page = write_report(run_dir).read_text()
+    assert "Too early to tell" in page
+    assert "Not logged in this run: gradient norm, share of time waiting for data" in page
+    assert 'id="attention"' not in page
+
+
+def test_an_empty_directory_has_a_page(tmp_path):
+    assert "Too early to tell" in write_report(tmp_path).read_text()
+
+
+def test_values_that_are_not_finite_leave_a_gap(run_dir):
+    write_metrics(run_dir, **{"val/loss": float("nan")})
+    page = write_report(run_dir).read_text()
+    assert "Diverged" in page
+    assert "NaN" not in json.dumps(embedded(page, "charts"))
+
+
+def test_thousands_of_steps_keep_the_page_small_and_their_spikes(run_dir):
+    losses = [1 / (step + 1) for step in range(50_000)]
+    losses[31_415] = 9.0
+    rows = "".join(f"{step},{loss}\n" for step, loss in enumerate(losses))
+    (run_dir / "metrics.csv").write_text("step,train/loss\n" + rows)
+    page = write_report(run_dir).read_text()
+    chart = embedded(page, "charts")[0]
+    assert len(chart["data"][0]) < 1000
+    assert chart["data"][1][chart["data"][0].index(31_416)] == 9.0
+    assert len(page) < 1_000_000
+
+
+def test_every_picture_and_chart_has_words(run_dir):
+    page = write_report(run_dir).read_text()
+    assert not re.findall(r"<img(?![^>]*\balt=\"[^\"]+\")[^>]*>", page)
+    assert not re.findall(r"<div class=\"plot\"(?![^>]*\baria-label=\"[^\"]+\")[^>]*>", page)
+    assert page.count("<caption>") == page.count("<table>") > 0
+
+
+def test_a_sweep_compares_its_runs(run_dir, tmp_path):
+    run_dir.rename(tmp_path / "a")
+    run_dir.mkdir()
+    run_dir.rename(tmp_path / "b")
+    (tmp_path / "b" / ".hydra").mkdir()
+    (tmp_path / "b" / ".hydra" / "resolved.yaml").write_text(
+        "{config: {objective: val/loss}, overrides: [mask.ratio=0.9]}"
+    )
+    (tmp_path / "b" / "failure.txt").write_text("exit code 3")
+    write_report(tmp_path / "a")
+    page = write_sweep_report(tmp_path).read_text()
+    assert "they differ in mask.ratio" in page
+    assert 'href="a/report.html"' in page
+    assert "exit code 3" in page
+    assert [series["name"] for series in embedded(page, "charts")[0]["series"]] == [
+        "ratio 0.6, root </script><b>"
+    ]
+
+
+def test_the_command_tells_runs_from_sweeps_and_from_neither(run_dir, capsys):
+    report.main([str(run_dir), str(run_dir.parent)])
+    assert (run_dir / "report.html").is_file()
+    assert "they differ" not in (run_dir.parent / "report.html").read_text()
+    with pytest.raises(UserError, match="is no run directory"):
+        report.write(run_dir / "reconstructions", 24)
