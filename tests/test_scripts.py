@@ -289,7 +289,7 @@ def test_the_data_path_is_measured_on_a_folder_of_jpegs(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(2):
-        pixels = np.random.default_rng(number).integers(0, 255, (40, 60, 3), np.uint8)
+        pixels = np.random.default_rng(number).integers(0, 255, (8, 12, 3), np.uint8)
         Image.fromarray(pixels).resize((120, 80)).save(folder / f"{number}.jpg")
     out = tmp_path / "figures.json"
     options = ["--rounds", "1", "--image-size", "32", "--out", str(out)]
