@@ -50,7 +50,7 @@ class MetricsCsv(Logger):
         """Adds to the row of this step; it is written when another begins."""
         step = -1 if step is None else step
         if step != self._row.get("step"):
-            self._flush()
+            self.flush()
             self._row = {"step": step}
         self._row |= metrics
 
@@ -59,8 +59,9 @@ class MetricsCsv(Logger):
         """The row at hand, with its step, which is not in the file yet; empty where there is none."""
         return dict(self._row)
 
-    def _flush(self) -> None:
-        """Writes the row at hand."""
+    @rank_zero_only
+    def flush(self) -> None:
+        """Writes the row at hand, to which nothing can be added then."""
         if not self._row:
             return
         if not self._opened:
@@ -78,7 +79,7 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Writes what is left; a validation after the end adds to the last row."""
-        self._flush()
+        self.flush()
         self._opened = False
 
     def _open(self) -> None:

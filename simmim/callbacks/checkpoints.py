@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +23,11 @@ from simmim.writing import PARTIAL, flush, flush_entry, remove
 log = logging.getLogger(__name__)
 
 _STEPS_BETWEEN_CLOCKS = 20
+
+
+@runtime_checkable
+class _Buffered(Protocol):
+    def flush(self) -> None: ...
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -207,6 +212,11 @@ class Checkpoints(pl.Callback):
         if trainer.global_step == self._saved_step:
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
+        # A run that goes on from here logs nothing of the steps before this one again.
+        for logger in trainer.loggers:
+            for writer in (logger, getattr(logger, "experiment", None)):
+                if isinstance(writer, _Buffered):
+                    writer.flush()
         error = self._write(trainer, path)
         self._saved_time = time.monotonic()
         if error is not None:

@@ -25,6 +25,8 @@ from simmim import runs
 from simmim.callbacks import LearningRate, checkpoints
 from simmim.command_line import run_stage
 
+# Ends of the names of figures that no two runs have alike.
+VARYING = ("second", "data_wait", "memory_bytes")
 # In the middle of a step; of a validation; of writing a checkpoint; between the step's file and
 # last.ckpt; after both; after so many seconds of training, wherever that is.
 MOMENTS = ("step", "validation", "writing", "between", "written", "time")
@@ -162,10 +164,10 @@ def start(*arguments: Any, seconds: float = 240, **named: Any) -> int:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """Those of metrics.csv, without what tells the time."""
+    """Those of metrics.csv, without what tells of time and memory."""
     with (folder / "metrics.csv").open() as file:
         return [
-            {name: value for name, value in row.items() if "second" not in name}
+            {name: value for name, value in row.items() if not name.endswith(VARYING)}
             for row in csv.DictReader(file)
         ]
 
