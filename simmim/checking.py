@@ -1,7 +1,6 @@
 """The checking stage: all images are read ahead of a run, and those that cannot be are listed."""
 
 import json
-import os
 import re
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from simmim.data.inspection import FileSource, Finding, inspect
 from simmim.data.shards import ShardImages
 from simmim.data.streams import ImageStream
 from simmim.data.transforms import CenterCrop
+from simmim.data.waiting import available_cores
 from simmim.errors import UserError
 
 # What a plan of images needs and reading them does not.
@@ -44,7 +44,7 @@ def check(*, data: DictConfig, processes: int | None, run_dir: str) -> dict[str,
     )
     sources = find_sources(images)
     total = sum(map(len, sources))
-    workers = processes or len(os.sched_getaffinity(0))
+    workers = processes or available_cores()
     found = (
         finding for source in sources for finding in inspect(source, images.tolerance, workers)
     )

@@ -6,7 +6,16 @@ from typing import Any
 # These change how fast a run is, what it tells and what it keeps, and nothing about its result. All
 # others change it. A whole group or a single option.
 NO_DIFFERENCE = {
-    *("run_dir", "resume", "resume_force", "objective", "preflight", "logger", "save"),
+    *(
+        "run_dir",
+        "resume",
+        "resume_force",
+        "stop_signals",
+        "objective",
+        "preflight",
+        "logger",
+        "save",
+    ),
     *("reconstructions", "knn", "guard", "report", "compile"),
     *("data.num_workers", "data.on_error", "data.max_bad_fraction"),
     *("model.checkpoint_blocks", "model.sequential_attention", "model.attention_backend"),

@@ -72,6 +72,11 @@ def evaluate(
             "there is nothing to evaluate; set checkpoint= to a run, its classifier.safetensors or "
             "encoder.safetensors, or the weights of another program"
         )
+    if Path(run_dir, "checkpoints").exists():
+        raise UserError(
+            f"run_dir={run_dir} holds a run, whose summary.json would be written over; leave run_dir "
+            "out, or give another one"
+        )
     vote, regression = instantiate(knn), instantiate(linear)
     start = Start(model, Initialisation(checkpoint))
     judge: pl.Trainer = instantiate(

@@ -173,7 +173,7 @@ def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> Imag
         augmentation,
         options["seed"],
         run.run_dir,
-        goes_on=run.resumed is not None,
+        goes_on=run.resumed is not None and run.resumed.parent == run.checkpoints.folder,
     )
 
 

@@ -87,7 +87,8 @@ def pretrain(
     summary = fit(run, task, images, stage="pretrain", started=started)
     if summary:
         metrics = summary["metrics"]
-        if metrics["val/loss"] is not None:  # where it is not finite, that has been told
+        # Where it is not finite, that has been told.
+        if metrics["val/loss"] is not None and metrics["val/loss_over_baseline"] is not None:
             say(
                 f"held-out masked L1 {metrics['val/loss']:.4f}, "
                 f"{metrics['val/loss_over_baseline']:.2f} of predicting each image's visible mean "

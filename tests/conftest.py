@@ -1,5 +1,6 @@
 """What many tests share: configurations composed as the command line does it, and tiny runs."""
 
+import csv
 import os
 import tarfile
 from collections.abc import Callable
@@ -25,6 +26,8 @@ TINY = [
     "data.num_workers=0",
     "trainer=cpu",
 ]
+# Ends of the names of figures that tell of time and memory.
+VARYING = ("second", "data_wait", "memory_bytes")
 TINY_DEMO = [*TINY, "data.train_size=16", "data.val_size=6"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +49,15 @@ def compose(stage: str, overrides: list[str]) -> DictConfig:
     """The configuration that `python -m simmim.<stage> <overrides>` runs with."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
         return hydra.compose(stage, overrides, return_hydra_config=False)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Those of metrics.csv, without what no two runs have alike."""
+    with (folder / "metrics.csv").open() as file:
+        return [
+            {name: value for name, value in row.items() if not name.endswith(VARYING)}
+            for row in csv.DictReader(file)
+        ]
 
 
 def pack(files: Path, shards: Path, per_shard: int = 1000) -> Path:

@@ -24,7 +24,7 @@ def train(folder: Path, *options: str, processes: int = 1, launcher: str = "torc
     """A run of 8 images a step, started through torchrun where it has several processes."""
     start = [sys.executable]
     if processes > 1 and launcher == "torchrun":
-        start += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*start, "-m", "simmim.pretrain", *ALIKE, *options, f"run_dir={folder}"]
     done = subprocess.run(
         [*command, f"data.batch_size={8 // processes}"],
@@ -142,7 +142,14 @@ def test_a_sharded_checkpoint_made_whole_goes_on_anywhere(
 
 def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) -> None:
     """Validation before any training, too, which a transfer begins with."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m"]
+    start = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+    ]
     options = [option for option in ALIKE if not option.startswith("model.")]
     options += ["data.batch_size=4", "trainer.max_steps=2", "trainer.strategy=fsdp"]
     for stage, own in {
@@ -182,7 +189,7 @@ def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: 
 def test_other_numbers_than_the_launchers_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
             *("-m", "simmim.pretrain", *ALIKE, "trainer.devices=1", f"run_dir={tmp_path / 'run'}"),
         ],
         cwd=tmp_path,

@@ -342,3 +342,9 @@ def test_two_processes_judge_as_one_does(tmp_path, classifier):
         figures.append((summary["metrics"]["val/top1"], summary["images"], tables))
     assert figures[0] == figures[1]
     assert figures[0][1] == 21
+
+
+def test_a_run_is_not_written_over(run, tmp_path, classifier):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run_dir=.* holds a run"):
+        run("evaluate", f"checkpoint={classifier}", "data=demo")

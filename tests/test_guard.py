@@ -93,16 +93,17 @@ def test_a_step_with_an_image_that_overflows_changes_nothing(
     run(stage, *OPTIONS, *data(images), *own, *STEP_BY_STEP)
     (record,) = told(tmp_path / "run")
     assert record["event"] == "skipped"
-    assert record["suspects"] == [OVERFLOWS]
+    (suspect,) = record["suspects"]
+    assert suspect.endswith(OVERFLOWS)
     assert len(record["images"]) == 4
-    assert OVERFLOWS in record["images"]
+    assert suspect in record["images"]
     assert record["first_not_finite"].startswith("the output of encoder.patch_embedding")
     assert record["loss"] == "nan"
     assert next(iter(record["amplitudes"])) == "stage1_block1"
     assert_only_skipped(tmp_path / "run", {record["step"]}, last=5)
     (line,) = [message for message in caplog.messages if "is skipped" in message]
     assert f"step {record['step']} is skipped and changes no weight: its loss is nan" in line
-    assert f"images {OVERFLOWS};" in line
+    assert f"images {suspect};" in line
 
 
 def test_a_run_resumed_around_a_skipped_step_equals_the_whole(run, tmp_path, images):
@@ -241,7 +242,14 @@ def test_two_processes_skip_the_same_step_as_one(run, tmp_path, images):
     options = [option for option in OPTIONS if option != "trainer=cpu"]
     options += [*data(images), "trainer.accelerator=cpu", "trainer.max_steps=4"]
     run("pretrain", *options, "trainer.devices=1", "data.batch_size=8", name="one")
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "simmim.pretrain"]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "simmim.pretrain",
+    ]
     done = subprocess.run(
         [sys.executable, *launch, *options, "trainer.strategy=ddp", f"run_dir={tmp_path / 'two'}"],
         cwd=tmp_path,
@@ -254,7 +262,7 @@ def test_two_processes_skip_the_same_step_as_one(run, tmp_path, images):
     for record, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
         for what in ("step", "suspects", "first_not_finite", "images"):
             assert record[what] == expected[what]
-        assert record["suspects"] == [OVERFLOWS]
+        assert [Path(suspect).name for suspect in record["suspects"]] == ["5.npy"]
     assert [record["step"] for record in told(tmp_path / "two")] == [1, 2]
     weights, reference = (
         load_file(tmp_path / name / "encoder.safetensors") for name in ("two", "one")

@@ -1,17 +1,15 @@
 """A signal: the step is finished, the state written, and the run goes on as if nothing had been."""
 
-import csv
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from conftest import TINY_DEMO
+from conftest import TINY_DEMO, rows
 from safetensors.torch import load_file
 
 from simmim import runs
@@ -19,15 +17,6 @@ from simmim.callbacks import LearningRate
 
 # Four steps an epoch, each in metrics.csv.
 OPTIONS = [*TINY_DEMO, "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Those of metrics.csv, without what tells the time."""
-    with (folder / "metrics.csv").open() as file:
-        return [
-            {name: value for name, value in row.items() if "second" not in name}
-            for row in csv.DictReader(file)
-        ]
 
 
 def sent(number: signal.Signals, at_step: int) -> type[LearningRate]:

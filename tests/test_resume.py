@@ -1,6 +1,5 @@
 """What `resume` goes on from: where a run began, or how far it came; and whether it may."""
 
-import csv
 import errno
 import logging
 import os
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_DEMO
+from conftest import TINY_DEMO, rows
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -64,14 +63,6 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return [
-            {name: value for name, value in row.items() if "second" not in name}
-            for row in csv.DictReader(file)
-        ]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

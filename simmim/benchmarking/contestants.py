@@ -99,7 +99,13 @@ def create_timm(work: Work) -> Contestant:
 
 def create_hugging_face(work: Work) -> Contestant:
     """Hugging Face's Swinv2ForMaskedImageModeling and Swinv2ForImageClassification."""
-    import transformers
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            'peers.names has hugging_face, which needs transformers; pip install "simmim[benchmark]", '
+            "or use peers.names=[timm,torchvision]"
+        ) from None
 
     config = transformers.Swinv2Config(
         image_size=work.image_size,

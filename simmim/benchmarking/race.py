@@ -8,6 +8,8 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -226,15 +228,13 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     processor = f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
-    import timm
-    import torchvision
-    import transformers
-
     return {
         "processor": processor,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "timm": timm.__version__,
-        "transformers": transformers.__version__,
-        "torchvision": torchvision.__version__,
+        **{
+            package: version(package)
+            for package in ("timm", "transformers", "torchvision")
+            if find_spec(package)
+        },
     }

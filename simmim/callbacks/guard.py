@@ -177,7 +177,10 @@ def _way_out(origin: Origin, trainer: pl.Trainer) -> str:
         return "no step mends weights: go on from an earlier checkpoint, or start from another one"
     if trainer.precision == "16-mixed":
         return "use trainer.precision=bf16-mixed or 32-true"
-    return "look at the images that it named, or lower optim.lr or optim.clip_norm"
+    return (
+        "look at the images that it named, or lower optim.lr or optim.clip_norm and go on from an "
+        "earlier checkpoint with resume_force=true"
+    )
 
 
 def _json(value: float) -> float | str:

@@ -1,7 +1,9 @@
 """Every image of a source read once, in several processes: what it is, or why it cannot be read."""
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
 from io import BytesIO
 from pathlib import PurePosixPath
@@ -11,13 +13,15 @@ import torch
 from PIL import Image
 
 from simmim.data.bands import is_array, is_tiff
-from simmim.data.decode import FORMATS, decode_image
+from simmim.data.decode import FORMATS, open_encoded
 from simmim.data.samples import ImageSource
 from simmim.data.tolerance import Candidate, Tolerance
-from simmim.errors import UnreadableImageError
+from simmim.errors import UnreadableImageError, UserError
 
 # Images that a process takes at a time.
 _CHUNK = 32
+# Chunks that wait for each process: a list of millions is not handed out at once.
+_AHEAD = 4
 
 _FORMATS_OF = {
     ".jpg": ("JPEG", "MPO"),
@@ -76,11 +80,22 @@ class Finding(NamedTuple):
 
 def inspect(source: FileSource, tolerance: Tolerance, processes: int) -> Iterator[Finding]:
     """Findings on all images but those that `tolerance` excludes, in the order of the source."""
-    chunks = [range(first, first + _CHUNK) for first in range(0, len(source), _CHUNK)]
+    chunks = (range(first, first + _CHUNK) for first in range(0, len(source), _CHUNK))
     start = (source, tolerance)
+    ahead: deque[Future[list[Finding]]] = deque()
     with ProcessPoolExecutor(processes, initializer=_start, initargs=start) as pool:
-        for findings in pool.map(_inspect_chunk, chunks):
-            yield from findings
+        try:
+            for chunk in chunks:
+                ahead.append(pool.submit(_inspect_chunk, chunk))
+                if len(ahead) > _AHEAD * processes:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        except BrokenProcessPool:
+            raise UserError(
+                "a process of the check was killed, most often for want of memory; use fewer "
+                "processes, or a smaller data.max_pixels"
+            ) from None
 
 
 def inspect_image(source: FileSource, index: int, tolerance: Tolerance) -> Finding:
@@ -91,7 +106,7 @@ def inspect_image(source: FileSource, index: int, tolerance: Tolerance) -> Findi
     def read() -> tuple[torch.Tensor, int]:
         nonlocal data
         data = source.read(index)
-        return decode_image(data, name, source.channels), -1
+        return open_encoded(data, name, source.channels).decode(), -1
 
     reason, value_type, height, width = "", "", 0, 0
     try:

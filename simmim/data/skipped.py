@@ -60,7 +60,8 @@ class SkippedImages:
             raise UserError(
                 f"{len(self._names):,} of {self.of:,} images could not be read, which is more than "
                 f"data.max_bad_fraction allows ({self.most:,}); {where}; mend them and remove that "
-                "list, leave them out with data.exclude=LIST, or allow more"
+                "list, leave them out with data.exclude=LIST (to go on: and resume_force=true), or "
+                "allow more"
             )
 
     def count(self) -> int:

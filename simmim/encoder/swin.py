@@ -36,8 +36,8 @@ class SwinTransformer(nn.Module):
         position_bias: `log_cpb` (V2), `linear_cpb` or `table` (V1).
         main_branch_norm_every: one more LayerNorm after every so many blocks of a stage (0: none).
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
-        attention_backend: `auto`; `chunked`, `sdpa`, `triton` (a fused kernel, on CUDA GPUs), or
-            `reference` for tests.
+        attention_backend: `auto`; `sdpa`; `chunked` (less memory on a CPU; no second derivatives and no
+            torch.func transforms); `triton` (a fused kernel, on CUDA GPUs); `reference` for tests.
         checkpoint_blocks: blocks whose activations are computed again in the backward pass instead of
             being kept: `none`, `all`, or how many of the first ones of each stage.
         sequential_attention: windows that attention is computed for at a time, an int or one a stage

@@ -151,7 +151,7 @@ def _first(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
 
 
 def _last(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
-    """The last stage's tokens to the loss."""
+    """The last stage's tokens to the loss; of whole images, where training predicts what is masked."""
     encoder = model.encoder
 
     def masked(tokens: Tensor) -> Tensor:

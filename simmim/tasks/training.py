@@ -182,12 +182,13 @@ class TrainingTask(pl.LightningModule):
         effective_batch = (
             self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         )
+        precision, device = self.trainer.precision, self.device.type
         optimizer = self.optimization.optimizer(
             self.model,
             effective_batch,
             depths=self.model.encoder.depths,
             # A fused step would undo fp16's scaling itself, after gradients are to be clipped.
-            fused=self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda"),
+            fused=True if precision != "16-mixed" and device in ("cpu", "cuda") else None,
         )
         scheduler = self.optimization.scheduler(
             optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch

@@ -187,3 +187,14 @@ def test_streams_and_files_do_not_mix(folder):
 def test_what_chooses_images_says_that_a_stream_cannot(folder):
     with pytest.raises(UserError, match="streamed and cannot be chosen one by one"):
         open_stream(folder).require_random_access()
+
+
+def test_excluding_a_whole_part_of_a_stream_ends(folder):
+    """Its images come again and again, and none of them is ever tried."""
+    stream = open_stream(folder, root=f"file://{folder}/0.tar", samples_per_epoch=8)
+    names = {image.name for image in stream.train.read_part(0, 0, 1)}
+    (folder / "list.jsonl").write_text("".join(f'{{"image": "{name}"}}\n' for name in names))
+    options = {"root": f"file://{folder}/0.tar", "samples_per_epoch": 8}
+    excluding = open_stream(folder, **options, exclude=str(folder / "list.jsonl"))
+    with pytest.raises(UserError, match=r"all are in data\.exclude"):
+        list(excluding.train_dataloader())

@@ -3,7 +3,6 @@
 A `Death` is one moment of a run. The process kills itself there with SIGKILL: no handler, no flush.
 """
 
-import csv
 import io
 import multiprocessing
 import os
@@ -18,15 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from conftest import compose
+from conftest import compose, rows
 from safetensors.torch import load_file
 
 from simmim import runs
 from simmim.callbacks import LearningRate, checkpoints
 from simmim.command_line import run_stage
 
-# Ends of the names of figures that no two runs have alike.
-VARYING = ("second", "data_wait", "memory_bytes")
 # In the middle of a step; of a validation; of writing a checkpoint; between the step's file and
 # last.ckpt; after both; after so many seconds of training, wherever that is.
 MOMENTS = ("step", "validation", "writing", "between", "written", "time")
@@ -161,15 +158,6 @@ def start(*arguments: Any, seconds: float = 240, **named: Any) -> int:
         process.kill()
         raise TimeoutError(f"{arguments} hangs")
     return process.exitcode
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    """Those of metrics.csv, without what tells of time and memory."""
-    with (folder / "metrics.csv").open() as file:
-        return [
-            {name: value for name, value in row.items() if not name.endswith(VARYING)}
-            for row in csv.DictReader(file)
-        ]
 
 
 def samples(folder: Path) -> dict[str, set[str]]:

@@ -94,7 +94,7 @@ def test_two_processes_survive_as_torchrun_starts_them_again(tmp_path: Path) -> 
 
     def launch(folder: Path, restarts: int) -> "subprocess.Popen[str]":
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
             *(f"--max_restarts={restarts}", "--monitor_interval=0.5", "-m", "torture.recorded"),
             *(*options, f"run_dir={folder}"),
         ]

@@ -1,0 +1,29 @@
+"""Which options decide what a run comes to."""
+
+import pytest
+from conftest import compose
+
+from simmim.differences import NO_DIFFERENCE, deciding_options
+
+# Root keys that decide the result, whole or but for single options of theirs. A new option has to be
+# put here or into NO_DIFFERENCE.
+DECIDING = {
+    *("augmentation", "data", "ema", "init", "mask", "mixing", "mode", "model", "optim"),
+    *("seed", "target_window", "trainer"),
+}
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune", "transfer"])
+def test_every_option_of_a_stage_either_decides_or_makes_no_difference(stage):
+    keys = {str(key) for key in compose(stage, [])}
+    assert keys - DECIDING - NO_DIFFERENCE == set()
+    decided = {name.partition(".")[0] for name in deciding_options(compose(stage, []))}
+    assert decided == keys & DECIDING
+
+
+def test_single_options_that_only_tell_or_speed_up_make_no_difference():
+    options = deciding_options(compose("pretrain", ["data=imagefolder", "data.root=DIR"]))
+    for name in ("data.num_workers", "data.max_bad_fraction", "model.attention_backend"):
+        assert name not in options
+    for name in ("data.exclude", "data.max_pixels", "model.window_size", "trainer.precision"):
+        assert name in options
