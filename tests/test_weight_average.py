@@ -87,7 +87,7 @@ def test_a_longer_run_compares_with_the_best_it_had(run, tmp_path):
     options = [*SCRATCH, "save.monitor=val/loss", "save.mode=min", "optim.warmup_steps=0"]
     options += ["trainer.check_val_every_n_epoch=1"]
     first = run("finetune", *options, "trainer.max_epochs=2", "optim.lr=1e-3")
-    worse = ["optim.lr=10", "optim.schedule=multistep", "trainer.max_epochs=4"]
+    worse = ["optim.lr=10", "optim.schedule=multistep", "trainer.max_epochs=4", "resume_force=true"]
     second = run("finetune", *options, *worse)
     if second["best"]["step"] > first["best"]["step"]:
         assert second["best"]["val/loss"] < first["best"]["val/loss"]

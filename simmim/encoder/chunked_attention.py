@@ -56,8 +56,9 @@ class _ChunkedAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         qkv, bias, mask, factor = ctx.saved_tensors
         qkv_gradient = torch.empty_like(qkv)
-        bias_gradient = torch.zeros_like(bias)
-        factor_gradient = None if factor is None else torch.zeros_like(factor)
+        wide = _wide(qkv)
+        bias_gradient = torch.zeros_like(bias, dtype=wide)
+        factor_gradient = None if factor is None else torch.zeros_like(factor, dtype=wide)
         # To what follows functions (`resources.tracing`), a backward pass is operators alone.
         with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
             for images, places in _chunks(qkv, bias):
@@ -68,7 +69,9 @@ class _ChunkedAttention(torch.autograd.Function):
                     bias_gradient,
                     factor_gradient,
                 )
-        return qkv_gradient, bias_gradient, None, factor_gradient
+        if factor is not None and factor_gradient is not None:
+            factor_gradient = factor_gradient.to(factor.dtype)
+        return qkv_gradient, bias_gradient.to(bias.dtype), None, factor_gradient
 
 
 class _Chunk:
@@ -77,7 +80,7 @@ class _Chunk:
     Attributes:
         query, key: of length 1 where there is a factor, as in `qkv` where there is none.
         value: in the type of `qkv`, like the products.
-        weights: of every pair of tokens, float32.
+        weights: of every pair of tokens, float32 or wider.
     """
 
     def __init__(
@@ -89,12 +92,12 @@ class _Chunk:
         factor: Float[Tensor, " heads"] | None,
     ) -> None:
         heads = bias.shape[0]
-        self.dtype = qkv.dtype
+        self.dtype, self.wide = qkv.dtype, _wide(qkv)
         self.has_factor = factor is not None
         parts = _split(qkv, heads).contiguous()
-        directions, self.value = parts[:2].float(), parts[2]
+        directions, self.value = parts[:2].to(self.wide), parts[2]
         if factor is None:
-            self.scale = torch.full((heads, 1, 1), parts.shape[-1] ** -0.5, device=qkv.device)
+            self.scale = qkv.new_full((heads, 1, 1), parts.shape[-1] ** -0.5, dtype=self.wide)
         else:
             self.scale = factor.view(-1, 1, 1)
             self.norms = directions.norm(dim=-1, keepdim=True).clamp_(min=_SMALLEST_NORM)
@@ -104,7 +107,7 @@ class _Chunk:
         # The factor goes with the queries: they are fewer numbers than the pairs.
         self.scaled_query = (self.query * self.scale).to(self.dtype)
         self.low_key = self.key.to(self.dtype)
-        logits = (self.scaled_query @ self.low_key.mT).float()
+        logits = (self.scaled_query @ self.low_key.mT).to(self.wide)
         logits += bias
         if mask is not None:
             logits.masked_fill_(mask[places].unsqueeze(1), -torch.inf)
@@ -121,17 +124,15 @@ class _Chunk:
         heads = len(bias_gradient)
         of_output = gradient.reshape(*gradient.shape[:3], heads, -1).transpose(2, 3).contiguous()
         of_value = self.weights.to(self.dtype).mT @ of_output
-        of_weights = (of_output @ self.value.mT).float()
-        of_logits = torch.ops.aten._softmax_backward_data(
-            of_weights, self.weights, -1, torch.float32
-        )
+        of_weights = (of_output @ self.value.mT).to(self.wide)
+        of_logits = torch.ops.aten._softmax_backward_data(of_weights, self.weights, -1, self.wide)
         bias_gradient += of_logits.sum(dim=(0, 1))
         low = of_logits.to(self.dtype)
-        of_scaled_query = (low @ self.low_key).float()
+        of_scaled_query = (low @ self.low_key).to(self.wide)
         if factor_gradient is not None:
             factor_gradient += (of_scaled_query * self.query).sum(dim=(0, 1, 3, 4))
         of_directions = torch.stack(
-            (of_scaled_query.mul_(self.scale), (low.mT @ self.scaled_query).float())
+            (of_scaled_query.mul_(self.scale), (low.mT @ self.scaled_query).to(self.wide))
         )
         if self.has_factor:
             along = (of_directions * self.directions).sum(dim=-1, keepdim=True)
@@ -139,6 +140,11 @@ class _Chunk:
         parts = _split(qkv_gradient, heads)
         parts[:2] = of_directions
         parts[2] = of_value
+
+
+def _wide(qkv: Tensor) -> torch.dtype:
+    """What is computed beside products: float32, or float64 where that comes in."""
+    return torch.promote_types(qkv.dtype, torch.float32)
 
 
 def _chunks(qkv: Tensor, bias: Tensor) -> list[tuple[slice, slice]]:

@@ -1,5 +1,8 @@
 """Compiled blocks compute what they did, are compiled once a kind, and keep their names."""
 
+from collections.abc import Iterator
+
+import jaxtyping
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -7,6 +10,14 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from simmim.encoder import SwinTransformer
 from simmim.encoder.compilation import compile_blocks
 from simmim.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def unchecked() -> Iterator[None]:
+    """Without the type checks of the tests, which the compiler would stop at."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def create(**changes) -> SwinTransformer:
