@@ -8,6 +8,7 @@ from conftest import TINY, TINY_DEMO
 from safetensors.torch import load_file
 
 from simmim.errors import UserError
+from simmim.models import Classifier
 
 DATA = [option for option in TINY_DEMO if not option.startswith("model.")]
 SCRATCH = [*DATA, "model=swinv2_nano", *(option for option in TINY if "model." in option)]
@@ -38,6 +39,25 @@ def test_what_is_validated_is_what_is_saved(run, tmp_path):
     start = f"init.checkpoint={tmp_path / 'run'}"
     again = run("transfer", *DATA, "trainer.max_steps=1", start, name="again")
     assert again["metrics"]["direct/loss"] == summary["metrics"]["val/loss"]
+
+
+def test_training_images_are_judged_with_the_average_too(run, tmp_path, monkeypatch):
+    seen = []
+    forward = Classifier.forward
+
+    def note(self, images):
+        if not self.training:
+            seen.append(self.head.linear.weight.detach().clone())
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", note)
+    options = ["ema.decay=0.9", "optim.lr=1e-2", "optim.warmup_steps=0", "save.monitor=null"]
+    run("finetune", *SCRATCH, *options, "trainer.max_epochs=1", "report.training_images=5")
+    # Two batches of training images, and two held-out ones.
+    assert len(seen) == 4
+    for weights in seen:
+        assert torch.equal(weights, head(tmp_path / "run"))
+    assert len(rows(tmp_path / "run", "train/top1")) == 1
 
 
 @pytest.mark.parametrize("stop", [2, 4])

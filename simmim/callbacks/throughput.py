@@ -21,9 +21,10 @@ _WARMUP_BATCHES = 5
 class Throughput(pl.Callback):
     """Logs `train/images_per_second` over all devices, and `train/data_wait`, a share of the time.
 
-    Data and logging are included. `images_per_second` and `data_wait` are means over the run but for
-    its first batches and its validations, the latter of the first process; `first_step_seconds` is
-    how long after the start of the command the first batch began.
+    And `train/peak_memory_bytes`, of this process or its device. Data and logging are included in the
+    times. `images_per_second` and `data_wait` are means over the run but for its first batches and its
+    validations, the latter of the first process; `first_step_seconds` is how long after the start of
+    the command the first batch began.
     """
 
     def __init__(self, batch_size: int, log_every_n_steps: int) -> None:
@@ -83,13 +84,15 @@ class Throughput(pl.Callback):
         if trainer.global_step % self.log_every_n_steps == 0:
             sums = (self._batches, self._seconds, self._waited)
             batches, seconds, waited = map(operator.sub, sums, self._recent)
+            peak = peak_memory_bytes(trainer.strategy.root_device)
+            figures = {"train/peak_memory_bytes": float(peak)}
             if batches:
-                figures = {
+                figures |= {
                     "train/images_per_second": batches * self._images_per_batch / seconds,
                     "train/data_wait": waited / seconds,
                 }
-                pl_module.log_dict(figures, batch_size=self.batch_size)
                 self._recent = sums
+            pl_module.log_dict(figures, batch_size=self.batch_size)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the validation out of the next batch's time."""

@@ -31,8 +31,11 @@ class ClassificationReport(RunReport):
         self.training_images = training_images
 
     @torch.no_grad()
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Each rank judges its share; validation has put the model into evaluation mode."""
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Each rank judges its share; validation has put the model into evaluation mode.
+
+        And an average of the weights in their place: at the end of it they are back.
+        """
         images = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(images, ImageDataModule)
         assert isinstance(pl_module, ClassificationTask)

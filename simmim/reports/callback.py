@@ -12,14 +12,13 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch.distributed.tensor import DTensor
 
-from simmim.callbacks import peak_memory_bytes
 from simmim.checkpoints.description import describe_encoder
-from simmim.console import say
+from simmim.console import say, warn
 from simmim.errors import UserError
 from simmim.interruption import Interrupted
 from simmim.metrics_csv import MetricsCsv
 from simmim.reports.attention import BlockAttention, describe_attention, is_of_attention
-from simmim.reports.page import write_report
+from simmim.reports.page import REPORT, write_report
 from simmim.reports.record import RunFacts, State, write_facts
 from simmim.summary import git_revision, package_versions
 from simmim.tasks import ClassificationTask, SimMIMTask
@@ -32,8 +31,8 @@ _SHARE_OF_TIME = 0.01
 class RunReport(pl.Callback):
     """Writes `report.html` after validations and checkpoints, and however the run ends.
 
-    While the run goes on, at most a hundredth of its time goes into that. Rank 0 writes. Logs
-    `train/peak_memory_bytes`, of this process or its device.
+    While the run goes on, at most a hundredth of its time goes into that. Rank 0 writes. A report that
+    cannot be written is told of once, and the run goes on.
 
     Args:
         pictures: reconstructions of so many steps are shown, evenly spread.
@@ -47,6 +46,8 @@ class RunReport(pl.Callback):
         self.facts = RunFacts()
         self._attention: list[BlockAttention] = []
         self._next_time = 0.0
+        self._has_checkpoint = False
+        self._has_warned = False
 
     def begin(self, stage: str, untrained: Mapping[str, float] | None = None) -> None:
         """Notes what the run is; `untrained` are held-out figures from before training."""
@@ -82,7 +83,7 @@ class RunReport(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There is a page from the first step on."""
         self._look(pl_module)
-        self._write(trainer, "running")
+        self._write("running", trainer)
 
     def on_train_batch_end(
         self,
@@ -92,10 +93,9 @@ class RunReport(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Logs the memory."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            peak = peak_memory_bytes(trainer.strategy.root_device)
-            pl_module.log("train/peak_memory_bytes", float(peak), batch_size=1)
+        """Writes where a checkpoint came without a validation."""
+        if self._has_checkpoint:
+            self._write_if_cheap(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes with the new figures and pictures."""
@@ -106,44 +106,59 @@ class RunReport(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Writes where a checkpoint comes without a validation."""
-        self._write_if_cheap(trainer)
+        """Has a page written once the checkpoint stands, for ranks may be writing it together."""
+        self._has_checkpoint = True
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Says how the run ended."""
         if isinstance(exception, (Interrupted, KeyboardInterrupt)):
-            self._write(trainer, "interrupted")
+            self._write("interrupted", trainer)
             return
         lines = str(exception).splitlines()
         self.facts["reason"] = f"{type(exception).__name__}: {lines[0] if lines else ''}"
-        self._write(trainer, "failed")
+        self._write("failed", trainer)
 
     @rank_zero_only
     def finish(self) -> None:
         """The page of a run that is over, its weights and summary written."""
-        self._note("finished")
-        write_report(self.run_dir, pictures=self.pictures)
-        say(f"report {self.run_dir / 'report.html'}")
+        if self._write("finished"):
+            say(f"report {self.run_dir / REPORT}")
 
     @rank_zero_only
     def _write_if_cheap(self, trainer: pl.Trainer) -> None:
+        self._has_checkpoint = False
         if time.monotonic() >= self._next_time:
-            self._write(trainer, "running")
+            self._write("running", trainer)
 
     @rank_zero_only
-    def _write(self, trainer: pl.Trainer, state: State) -> None:
+    def _write(self, state: State, trainer: pl.Trainer | None = None) -> bool:
+        """Whether the page could be written; without a trainer, of what the run has left."""
         started = time.monotonic()
-        self._note(state)
-        row = next((log.pending for log in trainer.loggers if isinstance(log, MetricsCsv)), None)
-        write_report(self.run_dir, pictures=self.pictures, pending=row, attention=self._attention)
+        self.facts |= {"state": state, "updated": _now()}
+        loggers = trainer.loggers if trainer else []
+        row = next((log.pending for log in loggers if isinstance(log, MetricsCsv)), None)
+        attention = self._attention if trainer else None
+        is_written = True
+        try:
+            write_facts(self.run_dir, self.facts)
+            write_report(self.run_dir, pictures=self.pictures, pending=row, attention=attention)
+        except Exception as error:
+            # Whatever it is, training is worth more, and so is an error that the page was to tell.
+            is_written = False
+            self._tell(error)
         ended = time.monotonic()
         self._next_time = ended + (ended - started) / _SHARE_OF_TIME
+        return is_written
 
-    def _note(self, state: State) -> None:
-        self.facts |= {"state": state, "updated": _now()}
-        write_facts(self.run_dir, self.facts)
+    def _tell(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(
+                f"{self.run_dir / REPORT} cannot be written ({type(error).__name__}: {error}); the run "
+                f"goes on, and python -m simmim.report {self.run_dir} makes it anew"
+            )
 
     def _look(self, pl_module: pl.LightningModule) -> None:
         """What attention has learned; every rank comes, for each may hold a part of the weights."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from simmim.data.waiting import MUCH
 from simmim.reports.record import Curve, RunRecord
 
 # Each kept piece of a curve keeps its lowest and highest point, so that no spike is lost.
@@ -255,8 +256,8 @@ def _speed(record: RunRecord) -> list[Chart]:
         ),
         *_unless_empty(
             "Waiting for data",
-            "Share of the time in which devices had nothing to do. Above 5%, more loader processes "
-            "(data.num_workers) or shards help.",
+            f"Share of the time in which devices had nothing to do. Above {MUCH:.0%}, more loader "
+            "processes (data.num_workers) or shards help.",
             _logged(record, {"train/data_wait": "waiting"}),
             is_share=True,
             is_from_zero=True,

@@ -1,11 +1,10 @@
 """When training with labels goes well, and why it does not: against chance and the training images."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simmim.reports.record import NOTHING, Curve, RunRecord
-from simmim.reports.verdict import Cause, Rule, Verdict, judge
+from simmim.reports.verdict import Cause, Rule, Verdict, is_finite, judge
 
 # Share of the way from chance to all right: no better up to here, well from here on.
 _NO_BETTER = 0.02
@@ -36,6 +35,7 @@ class ClassificationFigures:
         peak_lr: the largest learning rate so far.
         effective_batch: images a step.
         is_over: whether it takes no more steps.
+        skipped_in_a_row: of the newest steps, one after another.
     """
 
     held_out: Curve
@@ -47,6 +47,7 @@ class ClassificationFigures:
     peak_lr: float | None = None
     effective_batch: int | None = None
     is_over: bool = True
+    skipped_in_a_row: int = 0
 
     @property
     def skill(self) -> float:
@@ -69,9 +70,8 @@ class ClassificationFigures:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the newest losses are numbers."""
-        newest = (self.held_out_loss.last, self.training_loss.last)
-        return all(math.isfinite(value) for value in newest if value is not None)
+        """Whether the losses are still numbers."""
+        return is_finite(self.held_out_loss, self.training_loss, self.skipped_in_a_row)
 
 
 def compare(run: ClassificationFigures) -> str:
@@ -195,4 +195,5 @@ def classification_figures(record: RunRecord) -> ClassificationFigures:
         peak_lr=max(record.curve("train/lr").values, default=None),
         effective_batch=record.facts.get("effective_batch") or record.option("data.batch_size"),
         is_over=record.is_over,
+        skipped_in_a_row=record.skipped_in_a_row,
     )

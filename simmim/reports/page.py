@@ -1,7 +1,6 @@
 """The page: one HTML file with all that it shows inside it, which asks no network for anything."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,18 +10,21 @@ import yaml
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from simmim.data.skipped import SKIPPED
 from simmim.reports.attention import BlockAttention, read_attention
 from simmim.reports.charts import charts_of, missing_from, spread
 from simmim.reports.classification_rules import classification_figures, judge_classification
 from simmim.reports.pictures import heat_map, read_gallery
 from simmim.reports.pretraining_rules import judge_pretraining, pretraining_figures
-from simmim.reports.record import RunRecord, read_run
+from simmim.reports.record import UNUSUAL, RunRecord, read_run
 from simmim.reports.verdict import Verdict
+from simmim.writing import written_beside
 
 REPORT = "report.html"
 
 _PICTURE_BYTES = 7_000_000
 _MOST_BLOCKS = 48
+_NEWEST_STEPS = 3
 
 
 class Fact(NamedTuple):
@@ -75,9 +77,9 @@ def write_report(
 
 def write_page(path: Path, template: str, **content: Any) -> Path:
     """Fills a template of `page/` and puts it in its place at once."""
-    beside = path.with_suffix(".partial")
-    beside.write_text(_templates().get_template(template).render(**content), encoding="utf-8")
-    os.replace(beside, path)
+    page = _templates().get_template(template).render(**content)
+    with written_beside(path) as beside:
+        beside.write_text(page, encoding="utf-8")
     return path
 
 
@@ -101,8 +103,17 @@ def key_figures(record: RunRecord) -> list[Fact]:
         ("Waiting for data", record.last("train/data_wait"), "of the time", "{:.1%}".format),
         ("Peak memory", memory and memory / 2**30, "GiB", "{:.2f}".format),
         ("Took", summary.get("seconds"), "", _duration),
+        ("Skipped steps", *_unusual(record.skipped_steps)),
+        ("Loss spikes", *_unusual(record.spikes)),
+        ("Unreadable images", record.unreadable or None, f"in {SKIPPED}", "{:,}".format),
     ]
     return [Fact(name, show(value), note) for name, value, note, show in known if value is not None]
+
+
+def _unusual(steps: Sequence[int]) -> tuple[int | None, str, Callable[[Any], str]]:
+    newest = ", ".join(map(str, steps[-_NEWEST_STEPS:]))
+    more = "… " if len(steps) > _NEWEST_STEPS else ""
+    return len(steps) or None, f"{more}{newest} in {UNUSUAL}", "{:,}".format
 
 
 def _of_quality(record: RunRecord) -> list[tuple[str, Any, str, Callable[[Any], str]]]:

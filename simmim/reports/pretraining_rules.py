@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simmim.reports.record import NOTHING, Curve, RunRecord
-from simmim.reports.verdict import Cause, Rule, Verdict, judge
+from simmim.reports.verdict import Cause, Rule, Verdict, is_finite, judge
 
 # AdamW moves each weight by about the learning rate in a step, and weights start at a standard
 # deviation of 0.02: at this rate, one step replaces what was learned.
@@ -44,6 +44,7 @@ class PretrainingFigures:
         hidden_share: of each image.
         total_steps: that the run is to take.
         is_over: whether it takes no more.
+        skipped_in_a_row: of the newest steps, one after another.
     """
 
     held_out: Curve
@@ -55,6 +56,7 @@ class PretrainingFigures:
     hidden_share: float | None = None
     total_steps: int | None = None
     is_over: bool = True
+    skipped_in_a_row: int = 0
 
     @property
     def steps(self) -> int:
@@ -77,9 +79,8 @@ class PretrainingFigures:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the newest losses are numbers."""
-        newest = (self.held_out.last, self.training.last)
-        return all(math.isfinite(value) for value in newest if value is not None)
+        """Whether the losses are still numbers."""
+        return is_finite(self.held_out, self.training, self.skipped_in_a_row)
 
     @property
     def is_early(self) -> bool:
@@ -276,4 +277,5 @@ def pretraining_figures(record: RunRecord) -> PretrainingFigures:
         hidden_share=facts.get("hidden_share") or record.option("mask.ratio"),
         total_steps=facts.get("total_steps"),
         is_over=record.is_over,
+        skipped_in_a_row=record.skipped_in_a_row,
     )

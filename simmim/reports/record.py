@@ -1,6 +1,8 @@
 """What a run directory tells of its run, read back: whatever is there, while it goes on or after."""
 
+import contextlib
 import csv
+import itertools
 import json
 import math
 import re
@@ -12,7 +14,11 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from typing_extensions import TypedDict
 
+from simmim.data.skipped import SKIPPED
+from simmim.writing import written_beside
+
 FACTS = "run.json"
+UNUSUAL = "unusual_steps.jsonl"
 
 State = Literal["running", "finished", "interrupted", "failed"]
 
@@ -64,6 +70,8 @@ class RunRecord:
         configuration: the resolved configuration.
         overrides: what was typed.
         sheets: contact sheets of reconstructions, by step.
+        skipped_steps, spikes: steps in `unusual_steps.jsonl`, counted from 0 as there.
+        unreadable: how many images could not be read.
     """
 
     run_dir: Path
@@ -73,6 +81,9 @@ class RunRecord:
     configuration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Sequence[str] = ()
     sheets: Mapping[int, Path] = field(default_factory=dict)
+    skipped_steps: Sequence[int] = ()
+    spikes: Sequence[int] = ()
+    unreadable: int = 0
 
     @property
     def stage(self) -> str:
@@ -94,6 +105,15 @@ class RunRecord:
     def steps(self) -> int:
         """Optimiser steps that are known of."""
         return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=0)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of the newest steps were skipped, one after another."""
+        skipped = set(self.skipped_steps)
+        newest = max(skipped, default=-1)
+        if newest < self.steps - 1:  # a step was logged since
+            return 0
+        return next(count for count in itertools.count() if newest - count not in skipped)
 
     def curve(self, name: str) -> Curve:
         """The figure of this name, empty where it was never logged."""
@@ -118,6 +138,7 @@ def read_run(run_dir: str | Path, pending: Mapping[str, float] | None = None) ->
     """Reads what there is; `pending` is a row of metrics that is not in the file yet."""
     folder = Path(run_dir)
     handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
+    unusual = _read_lines(folder / UNUSUAL)
     return RunRecord(
         folder,
         facts=_read_json(folder / FACTS),  # type: ignore[arg-type]
@@ -130,6 +151,9 @@ def read_run(run_dir: str | Path, pending: Mapping[str, float] | None = None) ->
             for path in sorted(folder.glob("reconstructions/step-*.png"))
             if (found := re.fullmatch(r"step-(\d+)", path.stem))
         },
+        skipped_steps=[line["step"] for line in unusual if line["event"] == "skipped"],
+        spikes=[line["step"] for line in unusual if line["event"] == "spike"],
+        unreadable=len({line["image"] for line in _read_lines(folder / SKIPPED)}),
     )
 
 
@@ -156,15 +180,23 @@ def read_curves(path: Path, pending: Mapping[str, float] | None = None) -> dict[
 def write_facts(run_dir: Path, facts: RunFacts) -> None:
     """Writes `run.json`, beside and renamed."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    beside = run_dir / f"{FACTS}.partial"
-    beside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    beside.replace(run_dir / FACTS)
+    with written_beside(run_dir / FACTS) as beside:
+        beside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text()) if path.is_file() else {}
     assert isinstance(content, dict)
     return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """One object a line; a line that is half there, of a process that was killed, is none."""
+    objects = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            objects.append(json.loads(line))
+    return objects
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -3,9 +3,13 @@
 `pretraining_rules.py` and `classification_rules.py` hold the tables that it is read from.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
+
+from simmim.reports.record import Curve
 
 Kind = Literal[
     "learning well",
@@ -18,6 +22,9 @@ Kind = Literal[
 ]
 
 Figures = TypeVar("Figures")
+
+# So many steps in a row without a finite loss are no accident of one batch.
+_NO_ACCIDENT = 3
 
 
 class Verdict(NamedTuple):
@@ -34,6 +41,17 @@ class Verdict(NamedTuple):
         if self.kind == "learning well":
             return "good"
         return "bad" if self.kind in ("no better than baseline", "diverged") else "fair"
+
+
+def is_finite(held_out: Curve, training: Curve, skipped_in_a_row: int) -> bool:
+    """Whether the losses are still numbers: the newest held-out one, and any of the newest steps.
+
+    A step whose loss is none is logged, skipped, and does no harm.
+    """
+    if held_out.last is not None and not math.isfinite(held_out.last):
+        return False
+    logged = itertools.takewhile(lambda value: not math.isfinite(value), reversed(training.values))
+    return max(skipped_in_a_row, len(list(logged))) < _NO_ACCIDENT
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from reports.conftest import IMAGES, STEPS, write_metrics
 from simmim import report
+from simmim.data.waiting import MUCH
 from simmim.errors import UserError
 from simmim.reports import write_report, write_sweep_report
+from simmim.reports.record import read_run, write_facts
 
 
 def embedded(page: str, name: str):
@@ -34,6 +37,7 @@ def test_every_part_is_there(run_dir):
     assert "seed: 7" in page
     assert "2.11.0" in page
     assert "Not logged in this run" not in page
+    assert f"Above {MUCH:.0%}, more loader processes" in page
 
 
 def test_the_loss_stands_beside_both_baselines(run_dir):
@@ -100,6 +104,40 @@ def test_values_that_are_not_finite_leave_a_gap(run_dir):
     page = write_report(run_dir).read_text()
     assert "Diverged" in page
     assert "NaN" not in json.dumps(embedded(page, "charts"))
+
+
+def test_what_was_passed_over_is_told(run_dir):
+    """One step that is not finite is no divergence, though its loss is logged."""
+    with (run_dir / "metrics.csv").open("a") as file:
+        file.write("309,nan\n")
+    steps = [(7, "skipped"), (40, "spike"), *((at, "skipped") for at in (57, 101, 309))]
+    lines = [json.dumps({"step": step, "event": event}) for step, event in steps]
+    # The last line is of a process that was killed.
+    (run_dir / "unusual_steps.jsonl").write_text("\n".join([*lines, '{"step": 3']))
+    (run_dir / "skipped.jsonl").write_text('{"image": "a.png"}\n{"image": "b.png"}\n')
+    page = write_report(run_dir).read_text()
+    assert "Learning well" in page
+    for name, count, note in (
+        ("Skipped steps", 4, "… 57, 101, 309 in unusual_steps.jsonl"),
+        ("Loss spikes", 1, "40 in unusual_steps.jsonl"),
+        ("Unreadable images", 2, "in skipped.jsonl"),
+    ):
+        assert f"<dt>{name}</dt><dd>{count} <span>{note}</span></dd>" in page
+    record = read_run(run_dir)
+    assert record.skipped_in_a_row == 1
+    assert replace(record, skipped_steps=[308, 309, 310]).skipped_in_a_row == 3
+    assert replace(record, skipped_steps=[306, 307, 308]).skipped_in_a_row == 0
+
+
+def test_a_page_that_cannot_take_its_place_leaves_nothing(run_dir):
+    for name in ("report.html", "run.json"):
+        (run_dir / name).unlink(missing_ok=True)
+        (run_dir / name).mkdir()
+    with pytest.raises(OSError, match="report"):
+        write_report(run_dir)
+    with pytest.raises(OSError, match="run"):
+        write_facts(run_dir, {})
+    assert not list(run_dir.glob("*.partial"))
 
 
 def test_thousands_of_steps_keep_the_page_small_and_their_spikes(run_dir):

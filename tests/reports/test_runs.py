@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 from conftest import TINY, TINY_DEMO
 
 from simmim.reports import callback
@@ -66,6 +67,41 @@ def test_a_run_writes_its_report_as_it_goes_and_goes_on_with_it(run, tmp_path, m
     page = (folder / "report.html").read_text()
     assert "Ended by an error" not in page
     assert not list(folder.glob("*.partial"))
+
+
+def test_a_report_that_cannot_be_written_hinders_nothing(run, tmp_path, monkeypatch, caplog):
+    """No checkpoint, no other error, no end."""
+    told = "report.html cannot be written (OSError: No space left on device); the run goes on"
+    training_step = SimMIMTask.training_step
+
+    def fail(self, batch, batch_idx):
+        if self.global_step == 5:
+            raise RuntimeError("the GPU is gone")
+        return training_step(self, batch, batch_idx)
+
+    def have_no_room(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(callback, "write_report", have_no_room)
+    monkeypatch.setattr(callback, "_SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(SimMIMTask, "training_step", fail)
+    with pytest.raises(RuntimeError, match="the GPU is gone"):
+        run(
+            "pretrain",
+            *OPTIONS,
+            "trainer.log_every_n_steps=2",
+            *("save.every_n_steps=2", "save.keep=2"),
+        )
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert (checkpoints / "step-00000004.ckpt").is_file()
+    # What a run that is killed at its first logged step still owes to it.
+    content = torch.load(checkpoints / "step-00000002.ckpt", weights_only=True)
+    assert "train/peak_memory_bytes" in content["callbacks"]["Continuation"]["figures"]
+    assert sum(told in line for line in caplog.messages) == 1
+    monkeypatch.setattr(SimMIMTask, "training_step", training_step)
+    assert run("pretrain", *OPTIONS)["steps"] == 6
+    assert not any("checkpoint" in line and "cannot" in line for line in caplog.messages)
+    assert read_run(tmp_path / "run").state == "finished"
 
 
 def test_copying_is_measured_once_and_logged_with_every_validation(run, tmp_path):

@@ -94,6 +94,14 @@ def held_out(*values: float) -> Curve:
         ({"held_out": held_out(*[0.5] * 10)}, "learning slowly", "the learning rate does not suit"),
         ({"held_out": held_out(0.56), "is_over": False}, "learning well", ""),
         ({"held_out": held_out(0.3), "nearest_visible": None}, "learning well", ""),
+        # A step that was skipped is logged too.
+        ({"held_out": held_out(0.3), "training": held_out(0.4, math.nan)}, "learning well", ""),
+        (
+            {"held_out": held_out(0.3), "training": held_out(0.4, *[math.nan] * 3)},
+            "diverged",
+            "some value overflowed",
+        ),
+        ({"held_out": held_out(0.3), "skipped_in_a_row": 3}, "diverged", "some value overflowed"),
     ],
 )
 def test_other_runs(changes, kind, cause):
@@ -148,6 +156,8 @@ def test_the_sentence_compares_with_both_baselines():
             "diverged",
             "some value overflowed",
         ),
+        ({"held_out": held_out(0.5), "training_loss": held_out(2, math.inf)}, "learning well", ""),
+        ({"held_out": held_out(0.5), "skipped_in_a_row": 3}, "diverged", "some value overflowed"),
     ],
 )
 def test_training_with_labels(figures, kind, cause):
