@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simmim.console import say
+from simmim.data.content import describe_names, describe_source
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.skipped import SKIPPED
@@ -85,6 +86,18 @@ class ImageDataModule(pl.LightningDataModule):
         if not goes_on and getattr(rank_zero_only, "rank", 0) == 0:
             path.unlink(missing_ok=True)
         self.tolerance.skipped.path = path
+
+    def describe_content(self) -> dict[str, str]:
+        """What tells these images from others, wherever they lie: their number, names and classes."""
+        described = {
+            "training images": f"{len(self.train)} in an epoch"
+            if isinstance(self.train, ImageStream)
+            else describe_source(self.train),
+            "held-out images": describe_source(self.val),
+        }
+        if self.tolerance.excluded:
+            described["excluded images"] = describe_names(sorted(self.tolerance.excluded))
+        return described
 
     def report_skipped(self) -> int:
         """Tells how many images could not be read, if any, and returns it."""
