@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from simmim.composed import Composed, inherited
-from simmim.interruption import INTERRUPTED, SIGNALS, Interrupted
+from simmim.interruption import INTERRUPTED, Interrupted, clusters_signals
 
 # For a last checkpoint, before a scheduler's patience ends.
 _SECONDS_TO_END = 60.0
@@ -33,9 +33,10 @@ def run_apart(stage: str, composed: Composed) -> int:
         Interrupted: a signal came; submitit's handler, which queues the job again, was called before.
     """
     received: list[int] = []
+    signals = clusters_signals(composed.config.get("stop_signals") or [])
     with inherited(composed):
         process = subprocess.Popen([sys.executable, "-m", f"simmim.{stage}"])
-        with _passing_on(process, received) as handlers:
+        with _passing_on(process, signals, received) as handlers:
             try:
                 code = process.wait()
             except BaseException:  # Ctrl-C
@@ -56,9 +57,9 @@ def run_apart(stage: str, composed: Composed) -> int:
 
 @contextmanager
 def _passing_on(
-    process: "subprocess.Popen[bytes]", received: list[int]
+    process: "subprocess.Popen[bytes]", signals: Iterable[int], received: list[int]
 ) -> Iterator[dict[int, Any]]:
-    """Sends a process the signals that this one gets within the block; gives the handlers before."""
+    """Sends a process these signals where this one gets them; gives the handlers before."""
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
@@ -67,7 +68,7 @@ def _passing_on(
         received.append(number)
         process.send_signal(number)
 
-    handlers: dict[int, Any] = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    handlers: dict[int, Any] = {number: signal.signal(number, pass_on) for number in signals}
     try:
         yield handlers
     finally:

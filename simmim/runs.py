@@ -171,7 +171,7 @@ def forget_later_rows(trainer: pl.Trainer, step: int) -> None:
 def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> ImageDataModule:
     """The data that `data` names, augmented as `augmentation` says, in the encoder's size."""
     augmentation = instantiate(options["augmentation"], image_size=encoder.image_size)
-    return open_data(
+    images = open_data(
         options["data"],
         encoder,
         augmentation,
@@ -179,6 +179,8 @@ def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> Imag
         run.run_dir,
         goes_on=run.resumed is not None,
     )
+    images.stop_signals = list(options["stop_signals"])
+    return images
 
 
 def open_data(

@@ -35,6 +35,9 @@ class ImageDataModule(pl.LightningDataModule):
     is per device. `num_workers` None means a worker for each core but one, at most 8.
     `train_transform` is None where nothing is trained, `order` where any order of a source's samples
     will do. Workers change nothing in a source; a stream is read in as many lanes as there are.
+
+    Attributes:
+        stop_signals: names of those that the run listens to; its workers do not.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.tolerance = reading.tolerance(len(train) + len(val))
         self.order = order
+        self.stop_signals: Sequence[str] = ()
         self.tolerance.value_type = self._find_value_type()
 
     def _find_value_type(self) -> torch.dtype | None:
@@ -240,7 +244,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=generator,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, self.stop_signals),
             **workers,
         )
 
@@ -250,9 +254,9 @@ class ImageDataModule(pl.LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
 
-def start_worker(worker: int) -> None:
+def start_worker(stop_signals: Sequence[str], worker: int) -> None:
     """Leaves signals to the run: its next step needs what its workers have in hand."""
-    ignore_signals()
+    ignore_signals(stop_signals)
 
 
 def check_loading(batch_size: int, num_workers: int | None) -> None:
