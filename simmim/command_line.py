@@ -21,11 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from simmim import processes, sweeps
+from simmim import sweeps
+from simmim.composed import Composed, hand_over, handed_over, inherited
 from simmim.errors import DoesNotFitError, UserError
 from simmim.finished import record_finished
 from simmim.interruption import STOPPED_AT_ONCE
-from simmim.processes import Composed
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 # What a disk says that is full or cannot be written to, and the way out.
@@ -51,7 +51,7 @@ def run_command(stage: str) -> None:
     shows the traceback instead.
     """
     wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
-    composed = processes.handed_over()
+    composed = handed_over()
     if composed is not None:
         run_composed(stage, composed, wants_traceback)
         return
@@ -60,12 +60,14 @@ def run_command(stage: str) -> None:
     def command(config: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         try:
-            composed = processes.hand_over(config, hydra_config)
             # The processes of a run inherit the user's own choice.
-            with _full_error("1" if wants_traceback else None):
+            with (
+                _full_error("1" if wants_traceback else None),
+                hand_over(config, hydra_config) as composed,
+            ):
                 if hydra_config.mode == RunMode.MULTIRUN:
                     return sweeps.run_job(stage, composed)
-                with processes.inherited(composed):
+                with inherited(composed):
                     run_stage(stage, config, str(composed.run_dir), composed.overrides)
         except Exception as error:
             if not wants_traceback:

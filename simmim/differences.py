@@ -25,7 +25,13 @@ NO_DIFFERENCE = {
 }
 # A run may be made longer, not shorter: its schedule ends with it.
 LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
-# What makes up the global batch, which alone matters.
+# Where things lie on this machine. Of a run that goes on, what they hold is compared in their place.
+PLACES = {
+    *("data.root", "data.val_root", "data.statistics", "data.exclude"),
+    "init.checkpoint",
+}
+# What makes up the global batch. Beside it, only what is drawn for each device (drop path, Mixup)
+# depends on their number.
 _BATCH = {
     "data.batch_size",
     "trainer.devices",
@@ -33,6 +39,7 @@ _BATCH = {
     "trainer.accumulate_grad_batches",
 }
 _GLOBAL_BATCH = "images a step (data.batch_size × devices × trainer.accumulate_grad_batches)"
+STEPS = "steps an epoch"
 # What a stream's images are dealt out to.
 READERS = "readers of the stream (devices × data.num_workers)"
 _NOTHING = "nothing"
@@ -50,6 +57,15 @@ def deciding_options(config: Mapping[Any, Any], global_batch: int | None = None)
         options = {name: value for name, value in options.items() if name not in _BATCH}
         options[_GLOBAL_BATCH] = global_batch
     return options
+
+
+def without_places(options: Options, *, is_stream: bool) -> Options:
+    """The same without what says where things lie; a stream's URL is what it holds."""
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in PLACES or (is_stream and name == "data.root")
+    }
 
 
 def changed_options(before: Options, now: Options) -> list[str]:

@@ -22,10 +22,19 @@ class Interrupted(SystemExit):
     """Ends a process whose run can be resumed."""
 
 
-def ignore_signals() -> None:
-    """For a process that serves the run's own: it gets a cluster's signals too, and is still needed."""
-    for number in (*SIGNALS, KEYBOARD):
+def ignore_signals(names: Sequence[str] = ()) -> None:
+    """For a process that serves the run's own: it gets a cluster's signals too, and is still needed.
+
+    `names` are those that ask the run itself to stop.
+    """
+    for number in (*clusters_signals(names), KEYBOARD):
         signal.signal(number, signal.SIG_IGN)
+
+
+def clusters_signals(names: Sequence[str]) -> set[signal.Signals]:
+    """What a launcher may send: its own, and those of `stop_signals` that there are, not Ctrl-C."""
+    asked = {number for number in signal.Signals if number.name in names}
+    return {*SIGNALS, *asked} - {*_UNHEARD, KEYBOARD}
 
 
 def find_signals(names: Sequence[str]) -> tuple[signal.Signals, ...]:

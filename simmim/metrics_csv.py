@@ -2,13 +2,16 @@
 
 import csv
 from argparse import Namespace
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from simmim.writing import written_beside
+from simmim.console import warn
+from simmim.writing import append, written_beside
 
 
 class MetricsCsv(Logger):
@@ -28,6 +31,8 @@ class MetricsCsv(Logger):
         self._columns: list[str] = []
         self._opened = False
         self._row: dict[str, Any] = {}
+        self._waiting: list[dict[str, Any]] = []
+        self._waits = False
 
     @property
     def name(self) -> str:
@@ -61,20 +66,39 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Writes the row at hand, to which nothing can be added then."""
-        if not self._row:
+        """Writes the row at hand, to which nothing can be added then.
+
+        Where there is no room it waits with those after it, until there is.
+        """
+        if self._row:
+            self._waiting.append(self._row)
+            self._row = {}
+        if not self._waiting:
             return
+        try:
+            self._append(self._waiting)
+        except OSError as error:
+            if not self._waits:
+                warn(
+                    f"{self.path} cannot be written to ({error.strerror}); training goes on, and what "
+                    "is logged is kept until there is room"
+                )
+            self._waits = True
+            return
+        self._waiting, self._waits = [], False
+
+    def _append(self, rows: list[dict[str, Any]]) -> None:
         if not self._opened:
-            self._open()
-        new = [name for name in self._row if name not in self._columns]
+            self._open(rows[0])
+        names = dict.fromkeys(chain(*rows))
+        new = [name for name in names if name not in self._columns]
         if new:
-            rows = self._read()
-            self._columns += new
-            self._write(rows)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(self._row)
-        self.first_step = int(self._row["step"]) + 1
-        self._row = {}
+            earlier = self._read()
+            self._write([*self._columns, *new], earlier)
+        lines = StringIO(newline="")
+        csv.DictWriter(lines, self._columns).writerows(rows)
+        append(self.path, lines.getvalue())
+        self.first_step = int(rows[-1]["step"]) + 1
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -82,14 +106,15 @@ class MetricsCsv(Logger):
         self.flush()
         self._opened = False
 
-    def _open(self) -> None:
+    def _open(self, first: dict[str, Any]) -> None:
         """Drops what will be logged again, and takes up the row that is added to."""
-        step = self._row["step"]
+        step = first["step"]
         rows = [row for row in self._read() if float(row["step"]) < self.first_step]
         same = [row for row in rows if float(row["step"]) == step]
         for row in same:
-            self._row = {name: value for name, value in row.items() if value} | self._row
-        self._write([row for row in rows if row not in same and float(row["step"]) < step])
+            first |= {name: value for name, value in row.items() if value} | first
+        kept = [row for row in rows if row not in same and float(row["step"]) < step]
+        self._write(self._columns, kept)
         self._opened = True
 
     def _read(self) -> list[dict[str, Any]]:
@@ -102,8 +127,9 @@ class MetricsCsv(Logger):
             rows = [row for row in reader if None not in row.values() and None not in row]
         return rows if "step" in self._columns else []
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write(self, columns: list[str], rows: list[dict[str, Any]]) -> None:
         with written_beside(self.path) as beside, beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+        self._columns = columns

@@ -18,7 +18,7 @@ from simmim.checkpoints.reading import (
 )
 from simmim.checkpoints.sharded import is_distributed, read_rest
 from simmim.console import warn
-from simmim.differences import changed_options, describe, is_longer
+from simmim.differences import STEPS, changed_options, describe, is_longer
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
 
@@ -94,7 +94,8 @@ def require_same_options(
     """Compares the options that decide a run's result with those that it has had so far.
 
     Raises:
-        UserError: they differ in more than that the run became longer, unless `is_forced`.
+        UserError: they differ in more than that the run became longer, unless `is_forced`; or in the
+            steps of an epoch.
     """
     callbacks: Mapping[str, Mapping[str, Any]] = read_state(resumed).get("callbacks", {})
     before: dict[str, Any] = next(
@@ -105,12 +106,19 @@ def require_same_options(
     if not changed or is_longer(before, now, changed):
         return
     shown = describe(before, now, changed)
-    if is_forced:
+    # The order of the images is that of epochs of one length, and Lightning counts those of the other.
+    other_epochs = STEPS in changed
+    if is_forced and not other_epochs:
         warn(f"going on from {resumed} with other options, as resume_force=true says: {shown}")
         return
+    force = (
+        "; resume_force=true cannot change the steps of an epoch"
+        if other_epochs
+        else ", or resume_force=true to go on with these"
+    )
     raise UserError(
         f"{resumed} is of a run with other options: {shown}. Use those that it began with, another "
-        "run_dir, resume=never to start anew, or resume_force=true to go on with these"
+        f"run_dir, resume=never to start anew{force}"
     )
 
 

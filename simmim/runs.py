@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
+from simmim import composed
 from simmim.callbacks import (
     Amplitudes,
     Checkpoints,
@@ -30,7 +31,7 @@ from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.samples import Transform
 from simmim.data.streams import ImageStream
-from simmim.differences import READERS, deciding_options
+from simmim.differences import READERS, STEPS, deciding_options, without_places
 from simmim.encoder import SwinTransformer
 from simmim.encoder.compilation import Compile, check_compile, compile_blocks
 from simmim.errors import UserError
@@ -38,16 +39,16 @@ from simmim.failures import explained_failures
 from simmim.fully_sharded import FullySharded
 from simmim.metrics_csv import MetricsCsv
 from simmim.models import Classifier
-from simmim.normalisation import Normalisation
 from simmim.one_writer import OneWriter
 from simmim.optim import AdamWRecipe, describe_lr
 from simmim.reports import RunReport
 from simmim.resuming import require_same_options, require_strategy, resume_checkpoint
 from simmim.sharding import gather_weights
+from simmim.starting import Start
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.training import TrainingArguments
-from simmim.trainer import run_length
+from simmim.trainer import resolve_precision, run_length
 
 
 class RunOptions(TypedDict):
@@ -131,6 +132,9 @@ def create_run(
         options["data"].batch_size * trainer.world_size * trainer.accumulate_grad_batches
     )
     checkpoints.options = deciding_options(given, images_a_step)
+    # What auto stands for depends on the machine.
+    kind = "gpu" if trainer.strategy.root_device.type == "cuda" else "cpu"
+    checkpoints.options["trainer.precision"] = resolve_precision(options["trainer"].precision, kind)
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
     step = 0
     if resumed is not None:
@@ -167,7 +171,7 @@ def forget_later_rows(trainer: pl.Trainer, step: int) -> None:
 def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> ImageDataModule:
     """The data that `data` names, augmented as `augmentation` says, in the encoder's size."""
     augmentation = instantiate(options["augmentation"], image_size=encoder.image_size)
-    return open_data(
+    images = open_data(
         options["data"],
         encoder,
         augmentation,
@@ -175,6 +179,8 @@ def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> Imag
         run.run_dir,
         goes_on=run.resumed is not None and run.resumed.parent == run.checkpoints.folder,
     )
+    images.stop_signals = list(options["stop_signals"])
+    return images
 
 
 def open_data(
@@ -204,7 +210,7 @@ def open_data(
 
 
 def training_arguments(
-    run: Run, images: ImageDataModule, normalisation: Normalisation, seed: int
+    run: Run, start: Start, images: ImageDataModule, seed: int
 ) -> TrainingArguments:
     """What every task is told.
 
@@ -212,17 +218,26 @@ def training_arguments(
         UserError: there is not one whole batch, or the checkpoint is of a run with other options.
     """
     trainer = run.trainer
-    if isinstance(images.train, ImageStream):
-        readers = trainer.world_size * max(1, images.num_workers)
-        run.checkpoints.options[READERS] = readers
-    if run.resumed is not None:
-        require_same_options(run.resumed, run.checkpoints.options, is_forced=run.resume_force)
     share = (trainer.world_size, trainer.accumulate_grad_batches)
+    normalisation = start.find_normalisation(images.normalisation)
+    steps_per_epoch = images.steps_per_epoch(*share)
+    options = without_places(
+        run.checkpoints.options, is_stream=isinstance(images.train, ImageStream)
+    )
+    options |= images.describe_content()
+    options["normalisation"] = f"mean {normalisation.mean}, std {normalisation.std}"
+    options["weights at the start"] = start.digest()
+    options[STEPS] = steps_per_epoch
+    if isinstance(images.train, ImageStream):
+        options[READERS] = trainer.world_size * max(1, images.num_workers)
+    run.checkpoints.options = options
+    if run.resumed is not None:
+        require_same_options(run.resumed, options, is_forced=run.resume_force)
     images.require_steps(*share)
     length = run_length(
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps,
-        steps_per_epoch=images.steps_per_epoch(*share),
+        steps_per_epoch=steps_per_epoch,
     )
     return {
         "normalisation": normalisation,
@@ -273,6 +288,8 @@ def fit(
     run.checkpoints.require_figure(logged)
     require_objective(run.objective, [*logged, *(figures or {})])
     compile_blocks(task.model.encoder, run.compile)
+    if trainer.is_global_zero:
+        composed.record(run.run_dir)
     run.report.begin(stage, figures)
     with explained_failures(
         batch_size=images.batch_size,

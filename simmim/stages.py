@@ -73,8 +73,7 @@ def pretrain(
     run = create_run(options, of_stage, [pictures, neighbours], neighbours.figures)
     require_memory(start, run, options, create_simmim)
     images = create_data(options, start.planned, run)
-    normalisation = start.find_normalisation(images.normalisation)
-    arguments = training_arguments(run, images, normalisation, options["seed"])
+    arguments = training_arguments(run, start, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = SimMIMTask(
@@ -117,8 +116,7 @@ def finetune(
     classes = images.require_classes()
     create_model = classifier_of(len(classes), is_frozen=mode == "linear")
     require_memory(start, run, options, create_model, has_average=bool(average))
-    normalisation = start.find_normalisation(images.normalisation)
-    arguments = training_arguments(run, images, normalisation, options["seed"])
+    arguments = training_arguments(run, start, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = ClassificationTask(
@@ -159,8 +157,7 @@ def transfer(
     classes = images.require_classes()
     rows = start.find_head(classes)
     require_memory(start, run, options, classifier_of(len(rows)), has_average=bool(average))
-    normalisation = start.find_normalisation(images.normalisation)
-    arguments = training_arguments(run, images, normalisation, options["seed"])
+    arguments = training_arguments(run, start, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = ClassificationTask(

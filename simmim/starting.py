@@ -1,5 +1,6 @@
 """Where a model starts from: the weights of a file, what they say of their encoder, or scratch."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from simmim.sizes import Pair, as_pair, show
 
 # The published sizes, each family from the smallest on.
 _FOR_PHOTOGRAPHS = [name for name in ARCHITECTURES if name != "swinv2_nano"]
+# Enough to tell the tensors of two trainings apart.
+_COMPARED_VALUES = 100
 
 
 class Start:
@@ -105,6 +108,19 @@ class Start:
             say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
             return trained
         return of_data
+
+    def digest(self) -> str | None:
+        """Tells these weights from others, wherever their file lies; None from scratch.
+
+        Of each tensor, its name, shape and first values.
+        """
+        if self.weights is None:
+            return None
+        content = hashlib.sha256()
+        for name, tensor in sorted(self.weights.tensors.items()):
+            values = tensor.detach().flatten()[:_COMPARED_VALUES].to("cpu", torch.float32)
+            content.update(f"{name} {tuple(tensor.shape)} {values.tolist()}".encode())
+        return content.hexdigest()[:12]
 
     def find_head(self, classes: tuple[str, ...]) -> list[int]:
         """The outputs of the file's head that stand for these classes, by name.

@@ -18,9 +18,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from simmim import processes
+from simmim.composed import Composed
 from simmim.errors import UserError
 from simmim.finished import is_finished
-from simmim.processes import Composed
 
 log = logging.getLogger("simmim")
 

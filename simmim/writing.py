@@ -27,6 +27,18 @@ def written_beside(path: str | Path) -> Iterator[Path]:
     flush_entry(path)
 
 
+def append(path: Path, text: str) -> None:
+    """Adds to the end of a file: all of it, or nothing where there is no room (OSError)."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", newline="") as file:
+            file.write(text)
+    except OSError:
+        if path.exists():
+            os.truncate(path, before)
+        raise
+
+
 def flush(path: Path) -> None:
     """Has the disk hold the file, or all files of the folder."""
     if path.is_dir():

@@ -20,7 +20,15 @@ LAYERS = [
     ["preflight"],
     ["runs", "starting", "resuming"],
     ["reports"],
-    ["configuration", "trainer", "summary", "metrics_csv", "one_writer", "differences"],
+    [
+        "configuration",
+        "trainer",
+        "summary",
+        "metrics_csv",
+        "tensorboard_log",
+        "one_writer",
+        "differences",
+    ],
     ["strategies", "fully_sharded"],
     ["callbacks"],
     ["resources"],
@@ -31,6 +39,7 @@ LAYERS = [
     ["heads", "losses", "masking", "analysis"],
     ["encoder"],
     ["normalisation", "randomness", "sizes", "console", "interruption", "writing", "failures"],
+    ["composed"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

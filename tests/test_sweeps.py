@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from simmim import processes, runs
 from simmim.command_line import explain, run_command, run_composed
+from simmim.composed import Composed
 from simmim.errors import UserError
 from simmim.finished import is_finished, record_finished
 from simmim.studies import continue_study
@@ -24,7 +25,7 @@ from simmim.sweeps import job_name, require_one_process
 STEP = ["trainer.max_steps=1", "reconstructions.count=0", "logger=csv"]
 
 
-def run_real(stage: str, composed: processes.Composed) -> int:
+def run_real(stage: str, composed: Composed) -> int:
     """A job as its process runs it."""
     try:
         run_composed(stage, composed, wants_traceback=False)
@@ -35,7 +36,7 @@ def run_real(stage: str, composed: processes.Composed) -> int:
     return 0
 
 
-def run_pretended(stage: str, composed: processes.Composed) -> int:
+def run_pretended(stage: str, composed: Composed) -> int:
     """What a job leaves, without training, where its options are right."""
     if composed.config.mask.ratio >= 1:
         return run_real(stage, composed)
@@ -55,7 +56,7 @@ def sweep(tmp_path, monkeypatch):
     def start(*options: str, run_job=run_pretended) -> tuple[int, list[str]]:
         ran: list[str] = []
 
-        def run_within(stage: str, composed: processes.Composed) -> int:
+        def run_within(stage: str, composed: Composed) -> int:
             ran.append(composed.run_dir.name)
             return run_job(stage, composed)
 
@@ -229,9 +230,9 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch):
         require_one_process()
 
 
-def composed(folder: Path) -> processes.Composed:
+def composed(folder: Path) -> Composed:
     config = OmegaConf.create({"run_dir": str(folder)})
-    return processes.Composed(folder / "resolved.yaml", config, [], OmegaConf.create({}))
+    return Composed(folder / "resolved.yaml", config, [], OmegaConf.create({}))
 
 
 def script(path: Path, text: str) -> str:
@@ -258,9 +259,10 @@ import sys
 from pathlib import Path
 from omegaconf import OmegaConf
 from simmim import processes
+from simmim.composed import Composed
 sys.executable = {job!r}
 config = OmegaConf.create({{"run_dir": "."}})
-processes.run_apart("pretrain", processes.Composed(Path("x"), config, [], config))
+processes.run_apart("pretrain", Composed(Path("x"), config, [], config))
 """
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     deadline = time.monotonic() + 60

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -213,11 +214,8 @@ class Checkpoints(pl.Callback):
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
         # A run that goes on from here logs nothing of the steps before this one again.
-        for logger in trainer.loggers:
-            for writer in (logger, getattr(logger, "experiment", None)):
-                if isinstance(writer, _Buffered):
-                    writer.flush()
-        error = self._write(trainer, path)
+        _flush_loggers(trainer)
+        error = self._write(trainer, path, is_newest=True)
         self._saved_time = time.monotonic()
         if error is not None:
             if is_needed:
@@ -231,16 +229,25 @@ class Checkpoints(pl.Callback):
             )
             return
         if trainer.is_global_zero:
-            _point(self.last, path)
-            # Later steps are left from before the run was started again; they are not ours to lose.
-            steps = [old for old in sorted(self.folder.glob("step-*.ckpt")) if old <= path]
-            for old in steps[: -self.keep]:
-                remove(old)
+            self._remove_older(path)
         trainer.strategy.barrier("checkpoint written")
         self._saved_step = trainer.global_step
 
-    def _write(self, trainer: pl.Trainer, path: Path) -> str | None:
-        """Writes the run's state to this path at once, or says why that cannot be; on all ranks."""
+    def _remove_older(self, path: Path) -> None:
+        """Keeps the newest up to this one; what cannot be removed is told of and stays."""
+        # Later steps are left from before the run was started again; they are not ours to lose.
+        steps = [old for old in sorted(self.folder.glob("step-*.ckpt")) if old <= path]
+        for old in steps[: -self.keep]:
+            try:
+                remove(old)
+            except OSError as error:
+                log.warning(f"{old} cannot be removed ({_first_line(error)}); training goes on")
+
+    def _write(self, trainer: pl.Trainer, path: Path, *, is_newest: bool = False) -> str | None:
+        """Writes the run's state to this path at once, or says why that cannot be; on all ranks.
+
+        `last.ckpt` then points to it, where it `is_newest`.
+        """
         beside = path.with_name(path.name + PARTIAL)
         error = None
         try:
@@ -255,14 +262,31 @@ class Checkpoints(pl.Callback):
                         write_checksums(beside)
                     flush(beside)
                     _replace(beside, path)
-                else:
-                    remove(beside)
+                    if is_newest:
+                        _point(self.last, path)
             except OSError as raised:
                 error = _first_line(raised)
-                remove(beside)
+            if error is not None:
+                # It stays where not even that is possible, until the run is started again.
+                with suppress(OSError):
+                    remove(beside)
         if trainer.world_size > 1:
             error = trainer.strategy.broadcast(error)
         return error
+
+
+def _flush_loggers(trainer: pl.Trainer) -> None:
+    """Has the disk hold what was logged; where it cannot, that is told of and training goes on."""
+    for logger in trainer.loggers:
+        for writer in (logger, getattr(logger, "experiment", None)):
+            if isinstance(writer, _Buffered):
+                try:
+                    writer.flush()
+                except OSError as error:
+                    log.warning(
+                        f"the log of {type(logger).__name__} cannot be written "
+                        f"({_first_line(error)}); training goes on"
+                    )
 
 
 def _replace(written: Path, path: Path) -> None:

@@ -13,6 +13,7 @@ from simmim.callbacks.findings import Finding, Origin, all_images, all_suspects,
 from simmim.console import warn
 from simmim.errors import UserError
 from simmim.tasks.training import StepFigures, TrainingTask
+from simmim.writing import append, written_beside
 
 # Below it, it is not the scale of the loss that makes gradients overflow in fp16.
 _SMALLEST_SCALE = 1.0
@@ -44,6 +45,7 @@ class Guard(pl.Callback):
         self.max_skipped = max_skipped
         self.spikes = SpikeDetector(spike_factor)
         self.in_a_row = 0
+        self._waiting: list[str] = []  # until there is room on the disk
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forgets steps that a resumed run takes again."""
@@ -52,7 +54,13 @@ class Guard(pl.Callback):
         kept = [
             line for line in self.path.read_text().splitlines() if _step(line) < trainer.global_step
         ]
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        try:
+            with written_beside(self.path) as beside:
+                beside.write_text("".join(f"{line}\n" for line in kept))
+        except OSError as error:
+            warn(
+                f"{self.path} cannot be written to ({error.strerror}); steps may stand there twice"
+            )
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -148,8 +156,14 @@ class Guard(pl.Callback):
             },
             "images": all_images(findings),
         }
-        with self.path.open("a") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._waiting.append(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            append(self.path, "".join(self._waiting))
+        except OSError as error:
+            if len(self._waiting) == 1:
+                warn(f"{self.path} cannot be written to ({error.strerror}); it waits for room")
+            return
+        self._waiting = []
 
 
 def _read(figures: StepFigures) -> tuple[float, float]:

@@ -13,11 +13,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from simmim.console import warn
 from simmim.data.datamodule import ImageDataModule
 from simmim.data.samples import Sample, SampleKey, TransformedImages
 from simmim.errors import UserError
 from simmim.normalisation import stretch
 from simmim.tasks.simmim import Reconstruction, SimMIMTask
+from simmim.writing import written_beside
 
 # The name under which a sheet's file says where its pictures are: for each image, in the order of the
 # columns, `[left, top, right, bottom]` in pixels, as JSON.
@@ -60,10 +62,17 @@ class Reconstructions(pl.Callback):
         is_picture = batch.image.dtype == torch.uint8
         show = pl_module.normalisation.invert if is_picture else stretch
         sheet = contact_sheet(panels(result, show))
+        try:
+            self._write(sheet, trainer)
+        except OSError as error:
+            warn(f"{self.folder} cannot be written to ({error.strerror}); training goes on")
+
+    def _write(self, sheet: Image.Image, trainer: pl.Trainer) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         where = PngImagePlugin.PngInfo()
         where.add_text(TILES, json.dumps(sheet.info[TILES]))
-        sheet.save(self.folder / f"step-{trainer.global_step:08d}.png", pnginfo=where)
+        with written_beside(self.folder / f"step-{trainer.global_step:08d}.png") as beside:
+            sheet.save(beside, format="PNG", pnginfo=where)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(

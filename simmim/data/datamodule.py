@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from simmim.console import say
+from simmim.data.content import describe_names, describe_source
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.skipped import SKIPPED
@@ -34,6 +35,9 @@ class ImageDataModule(pl.LightningDataModule):
     is per device. `num_workers` None means a worker for each core but one, at most 8.
     `train_transform` is None where nothing is trained, `order` where any order of a source's samples
     will do. Workers change nothing in a source; a stream is read in as many lanes as there are.
+
+    Attributes:
+        stop_signals: names of those that the run listens to; its workers do not.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self.tolerance = reading.tolerance(len(train) + len(val))
         self.order = order
+        self.stop_signals: Sequence[str] = ()
         self.tolerance.value_type = self._find_value_type()
 
     def _find_value_type(self) -> torch.dtype | None:
@@ -85,6 +90,18 @@ class ImageDataModule(pl.LightningDataModule):
         if not goes_on and getattr(rank_zero_only, "rank", 0) == 0:
             path.unlink(missing_ok=True)
         self.tolerance.skipped.path = path
+
+    def describe_content(self) -> dict[str, str]:
+        """What tells these images from others, wherever they lie: their number, names and classes."""
+        described = {
+            "training images": f"{len(self.train)} in an epoch"
+            if isinstance(self.train, ImageStream)
+            else describe_source(self.train),
+            "held-out images": describe_source(self.val),
+        }
+        if self.tolerance.excluded:
+            described["excluded images"] = describe_names(sorted(self.tolerance.excluded))
+        return described
 
     def report_skipped(self) -> int:
         """Tells how many images could not be read, if any, and returns it."""
@@ -227,7 +244,7 @@ class ImageDataModule(pl.LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=generator,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, self.stop_signals),
             **workers,
         )
 
@@ -237,9 +254,9 @@ class ImageDataModule(pl.LightningDataModule):
         return {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
 
 
-def start_worker(worker: int) -> None:
+def start_worker(stop_signals: Sequence[str], worker: int) -> None:
     """Leaves signals to the run: its next step needs what its workers have in hand."""
-    ignore_signals()
+    ignore_signals(stop_signals)
 
 
 def check_loading(batch_size: int, num_workers: int | None) -> None:
