@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from simmim import processes
 from simmim.composed import Composed
 sys.executable = {job!r}
-config = OmegaConf.create({{"run_dir": ".", "stop_signals": ["SIGINT", "SIGHUP"]}})
+config = OmegaConf.create({{"run_dir": ".", "stop_signals": ["SIGINT", "SIGALRM"]}})
 processes.run_apart("pretrain", Composed(Path("x"), config, [], config))
 """
 
@@ -27,7 +27,7 @@ processes.run_apart("pretrain", Composed(Path("x"), config, [], config))
 def test_a_sweep_passes_on_what_stop_signals_names(tmp_path):
     job = tmp_path / "job"
     job.write_text(
-        '#!/bin/sh\ntrap "echo saved > saved; exit 75" HUP; touch started\n'
+        '#!/bin/sh\ntrap "echo saved > saved; exit 75" ALRM; touch started\n'
         "while :; do sleep 0.1; done\n"
     )
     job.chmod(0o755)
@@ -35,7 +35,8 @@ def test_a_sweep_passes_on_what_stop_signals_names(tmp_path):
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    sweep.send_signal(signal.SIGHUP)
+    # Not SIGHUP, which nohup has all that it starts ignore.
+    sweep.send_signal(signal.SIGALRM)
     assert sweep.wait(60) == 75
     assert (tmp_path / "saved").exists()
 
