@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 # Logits of one chunk, for each thread: with their gradients they fit a core's second-level cache.
 _LOGIT_BYTES = 1024 * 1024
 # On the meta device, where steps are planned and nothing is computed, larger chunks serve as well.
-_PLANNED_CHUNKS = 4
+_PLANNED_CHUNKS = 2
 # As torch.nn.functional.normalize has it.
 _SMALLEST_NORM = 1e-12
 
