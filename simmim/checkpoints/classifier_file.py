@@ -1,6 +1,5 @@
 """`classifier.safetensors`: an encoder with its classification head, and the classes' names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +39,7 @@ def save_classifier(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     description = describe_encoder(classifier.encoder, normalisation)
     description["classes"] = list(classes)
-    save_described(tensors, path, json.dumps(description))
+    save_described(tensors, path, description)
 
 
 def load_classifier(path: str | Path) -> TrainedClassifier:

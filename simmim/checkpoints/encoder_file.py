@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,12 +31,19 @@ def save_encoder(
     """
     whole = encoder.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
-    save_described(tensors, path, json.dumps(describe_encoder(encoder, normalisation)))
+    save_described(tensors, path, describe_encoder(encoder, normalisation))
 
 
-def save_described(tensors: dict[str, Tensor], path: str | Path, description: str) -> None:
-    """Writes tensors with what describes them, whole or not at all, and a checksum of both."""
-    metadata = {"simmim": description, "crc32": checksum_of(tensors, description)}
+def save_described(
+    tensors: dict[str, Tensor], path: str | Path, description: Mapping[str, Any]
+) -> None:
+    """Writes tensors with what describes them, whole or not at all, and a checksum of both.
+
+    The same content gives the same bytes: safetensors writes several metadata keys in any order, so
+    there is one.
+    """
+    checksum = checksum_of(tensors, json.dumps(description))
+    metadata = {"simmim": json.dumps({**description, "crc32": checksum})}
     with written_beside(path) as beside:
         save_file(tensors, beside, metadata=metadata)
         # safetensors makes files that only their owner reads, whatever the umask allows others.

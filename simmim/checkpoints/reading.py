@@ -215,14 +215,14 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         raise UserError(f"{path} is damaged ({_first_line(error)}); copy it again") from error
     if "simmim" not in metadata:
         return tensors, None
-    # Files of earlier versions have none.
-    written = metadata.get("crc32")
-    if written is not None and written != checksum_of(tensors, metadata["simmim"]):
-        raise UserError(f"{path} is not as it was written (its checksum differs); copy it again")
     try:
         description = json.loads(metadata["simmim"])
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
+    # Files of earlier versions have none.
+    written = description.pop("crc32", None) if isinstance(description, dict) else None
+    if written is not None and written != checksum_of(tensors, json.dumps(description)):
+        raise UserError(f"{path} is not as it was written (its checksum differs); copy it again")
     if not is_description(description):
         raise UserError(f"{path} has metadata that no version of simmim writes; write it again")
     if description["format_version"] > FORMAT_VERSION:

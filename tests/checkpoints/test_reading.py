@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import simmim
 from simmim.checkpoints import from_official, to_hf, to_official, to_timm
+from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.loading import adapt_channels, load_encoder_weights, resize_table
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
@@ -96,6 +97,14 @@ def test_a_table_is_carried_to_another_window():
     assert torch.allclose(
         resize_table(constant, (4, 4), (8, 8)), torch.full((225, 2), 3.0), atol=1e-5
     )
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path):
+    """So that two runs can be compared by the checksums of their files."""
+    encoder = tiny()
+    for number in range(8):
+        save_encoder(encoder, tmp_path / f"{number}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_code_in_a_pickle_does_not_run(tmp_path):
