@@ -65,7 +65,7 @@ class OneWriter:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 has_locks = error.errno not in _UNSUPPORTED
-                writer = self._read()
+                writer = _read(self.path)
                 if not has_locks and not _may_be_writing(writer):
                     say(f"{run_dir} has no file locks; {self.path} says who writes there")
                     return
@@ -79,12 +79,22 @@ class OneWriter:
                 ) from error
             return
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            writer = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return writer if isinstance(writer, dict) else {}
+
+def writer_is_gone(run_dir: str | Path) -> bool:
+    """Whether a process of this machine wrote there and ended without a word, as one that is killed.
+
+    Of another machine's process nothing is known here: it may still be writing.
+    """
+    writer = _read(Path(run_dir, _NAME))
+    return writer.get("host") == socket.gethostname() and not _is_alive(writer)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        writer = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return writer if isinstance(writer, dict) else {}
 
 
 def _this_process() -> dict[str, Any]:
@@ -107,9 +117,13 @@ def _may_be_writing(writer: dict[str, Any]) -> bool:
         return False
     if writer.get("host") != socket.gethostname():
         return True
+    return writer.get("process") != os.getpid() and _is_alive(writer)
+
+
+def _is_alive(writer: dict[str, Any]) -> bool:
+    """Whether this machine has that process still, and no later one of its number."""
     try:
-        process = psutil.Process(int(writer["process"]))
-        return process.pid != os.getpid() and process.create_time() == writer["started"]
+        return psutil.Process(int(writer["process"])).create_time() == writer["started"]
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
 

@@ -14,7 +14,7 @@ import pytest
 
 from simmim import one_writer
 from simmim.errors import UserError
-from simmim.one_writer import OneWriter
+from simmim.one_writer import OneWriter, writer_is_gone
 
 # Holds the directory, starts a process of its own as a loader would, and waits.
 HOLD = """
@@ -41,7 +41,10 @@ def test_a_second_process_stops_and_a_killed_one_lets_go(tmp_path: Path) -> None
             OneWriter(tmp_path, patience=0.1)
         assert f"is being written to by another run (process {first.pid} on" in str(refused.value)
         assert "use another run_dir" in str(refused.value)
+        assert not writer_is_gone(tmp_path)
         first.kill()
+        first.wait()
+        assert writer_is_gone(tmp_path)
         # Its loader's worker lives on for a while.
         OneWriter(tmp_path, patience=5).release()
     finally:

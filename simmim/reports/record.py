@@ -15,6 +15,7 @@ import yaml
 from typing_extensions import TypedDict
 
 from simmim.data.skipped import SKIPPED
+from simmim.one_writer import writer_is_gone
 from simmim.writing import written_beside
 
 FACTS = "run.json"
@@ -93,7 +94,7 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """Whether it goes on, or how it ended. One killed outright still says that it runs."""
+        """Whether it goes on, or how it ended. Killed elsewhere, it still says that it runs."""
         return self.facts.get("state", "finished" if self.summary else "running")
 
     @property
@@ -137,11 +138,14 @@ class RunRecord:
 def read_run(run_dir: str | Path, pending: Mapping[str, float] | None = None) -> RunRecord:
     """Reads what there is; `pending` is a row of metrics that is not in the file yet."""
     folder = Path(run_dir)
+    facts = _read_json(folder / FACTS)
+    if facts.get("state") == "running" and writer_is_gone(folder):
+        facts["state"] = "interrupted"  # killed outright, it could not say so itself
     handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
     unusual = _read_lines(folder / UNUSUAL)
     return RunRecord(
         folder,
-        facts=_read_json(folder / FACTS),  # type: ignore[arg-type]
+        facts=facts,  # type: ignore[arg-type]
         curves=read_curves(folder / "metrics.csv", pending),
         summary=_read_json(folder / "summary.json"),
         configuration=handed_over.get("config", {}),

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import socket
+import subprocess
 
 import pytest
 import torch
@@ -135,3 +137,15 @@ def test_a_transfer_tells_what_it_began_with(run, tmp_path):
     page = (tmp_path / "t" / "report.html").read_text()
     assert f"before training at this size it was {summary['metrics']['direct/top1']:.1%}" in page
     assert "training top-1" not in page
+
+
+def test_the_page_of_a_killed_run_says_so_when_it_is_made_anew(run, tmp_path):
+    run("pretrain", *OPTIONS)
+    facts = tmp_path / "run" / "run.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"state": "running"}))
+    assert read_run(tmp_path / "run").state == "running"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    writer = {"host": socket.gethostname(), "process": gone.pid, "started": 0.0}
+    (tmp_path / "run" / ".writer").write_text(json.dumps(writer))
+    assert read_run(tmp_path / "run").state == "interrupted"
