@@ -1,5 +1,6 @@
 """What machines do to a run: files that are damaged, disks that are full, workers that die."""
 
+import contextlib
 import errno
 import os
 import random
@@ -196,15 +197,17 @@ def test_a_run_directory_that_is_read_only_is_told_before_training(tmp_path: Pat
 
 
 def kill_a_worker() -> None:
-    """Of this process, as soon as there is one."""
+    """Of this process, as soon as there is one: a fork, unlike git or a resource tracker."""
     import threading
 
     def watch() -> None:
+        process = psutil.Process()
         while True:
-            for child in psutil.Process().children():
-                time.sleep(0.5)
-                child.kill()
-                return
+            for child in process.children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if child.cmdline() == process.cmdline():
+                        child.kill()
+                        return
             time.sleep(0.05)
 
     threading.Thread(target=watch, daemon=True).start()
