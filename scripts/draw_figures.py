@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from simmim.data.demo import DemoImages
-from simmim.encoder import create_encoder
+from simmim.encoder import SwinTransformer, create_encoder
 from simmim.encoder.position_bias import ContinuousPositionBias, normalised_offsets
 from simmim.encoder.windows import WindowGrid, attention_mask, fit_window, partition_windows
 from simmim.masking import RandomMaskGenerator, enlarge
@@ -126,36 +126,39 @@ def draw_simmim() -> Figure:
     image = picture.permute(1, 2, 0).numpy()
     masks = RandomMaskGenerator(encoder.image_size, token_size=encoder.patch_size)
     mask = enlarge(masks(torch.tensor([0]), step=0), encoder.patch_size)[0].numpy()
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.9), layout="constrained")
+    figure, axes = plt.subplots(
+        1, 4, figsize=(11, 2.9), layout="constrained", width_ratios=(1, 1, 1.5, 1)
+    )
     show_image(axes[0], image, f"image, {encoder.image_size[0]} px")
     hidden = np.where(mask[..., None], 230, image)
     share = f"{masks.num_masked} of {masks.num_patches}"
     show_image(axes[1], hidden, f"{share} patches of {masks.patch_size} px\nbecome the mask token")
-    draw_stages(axes[2], encoder.image_size[0], encoder.strides, encoder.channels)
+    draw_stages(axes[2], encoder)
     counted = np.where(mask[..., None], image, 255)
-    show_image(axes[3], counted, "the head's pixels count\nwhere they were hidden (L1)")
+    show_image(axes[3], counted, "the loss (L1) compares pixels\nwhere they were hidden")
     return figure
 
 
-def draw_stages(
-    axis: Axes, image_size: int, strides: tuple[int, ...], channels: tuple[int, ...]
-) -> None:
-    """The stages' feature maps, each a square of its tokens' number, with its channels."""
-    left, unit = 0.0, 1 / (image_size // strides[0])
-    for stride, width in zip(strides, channels, strict=True):
-        side = image_size // stride
-        size = max(side * unit, 0.1)
-        lines = np.linspace(0, size, min(side, 24) + 1)
-        axis.hlines(lines, left, left + size, color="#577590", linewidth=0.3)
-        axis.vlines(left + lines, 0, size, color="#577590", linewidth=0.3)
-        axis.text(left + size / 2, size + 0.05, f"{side}²\n× {width}", ha="center", fontsize=7)
-        left += size + 0.22
+def draw_stages(axis: Axes, encoder: SwinTransformer) -> None:
+    """The stages' feature maps, each a square as wide as it has tokens, cut into its windows."""
+    left, unit = 0.0, encoder.strides[0] / encoder.image_size[0]
+    for stride, width, window in zip(
+        encoder.strides, encoder.channels, encoder.window_sizes, strict=True
+    ):
+        tokens = encoder.image_size[0] // stride
+        size = tokens * unit
+        lines = np.arange(0, tokens + 1, window[0]) * unit
+        axis.add_patch(Rectangle((left, 0), size, size, facecolor=COLOURS[0]))
+        axis.hlines(lines, left, left + size, color="black", linewidth=0.8)
+        axis.vlines(left + lines, 0, size, color="black", linewidth=0.8)
+        axis.text(left + size / 2, size + 0.05, f"{tokens}²\n× {width}", ha="center", fontsize=7)
+        left += size + 0.25
     axis.set_xlim(-0.05, left)
-    axis.set_ylim(-0.4, 1.4)
+    axis.set_ylim(-0.3, 1.4)
     axis.set_aspect("equal")
     axis.axis("off")
-    axis.set_title("encoder: all tokens, four stages\n(tokens × channels)")
-    axis.text(left - 0.3, -0.3, "→ linear, pixel shuffle", ha="right", fontsize=8)
+    axis.set_title("encoder: all tokens, four stages\n(tokens × channels, and windows)")
+    axis.text(left - 0.2, -0.2, "then the head: linear, pixel shuffle", ha="right", fontsize=8)
 
 
 def show_image(axis: Axes, image: np.ndarray, title: str) -> None:
@@ -176,7 +179,11 @@ def draw_position_bias() -> Figure:
             inputs = normalised_offsets((window, window), pretrained, log_spaced=log_spaced)
             tokens = np.arange(1 - window, window)
             axis.plot(tokens, inputs[:, 0, 0], color=colour, label=f"window {window}")
-        axis.axhspan(-1, 1, color="#8ecae6", alpha=0.4, linewidth=0, label="seen in training")
+        # The last of the loop is the window that it was trained with.
+        seen = inputs.max().item()
+        axis.axhspan(
+            -seen, seen, color=COLOURS[0], alpha=0.4, linewidth=0, label="seen in training"
+        )
         axis.set_xlabel("offset in tokens")
         axis.set_ylabel("input of the network")
         axis.set_title("linear-spaced" if not log_spaced else "log-spaced")
@@ -187,7 +194,7 @@ def draw_position_bias() -> Figure:
     small = ContinuousPositionBias(1, pretrained, pretrained, log_spaced=True)
     large = ContinuousPositionBias(1, (24, 24), pretrained, log_spaced=True)
     # Steeper than at the start of training, for its shape to show.
-    torch.nn.init.normal_(small.mlp[2].weight, std=0.25)
+    torch.nn.init.normal_(small.mlp[2].weight, std=0.08)
     large.load_state_dict(small.state_dict())
     biases = [by_offset(small), by_offset(large)]
     lowest, highest = min(map(np.min, biases)), max(map(np.max, biases))
@@ -199,6 +206,8 @@ def draw_position_bias() -> Figure:
         axis.add_patch(Rectangle((-7.5, -7.5), 15, 15, fill=False, edgecolor="white"))
         axis.set_title(f"one network's bias,\nwindow {side}")
         axis.set_xlabel("offset in tokens")
+        axis.set_xticks([1 - side, 0, side - 1])
+        axis.set_yticks([1 - side, 0, side - 1])
     figure.colorbar(shown, ax=axes[3], shrink=0.8)
     return figure
 
@@ -234,7 +243,7 @@ def draw_branches(axis: Axes, layers: tuple[str, ...], title: str) -> None:
                 FancyBboxPatch(corner, 2.2, 0.8, "round,pad=0.05", facecolor=colour, linewidth=0.8)
             )
             axis.text(1.8, corner[1] + 0.4, name, ha="center", va="center")
-        path = "arc,angleA=0,armA=60,angleB=-90,armB=8,rad=4"
+        path = "angle,angleA=0,angleB=90,rad=4"
         axis.add_patch(arrow((0, bottom), (1.8, bottom + 0.42), path))
         axis.add_patch(arrow((1.8, bottom + 1.35), (1.8, bottom + 1.72), None))
         axis.add_patch(
@@ -251,7 +260,9 @@ def draw_branches(axis: Axes, layers: tuple[str, ...], title: str) -> None:
 PLUS = {"boxstyle": "circle,pad=0.15", "facecolor": "white"}
 
 
-def arrow(start: tuple[float, float], end: tuple[float, float], path: str | None) -> FancyArrowPatch:
+def arrow(
+    start: tuple[float, float], end: tuple[float, float], path: str | None
+) -> FancyArrowPatch:
     """An arrow from one point to another, round the corner where `path` says so."""
     style = {} if path is None else {"connectionstyle": path}
     return FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, linewidth=0.8, **style)

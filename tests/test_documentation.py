@@ -1,7 +1,6 @@
 """What the documentation tells a reader to type does what it says."""
 
 import re
-from pathlib import Path
 
 import pytest
 from conftest import compose
@@ -92,5 +91,5 @@ def test_a_fenced_block_says_what_it_is(page):
 def test_a_page_that_tells_to_type_something_unknown_fails(tmp_path):
     with pytest.raises(pytest.fail.Exception, match="nothing says how to test `frobnicate x`"):
         type_command("frobnicate x", tmp_path)
-    with pytest.raises(Exception, match="mask.rato"):
+    with pytest.raises(Exception, match=r"mask\.rato"):
         type_command("torchrun -m simmim.pretrain mask.rato=0.5", tmp_path)

@@ -9,7 +9,7 @@ this is composed and its options are compared with what reads them.
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ SIZES = ["model.image_size=32", "model.window_size=4"]
 _ELSEWHERE = re.compile(
     r"trainer=(gpu|ddp|fsdp|deepspeed_zero1)|trainer\.strategy=|trainer\.(devices|num_nodes)=(?!1$)"
     r"|trainer\.precision=(bf16|16)|hydra/(launcher|sweeper)=|compile=(default|reduce)"
-    r"|model\.attention_backend=triton|root=.*://|data\.(name|streaming)="
+    r"|model\.attention_backend=triton|root=.*://|data\.(name|streaming)=|format=checkpoint$"
 )
 
 
@@ -100,14 +100,12 @@ def type_stage(stage: str, options: list[str], folder: Path) -> None:
         report(options)
         return
     if "--help" in options or "--cfg" in options:
-        options = [
-            option for option in options if not option.startswith("--") and option != "job"
-        ]
+        options = [option for option in options if not option.startswith("--") and option != "job"]
         check_options(stage, options)
         return
     check_options(stage, options)
     if stage in LONG_STAGES or any(
-        stage != "plan" and _ELSEWHERE.match(option) for option in options
+        stage != "plan" and _ELSEWHERE.search(option) for option in options
     ):
         return
     jobs = list(combinations(options))
@@ -182,7 +180,9 @@ def type_script(script: str, options: list[str]) -> None:
     path = ROOT / "scripts" / script
     assert path.is_file(), f"there is no scripts/{script}"
     if script in LONG_SCRIPTS:
-        unknown = [word for word in options if word.startswith("--") and word not in path.read_text()]
+        unknown = [
+            word for word in options if word.startswith("--") and word not in path.read_text()
+        ]
         assert unknown == [], f"scripts/{script} has no {unknown}"
         return
     if script not in SCRIPTS:
@@ -226,5 +226,3 @@ def check_extras(command: str) -> None:
     for extras in re.findall(r"\[([\w,]+)\]", command):
         for extra in extras.split(","):
             assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"there is no extra {extra}"
-
-

@@ -9,6 +9,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+# What ends so is a file and no option.
+_FILES = (".py", ".yaml", ".html", ".json", ".jsonl", ".csv", ".safetensors", ".ckpt", ".log")
 # A line of an indented block that begins so is a command; in a block fenced as `bash` every line is.
 _BEGINNINGS = ("python ", "make ", "pip ", "torchrun ", "srun ", "sbatch ", "tensorboard ")
 
@@ -85,8 +87,8 @@ def in_prose(lines: list[str]) -> Iterator[Snippet]:
 
 
 def words(command: str) -> list[str]:
-    """The words of a command, without its comment and the environment variables before it."""
-    typed = shlex.split(re.sub(r"(^|\s)#.*", "", command))
+    """The words of a command, without its comment, the environment variables before it, and `…`."""
+    typed = [word for word in shlex.split(re.sub(r"(^|\s)#.*", "", command)) if word != "…"]
     while typed and re.match(r"[A-Z_]+=", typed[0]):
         typed.pop(0)
     return typed
@@ -96,5 +98,6 @@ def options_in_prose(page: Path) -> Iterator[tuple[int, str]]:
     """What stands between backticks and looks like a dotted option: `optim.lr`, `mask.ratio=0.5`."""
     for number, line in enumerate(page.read_text().splitlines(), start=1):
         for text in re.findall(r"(?<!`)`([^`\s]+)`(?!`)", line):
-            if option := re.match(r"([a-z_]+(?:\.[a-z_0-9]+)+)(?:=.*)?$", text):
+            option = re.match(r"([a-z_]+(?:\.[a-z_0-9]+)+)(?:=.*)?$", text)
+            if option and not option[1].endswith(_FILES):
                 yield number, option[1]
