@@ -23,11 +23,12 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Things:
 def test_what_a_page_tells_to_type_works(page, things, tmp_path, monkeypatch):
     """In one folder from top to bottom, as a reader does."""
     monkeypatch.chdir(tmp_path)
-    names = {}
+    names: dict[str, object] = {}
     for snippet in snippets(page):
         things.provide(snippet.text, tmp_path)
         try:
             if snippet.language == "python":
+                names = names or things.names()
                 exec(compile(snippet.text, name(page), "exec"), names)
             else:
                 type_command(snippet.text, tmp_path)

@@ -49,6 +49,13 @@ SCRIPTS = ("make_shards.py", "channel_statistics.py", "gather_sweep.py")
 # Stages that are composed and not run.
 LONG_STAGES = {"benchmark": "minutes; tests/benchmarking runs it in small"}
 
+# What makes another stage small, and those of them that take the data's options.
+SMALL = {
+    "check": ["processes=1"],
+    "analysis": ["images=4", "probe_images=24", "data.batch_size=4", "data.num_workers=0"],
+}
+OF_DATA = ("analysis",)
+
 TRAINING = ("pretrain", "finetune", "transfer")
 HOW_MUCH = ["data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu"]
 STEPS = ["trainer.max_steps=2", "trainer.check_val_every_n_epoch=1"]
@@ -161,7 +168,7 @@ def small(stage: str, given: dict[str, str]) -> list[str]:
     data = given.get("data", "imagefolder" if "experiment" in given else "demo")
     drawn = ["data.train_size=16", "data.val_size=12"] if data == "demo" else []
     if stage not in (*TRAINING, "evaluate"):
-        return {"check": ["processes=1"]}.get(stage, [])
+        return [*SMALL.get(stage, []), *(drawn if stage in OF_DATA else [])]
     added = [*HOW_MUCH, *drawn]
     if stage in TRAINING:
         added += STEPS

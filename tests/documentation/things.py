@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from documentation.commands import ARCHITECTURE, HOW_MUCH, SIZES, STEPS
+from simmim import load_encoder
 from simmim.checkpoints import to_official
 from simmim.command_line import run_stage
 
@@ -29,6 +31,8 @@ class Things:
             "PRETRAINED": self.pretrained,
             "FINETUNED": self.finetuned,
             "RUN": self.finetuned,
+            "RUN2": self.pretrained,
+            "OTHER_RUN": self.pretrained,
             "DATASET": self.dataset,
             "official.pth": self.official,
             "encoder.safetensors": self.encoder,
@@ -43,11 +47,16 @@ class Things:
         """
         for name in self.makers:
             is_named = re.search(rf"(?<![\w./]){re.escape(name)}(?!\w)", text)
-            is_made = re.search(rf"make_shards\.py \S+ {name}|(output|--out|-o)[= ]{name}", text)
+            is_made = re.search(rf"make_shards\.py \S+ {name}|(output|--out)[= ]{name}", text)
             if is_named and not is_made and not (folder / name).exists():
                 made = self.make(name)
                 copy = shutil.copytree if made.is_dir() else shutil.copy
                 copy(made, folder / name)
+
+    def names(self) -> dict[str, Any]:
+        """What a page's Python may take as given."""
+        encoder = load_encoder(self.make("PRETRAINED")).eval()
+        return {"encoder": encoder, "images": torch.rand(2, 3, *encoder.image_size)}
 
     def make(self, name: str) -> Path:
         """Where the thing stands that was made once."""
