@@ -152,7 +152,7 @@ def run_small(stage: str, options: list[str], folder: Path, *, is_sweep: bool) -
     run_dir = Path(given.get("run_dir", f"outputs/{stage}/{len(list(folder.rglob('.hydra')))}"))
     if is_sweep:
         run_dir /= "__".join(option for option in options if not option.startswith("run_dir="))
-    added = [*small(stage, given), f"run_dir={run_dir}"]
+    added = [*small(stage, given), f"run_dir='{run_dir}'"]
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         run_stage(stage, compose(stage, [*options, *added]), str(run_dir), options)
@@ -167,6 +167,8 @@ def small(stage: str, given: dict[str, str]) -> list[str]:
     """What is added to a line with these options so that it takes a second."""
     data = given.get("data", "imagefolder" if "experiment" in given else "demo")
     drawn = ["data.train_size=16", "data.val_size=12"] if data == "demo" else []
+    if stage == "plan" and "model" in given:
+        return ["model.depths=[1,1,1,1]"]
     if stage not in (*TRAINING, "evaluate"):
         return [*SMALL.get(stage, []), *(drawn if stage in OF_DATA else [])]
     added = [*HOW_MUCH, *drawn]
