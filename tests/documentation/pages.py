@@ -11,6 +11,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # What ends so is a file and no option.
 _FILES = (".py", ".yaml", ".html", ".json", ".jsonl", ".csv", ".safetensors", ".ckpt", ".log")
+# What begins so between backticks is a command.
+_IN_PROSE = ("python -m simmim.", "python scripts/", "make ", "pip install ")
 # A line of an indented block that begins so is a command; in a block fenced as `bash` every line is.
 _BEGINNINGS = ("python ", "make ", "pip ", "torchrun ", "srun ", "sbatch ", "tensorboard ")
 
@@ -80,9 +82,7 @@ def in_prose(lines: list[str]) -> Iterator[Snippet]:
     """Commands between backticks; those with a part left out (… or <…>) are no commands."""
     for number, line in enumerate(lines, start=1):
         for text in re.findall(r"(?<!`)`([^`]+)`(?!`)", line):
-            if text.startswith(("python -m simmim.", "python scripts/")) and not re.search(
-                r"[…<]", text
-            ):
+            if text.startswith(_IN_PROSE) and not re.search(r"[…<]", text):
                 yield Snippet("bash", number, text)
 
 
