@@ -67,11 +67,12 @@ ARCHITECTURE = [
     "model.num_heads=[1,2]",
 ]
 SIZES = ["model.image_size=32", "model.window_size=4"]
-# What needs several devices, a GPU, a cluster or a study's database.
+# What needs several devices, a GPU, a cluster, a study's database or another program's server.
 _ELSEWHERE = re.compile(
     r"trainer=(gpu|ddp|fsdp|deepspeed_zero1)|trainer\.strategy=|trainer\.(devices|num_nodes)=(?!1$)"
     r"|trainer\.precision=(bf16|16)|hydra/(launcher|sweeper)=|compile=(default|reduce)"
     r"|model\.attention_backend=triton|root=.*://|data\.(name|streaming)=|format=checkpoint$"
+    r"|logger=(wandb|mlflow)"
 )
 
 
@@ -167,7 +168,7 @@ def small(stage: str, given: dict[str, str]) -> list[str]:
     """What is added to a line with these options so that it takes a second."""
     data = given.get("data", "imagefolder" if "experiment" in given else "demo")
     drawn = ["data.train_size=16", "data.val_size=12"] if data == "demo" else []
-    if stage == "plan" and "model" in given:
+    if stage in ("plan", "analysis") and "model" in given:
         return ["model.depths=[1,1,1,1]"]
     if stage not in (*TRAINING, "evaluate"):
         return [*SMALL.get(stage, []), *(drawn if stage in OF_DATA else [])]

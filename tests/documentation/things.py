@@ -30,7 +30,7 @@ class Things:
             "SHARDS": self.shards,
             "PRETRAINED": self.pretrained,
             "FINETUNED": self.finetuned,
-            "RUN": self.finetuned,
+            "RUN": self.pretrained,
             "RUN2": self.pretrained,
             "OTHER_RUN": self.pretrained,
             "DATASET": self.dataset,
@@ -38,6 +38,9 @@ class Things:
             "encoder.safetensors": self.encoder,
             "classifier.safetensors": self.classifier,
             "photo.jpg": photo,
+            "cat.jpg": photo,
+            "mask.png": stripes,
+            "PHOTOS": photos,
         }
 
     def provide(self, text: str, folder: Path) -> None:
@@ -119,6 +122,20 @@ def bands(path: Path) -> None:
 
 def photo(path: Path) -> None:
     draw(7).save(path)
+
+
+def photos(path: Path) -> None:
+    """A folder without classes."""
+    path.mkdir()
+    for number in range(6):
+        draw(number).save(path / f"{number}.jpg")
+
+
+def stripes(path: Path) -> None:
+    """Black and white, for a mask: white is hidden."""
+    stripe = np.zeros((40, 60), np.uint8)
+    stripe[10:30] = 255
+    Image.fromarray(stripe).save(path)
 
 
 def draw(seed: int) -> Image.Image:
