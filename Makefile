@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test torture slurm browser lint format clean setup
+.PHONY: quickstart test torture slurm browser docs lint format clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
@@ -23,6 +23,9 @@ browser:  ## a Chromium for tests/reports/test_browser.py, which is skipped with
 	  sudo=$$(test $$(id -u) = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && \
 	  $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; }
+
+docs: $(READY)  ## the documentation as a site in site/; a dead link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -43,5 +46,5 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:  ## remove what the tools leave behind; runs in outputs/ stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

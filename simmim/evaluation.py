@@ -65,7 +65,11 @@ def evaluate(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Top-1, top-5, and who is taken for whom. Returns the summary."""
+    """Top-1, top-5, and who is taken for whom. Returns the summary.
+
+    Raises:
+        UserError: no checkpoint, or a model, data and mode that do not go together.
+    """
     started = time.monotonic()
     if checkpoint is None:
         raise UserError(

@@ -36,7 +36,10 @@ def extract_features(
     normalisation: Normalisation,
     device: torch.device,
 ) -> Features:
-    """Features of all images, in float32 on the device; the encoder is one that does not train."""
+    """Features of all images of the `batches`, in float32 on the `device`.
+
+    The encoder is one that does not train.
+    """
     columns = []
     for batch in batches:
         images = batch.image.to(device, non_blocking=True)

@@ -1,4 +1,7 @@
-"""What stands on the encoder: pixels for SimMIM, classes for a classifier."""
+"""What stands on the encoder: pixels for SimMIM, classes for a classifier.
+
+SimMIM: arXiv 2111.09886; classification as Swin's: arXiv 2103.14030.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,7 +9,10 @@ from torch import Tensor, nn
 
 
 class ReconstructionHead(nn.Module):
-    """One linear layer a token, its outputs laid out as the token's pixels (SimMIM, section 3.4)."""
+    """One linear layer a token, its outputs laid out as the token's pixels (SimMIM, section 3.4).
+
+    `stride` is the side of those in pixels, `out_channels` the image's.
+    """
 
     def __init__(self, channels: int, stride: int, out_channels: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from simmim.writing import append, written_beside
 
 
 class MetricsCsv(Logger):
-    """Appends metrics to `metrics.csv` in the run directory; a column a metric, empty where none.
+    """Appends metrics to `metrics.csv` in the run directory (`save_dir`); a column a metric.
 
     Rows of an earlier part of the run stay, up to the step that it is resumed after; what a resumed run
     logs of that step again is added to its row.

@@ -11,7 +11,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalisation(NamedTuple):
-    """Mean and standard deviation of each channel: of uint8 scaled to [0, 1], of floats as they are."""
+    """`mean` and `std` of each channel: of uint8 scaled to [0, 1], of floats as they are."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD

@@ -40,6 +40,9 @@ class PlanOptions:
         mfu: model FLOPs utilisation, the share of that peak that training reaches.
         images: in an epoch.
         classes: of a classifier.
+
+    Raises:
+        UserError: a value out of its range.
     """
 
     device: str = "auto"

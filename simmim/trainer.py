@@ -63,7 +63,10 @@ def create_trainer(
     """Builds the Trainer of a run; `precision` auto is bf16 on GPUs that have it, else float32.
 
     `devices` and `num_nodes` auto are what torchrun or srun started processes for; without them, all
-    GPUs of this machine, or one process on the CPU.
+    GPUs of this machine, or one process on the CPU. `clip_norm` is what gradients are scaled down to
+    (None: never). Everything else is Lightning's Trainer's: `max_epochs` and `max_steps` (-1: no end),
+    `accumulate_grad_batches`, `check_val_every_n_epoch`, `val_check_interval`, `log_every_n_steps`,
+    `deterministic`, `loggers` and `callbacks`.
 
     Raises:
         UserError: an accelerator or devices that this machine does not have or that differ from the

@@ -40,7 +40,10 @@ def rank_answers(ranked: Int[Tensor, "n top"], labels: Int[Tensor, " n"]) -> Ans
 
 
 def count_confusion(answers: Answers, classes: Sequence[int]) -> Confusion:
-    """Rows are `classes`, in order; columns are these and whatever else some image was taken for."""
+    """The answers counted by class and by what it was taken for.
+
+    Rows are `classes`, in order; columns are these and whatever else some image was taken for.
+    """
     labels, taken_for = answers.labels.cpu(), answers.taken_for.cpu()
     rows = torch.tensor(sorted(classes))
     columns = torch.tensor(sorted({*classes, *taken_for.tolist()}))
@@ -52,7 +55,7 @@ def count_confusion(answers: Answers, classes: Sequence[int]) -> Confusion:
 
 
 def by_class(answers: Answers, confusion: Confusion) -> list[ClassFigures]:
-    """Figures of each row of the confusion."""
+    """Figures of each row of the confusion of these answers."""
     hits = answers.labels[answers.in_top5].cpu()
     in_top5 = hits.bincount(minlength=max(confusion.rows) + 1)
     place = {label: column for column, label in enumerate(confusion.columns)}

@@ -53,6 +53,9 @@ class RegressionRecipe:
         l2: strengths to choose among, relative to the mean loss (see `fit_layer`).
         held_out_share: the part of the training images that the choice is made on.
         max_iterations: of L-BFGS, for each fit.
+
+    Raises:
+        UserError: a value out of its range.
     """
 
     l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

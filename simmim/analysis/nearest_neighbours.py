@@ -20,6 +20,9 @@ class NeighbourVote:
     Attributes:
         k: how many neighbours have a vote; all of them where there are fewer.
         temperature: a vote weighs exp(cosine similarity / temperature).
+
+    Raises:
+        UserError: a value that is not positive.
     """
 
     k: int = 20

@@ -18,6 +18,10 @@ class SpikeDetector:
     Args:
         factor: a spike is so many times the median of the last losses (None: there is none).
         losses: the last ones, of a run that goes on.
+        is_high: whether a spike was under way then.
+
+    Raises:
+        UserError: a factor of 1 or less.
     """
 
     def __init__(

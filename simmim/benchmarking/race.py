@@ -57,6 +57,9 @@ def benchmark(
     """Measures and writes `benchmark.json` and `benchmark.png`. Returns the figures.
 
     Nothing is random but the noise that stands for images; no data is read.
+
+    Raises:
+        UserError: an unknown row, peer or precision, or a number that is not positive.
     """
     place = find_device(device)
     for name, value in (("batch_size", batch_size), ("rounds", rounds), ("images", images)):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from simmim.analysis.activations import block_outputs, feature_variance, observe
@@ -39,7 +40,7 @@ class Amplitudes(pl.Callback):
         self._seen[name] = feature_variance(features)
 
     def on_before_backward(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Float[Tensor, ""]
     ) -> None:
         """Logs what the forward pass showed."""
         self._looking.close()

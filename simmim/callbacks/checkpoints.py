@@ -58,6 +58,9 @@ class Checkpoints(pl.Callback):
         monitor: the held-out figure that `best.ckpt` has the best value of (None: no `best.ckpt`).
         mode: whether the best is the largest (`max`) or the smallest (`min`); None: the smallest loss,
             the largest of anything else.
+
+    Raises:
+        UserError: a number that is not positive, or a `mode` without a figure to go by.
     """
 
     def __init__(

@@ -34,6 +34,9 @@ class Guard(pl.Callback):
     Args:
         max_skipped: so many steps in a row that had to be skipped end the run.
         spike_factor: a loss so many times the median of the last 100 is told of (None: none is).
+
+    Raises:
+        UserError: numbers out of range; in training, more skipped steps in a row than are put up with.
     """
 
     def __init__(

@@ -22,6 +22,9 @@ class NearestNeighbours(pl.Callback):
         k: how many neighbours have a vote.
         temperature: a vote weighs exp(cosine similarity / temperature).
         max_train_images: so many training images may be neighbours, the same all along (None: all).
+
+    Raises:
+        UserError: a number that is not positive; before training, images without labels.
     """
 
     def __init__(

@@ -35,7 +35,10 @@ class _Reporter(ProgressBar):
 
 
 class RunProgress(_Reporter):
-    """A rich bar over all optimiser steps on a terminal; elsewhere a plain line now and then."""
+    """A rich bar over all optimiser steps on a terminal; elsewhere a plain line now and then.
+
+    It shows the rate that `throughput` has found.
+    """
 
     def __init__(self, throughput: Throughput) -> None:
         super().__init__()
@@ -157,7 +160,7 @@ Batch = TypeVar("Batch")
 
 
 def report_progress(batches: DataLoader[Batch], what: str) -> Iterator[Batch]:
-    """The batches, with a line on how many there were now and then."""
+    """The batches, with a line now and then on how many there were, of `what`."""
     lines = _Lines(what, len(batches))
     for number, batch in enumerate(batches, start=1):
         yield batch

@@ -37,6 +37,9 @@ class Reconstructions(pl.Callback):
 
     Args:
         count: how many images; 0 for none.
+
+    Raises:
+        UserError: a negative `count`.
     """
 
     def __init__(self, run_dir: str | Path, count: int = 8) -> None:

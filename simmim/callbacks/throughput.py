@@ -25,6 +25,10 @@ class Throughput(pl.Callback):
     times. `images_per_second` and `data_wait` are means over the run but for its first batches and its
     validations, the latter of the first process; `first_step_seconds` is how long after the start of
     the command the first batch began.
+
+    Args:
+        batch_size: images of one device and micro-batch.
+        log_every_n_steps: rates are means over so many optimiser steps.
     """
 
     def __init__(self, batch_size: int, log_every_n_steps: int) -> None:
@@ -100,7 +104,7 @@ class Throughput(pl.Callback):
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held at once: of the GPU where the run used one, else of this process."""
+    """Most memory held at once, in bytes: of the device where it is a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     # Linux hands ru_maxrss on from the process that started this one.

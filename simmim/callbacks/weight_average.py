@@ -13,6 +13,12 @@ class WeightAverage(EMAWeightAveraging):
     """Lightning's EMA, which leaves the trained weights in place until the last checkpoint stands.
 
     A run that is made longer goes on from those, not from their average.
+
+    Args:
+        decay: share of the average that stays at each step, in (0, 1).
+
+    Raises:
+        UserError: any other `decay`.
     """
 
     def __init__(self, decay: float) -> None:

@@ -17,7 +17,10 @@ from simmim.normalisation import Normalisation
 
 
 class TrainedClassifier(NamedTuple):
-    """A classifier with the names of its outputs and the normalisation of its input."""
+    """A classifier with the names of its outputs and the normalisation of its input.
+
+    `model` is a `simmim.models.Classifier`, `classes` has a name for each of its outputs, in order.
+    """
 
     model: Classifier
     classes: tuple[str, ...]
@@ -31,7 +34,7 @@ def save_classifier(
     normalisation: Normalisation = Normalisation(),
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes the classifier's weights with their description as metadata.
+    """Writes the classifier's weights with their description, `classes` by name included, as metadata.
 
     `weights` are its whole state dict where the classifier itself holds a part of it.
     """

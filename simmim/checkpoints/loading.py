@@ -54,7 +54,8 @@ def load_encoder_weights(
 
     Position-bias tables of another window are interpolated bicubically; a patch embedding of other
     channels is averaged or repeated. Nothing else may differ in shape. `window_sizes` are the
-    `(height, width)` that the tables were trained with, by stage (None: squares).
+    `(height, width)` that the tables were trained with, by stage (None: squares); `source` is the
+    file's name in messages.
 
     Raises:
         UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing.
@@ -122,7 +123,8 @@ def load_classifier_weights(
 ) -> Coverage:
     """Loads an encoder as `load_encoder_weights` does, and its head.
 
-    `rows` are the outputs of the file's head that the classifier's stand for (None: the same ones).
+    `rows` are the outputs of the file's head that the classifier's stand for (None: the same ones);
+    `source`, `strict` and `window_sizes` are as there.
 
     Raises:
         UserError: as `load_encoder_weights`.

@@ -29,12 +29,13 @@ _MOST_TRIED = 100
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Loaders over a training source or stream, and a held-out source.
+    """Loaders over a training source or stream (`train`), and a held-out source (`val`).
 
     Workers send images as they are stored; `normalisation` is applied on the device. `batch_size`
     is per device. `num_workers` None means a worker for each core but one, at most 8.
     `train_transform` is None where nothing is trained, `order` where any order of a source's samples
-    will do. Workers change nothing in a source; a stream is read in as many lanes as there are.
+    will do; `reading` says what becomes of images that cannot be read. Workers change nothing in a
+    source; a stream is read in as many lanes as there are.
 
     Attributes:
         stop_signals: names of those that the run listens to; its workers do not.

@@ -35,7 +35,10 @@ def demo(
     num_workers: int | None = None,
     seed: int = 0,
 ) -> ImageDataModule:
-    """Pictures that simmim draws itself, with the texture of the ground as their label."""
+    """Pictures that simmim draws itself, with the texture of the ground as their label.
+
+    `train_size` and `val_size` are numbers of pictures; textures are `detail` times finer.
+    """
     size = as_pair(image_size, "model.image_size")
     train, val = (
         DemoImages(split=split, size=count, image_size=size, seed=seed, detail=detail)
@@ -123,7 +126,8 @@ def webdataset(
     Held out is `val_root` or, without it, a share `val_ratio`: of the images, or of streamed shards,
     of which at most `val_size` images are kept in memory. Without `train_transform` all of the
     shards are. An epoch of a stream is `samples_per_epoch` (None: what its dataset.json tells).
-    Shards come in a random order; `shuffle_buffer` images are shuffled among each other.
+    Shards come in a random order; `shuffle_buffer` images are shuffled among each other. `mean` and
+    `std` are as with `imagefolder`.
 
     Raises:
         UserError: shards that do not exist, are damaged where `on_error` is `raise`, or hold no image.
@@ -208,7 +212,8 @@ def hf(
     `root` is a folder that `save_to_disk` wrote; `name` and `subset` what `datasets.load_dataset`
     takes. Held out is `val_split` or, without it, a share `val_ratio` of `train_split`, or the first
     `val_size` images of a stream, kept in memory. Without `train_transform` all images are. An
-    epoch of a stream is `samples_per_epoch` (None: what the dataset tells).
+    epoch of a stream is `samples_per_epoch` (None: what the dataset tells). Images and labels stand
+    in `image_column` and `label_column`; `mean` and `std` are as with `imagefolder`.
 
     Raises:
         UserError: no dataset, or one without these splits and columns.

@@ -13,7 +13,10 @@ def create_mixup(
     num_classes: int,
     batch_size: int,
 ) -> Mixup | None:
-    """Timm's mixer with these alphas; None where both are 0.
+    """Timm's mixer (Mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899); None where both alphas are 0.
+
+    `mixup` and `cutmix` are alphas of beta distributions; `label_smoothing` is the share of a label
+    that goes to all classes alike.
 
     Raises:
         UserError: an alpha or a smoothing out of range, or an odd batch, whose halves cannot mix.

@@ -51,6 +51,7 @@ def strong_augmentation(
 ) -> "CropFirst":
     """The augmentation that Swin is fine-tuned with (Swin V1, section 4.1), by timm.
 
+    `scale`, `ratio` and `flip` are as in `light_augmentation`.
     `rand_augment` is timm's policy string (None: without); `random_erasing` the probability that a
     rectangle is filled with noise. Mixup and CutMix act on batches and stand elsewhere.
 

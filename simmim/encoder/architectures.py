@@ -60,6 +60,26 @@ def create_encoder(
 ) -> SwinTransformer:
     """Builds the named encoder; every argument that is not None replaces the name's own.
 
+    Args:
+        name: of `ARCHITECTURES`: `swinv2_{nano,t,s,b,l,h,g}`, `swin_{t,s,b,l}`.
+        image_size: pixels, an int or `(height, width)`.
+        window_size: tokens, an int or `(height, width)`.
+        in_channels: of the images.
+        pretrained_window_sizes: one a stage, the windows that a continuous position bias was
+            trained with (None: the windows of this encoder).
+        patch_size: pixels a side of what becomes one token of the first stage.
+        embed_dim: channels of the first stage; each later stage has twice as many.
+        depths: blocks of each stage.
+        num_heads: attention heads of each stage.
+        norm: `res_post` (V2) or `pre` (V1).
+        similarity: `cosine` (V2) or `dot` (V1).
+        position_bias: `log_cpb` (V2), `linear_cpb` or `table` (V1).
+        main_branch_norm_every: one more LayerNorm after every so many blocks (0: none).
+        drop_path_rate: stochastic depth of the last block.
+        attention_backend: as `SwinTransformer`'s.
+        checkpoint_blocks: `none`, `all`, or how many blocks of each stage are computed again backward.
+        sequential_attention: windows that attention is computed for at a time (0: all).
+
     Raises:
         UserError: an unknown name, or sizes that do not fit together.
     """
@@ -106,7 +126,10 @@ def adapt_encoder(
     """Builds an encoder from another's `arguments`, with what is not None here in their place.
 
     The windows that a continuous position bias was trained with are kept, so that it means the same
-    at another window. Without arguments, `swinv2_nano` for 64-px images with windows of 8.
+    at another window. Without arguments, `swinv2_nano` for 64-px images with windows of 8. All but
+    `arguments` are as `SwinTransformer`'s: `image_size`, `window_size`, `in_channels`,
+    `pretrained_window_sizes`, `drop_path_rate`, `attention_backend`, `checkpoint_blocks` and
+    `sequential_attention`.
     """
     if arguments is None:
         arguments = ARCHITECTURES["swinv2_nano"] | {"image_size": 64, "window_size": 8}

@@ -43,6 +43,9 @@ class WindowAttention(nn.Module):
 
     `windows_at_a_time` windows (0: all) are attended to, one such chunk after the other, each computed
     again in the backward pass: the same result, with the memory of one chunk.
+
+    `window_size` is in tokens; `pretrained_window_size` the one that a continuous `position_bias` was
+    trained with; `backend` as `SwinTransformer`'s `attention_backend`. Swin V2, sections 3.2 and 3.3.
     """
 
     k_bias: Tensor
@@ -125,7 +128,11 @@ class WindowAttention(nn.Module):
         attended = attend(query, key, value, bias)
         return self.projection(attended.transpose(2, 3).flatten(3))
 
-    def attends_in_chunks(self, qkv: Tensor, bias: Tensor) -> bool:
+    def attends_in_chunks(
+        self,
+        qkv: Float[Tensor, "b windows tokens c3"],
+        bias: Float[Tensor, "heads tokens tokens"],
+    ) -> bool:
         """Whether attention goes chunk by chunk.
 
         Left to itself, on a CPU where the bias needs a gradient: PyTorch's fused kernel there gives

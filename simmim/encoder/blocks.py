@@ -60,6 +60,14 @@ class SwinBlock(nn.Module):
 
     `res_post` (V2, section 3.2): `x + norm(branch(x))`; `pre` (V1): `x + branch(norm(x))`.
     `main_branch_norm` adds one more LayerNorm on the main branch (V2-H and V2-G, section 3.2).
+
+    Args:
+        grid: how the block cuts its feature map into windows.
+        pretrained_window_size: the window that a continuous `position_bias` was trained with.
+        mlp_ratio: the MLP's hidden channels over `channels`.
+        drop_path_rate: the share of images whose branch is dropped in training.
+        similarity: and `position_bias`, `attention_backend` (its `backend`), `windows_at_a_time`: as
+            `WindowAttention`'s.
     """
 
     mask: Tensor | None

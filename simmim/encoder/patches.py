@@ -1,4 +1,7 @@
-"""Where tokens come from: patches of the image, and patches of tokens between stages."""
+"""Where tokens come from: patches of the image, and patches of tokens between stages.
+
+Swin Transformer (arXiv 2103.14030), section 3.1; V2 (arXiv 2111.09883) merges with its norm last.
+"""
 
 from typing import Literal
 
@@ -10,7 +13,10 @@ Norm = Literal["res_post", "pre"]
 
 
 class PatchEmbedding(nn.Module):
-    """Cuts the image into patches and embeds each with one linear layer and a LayerNorm."""
+    """Cuts the image into patches and embeds each with one linear layer and a LayerNorm.
+
+    `patch_size` is the side of a patch in pixels.
+    """
 
     def __init__(self, in_channels: int, channels: int, patch_size: int) -> None:
         super().__init__()
@@ -25,7 +31,7 @@ class PatchEmbedding(nn.Module):
 class PatchMerging(nn.Module):
     """Joins each 2×2 tokens into one of twice the channels.
 
-    V2 (`res_post`) normalises what the linear layer gives, V1 (`pre`) what it takes.
+    V2's `norm` (`res_post`) is of what the linear layer gives, V1's (`pre`) of what it takes.
     """
 
     def __init__(self, channels: int, norm: Norm) -> None:

@@ -32,9 +32,9 @@ def relative_offset_index(window_size: Pair) -> Int[Tensor, "tokens tokens"]:
 def normalised_offsets(
     window_size: Pair, pretrained_window_size: Pair, *, log_spaced: bool
 ) -> Float[Tensor, "rows columns 2"]:
-    """Offsets as the bias network takes them: 1 is the far side of the pretrained window.
+    """Offsets as the bias network takes them: 1 is the far side of `pretrained_window_size`.
 
-    Log-spaced: `sign(x) · log2(1 + |8x|) / log2(8)` (equation 4, with the official scale).
+    `log_spaced`: `sign(x) · log2(1 + |8x|) / log2(8)` (equation 4, with the official scale).
     """
     # A side of one token has no offset but zero: any divisor serves.
     reach = torch.tensor([max(side - 1, 1) for side in pretrained_window_size])
@@ -49,6 +49,7 @@ class ContinuousPositionBias(nn.Module):
 
     Computed in float32 whatever the precision. `pretrained_window_size` is the window whose offsets
     the network learned; at another `window_size` the same network is read at finer or wider offsets.
+    `log_spaced` is as in `normalised_offsets`.
     """
 
     offsets: Tensor

@@ -28,6 +28,7 @@ class SwinTransformer(nn.Module):
         depths: blocks of each stage; any number of stages.
         num_heads: attention heads of each stage.
         image_size: pixels, an int or `(height, width)`, a multiple of `stride`.
+        patch_size: side in pixels of what becomes one token of the first stage.
         window_size: tokens, an int or `(height, width)`; shrinks to the feature map where larger.
         pretrained_window_sizes: one a stage, the windows that a continuous position bias was
             trained with (None: the windows of this encoder).
@@ -35,6 +36,7 @@ class SwinTransformer(nn.Module):
         similarity: `cosine` (V2) or `dot` (V1).
         position_bias: `log_cpb` (V2), `linear_cpb` or `table` (V1).
         main_branch_norm_every: one more LayerNorm after every so many blocks of a stage (0: none).
+        mlp_ratio: hidden channels of each MLP over its channels.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0.
         attention_backend: `auto`; `sdpa`; `chunked` (less memory on a CPU; no second derivatives and no
             torch.func transforms); `triton` (a fused kernel, on CUDA GPUs); `reference` for tests.

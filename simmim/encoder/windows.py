@@ -14,7 +14,10 @@ from simmim.sizes import Pair
 
 
 class WindowGrid(NamedTuple):
-    """How one block cuts its feature map: sizes in tokens, each `(height, width)`."""
+    """How one block cuts its feature map: sizes in tokens, each `(height, width)`.
+
+    `feature_size` of the map, `window_size` of its windows, `shift_size` of the roll before the cut.
+    """
 
     feature_size: Pair
     window_size: Pair
@@ -33,7 +36,8 @@ class WindowGrid(NamedTuple):
 def fit_window(feature_size: Pair, window_size: Pair, *, shifted: bool) -> WindowGrid:
     """The grid of a block: a window larger than the map shrinks to it and stops shifting there.
 
-    Each axis is treated by itself. Shifts are half a window, as in the paper.
+    `feature_size` and `window_size` are in tokens; each axis is treated by itself. Where `shifted`, by
+    half a window, as in the paper.
     """
     window = tuple(
         min(feature, side) for feature, side in zip(feature_size, window_size, strict=True)
@@ -48,7 +52,7 @@ def fit_window(feature_size: Pair, window_size: Pair, *, shifted: bool) -> Windo
 def partition_windows(
     features: Float[Tensor, "b h w c"], grid: WindowGrid
 ) -> Float[Tensor, "b windows tokens c"]:
-    """Pads the map to whole windows, rolls it by the shift, and cuts it into windows."""
+    """Pads the map to whole windows, rolls it by the shift, and cuts it, as `grid` says."""
     (height, width), (padded_height, padded_width) = grid.feature_size, grid.padded_size
     if (padded_height, padded_width) != (height, width):
         features = F.pad(features, (0, 0, 0, padded_width - width, 0, padded_height - height))
@@ -70,7 +74,7 @@ def partition_windows(
 def merge_windows(
     windows: Float[Tensor, "b windows tokens c"], grid: WindowGrid
 ) -> Float[Tensor, "b h w c"]:
-    """Undoes `partition_windows`: lays the windows out, rolls back, and drops the padding."""
+    """Undoes `partition_windows` of the same `grid`: lays out, rolls back, and drops the padding."""
     (height, width), (padded_height, padded_width) = grid.feature_size, grid.padded_size
     batch, channels = windows.shape[0], windows.shape[3]
     window_height, window_width = grid.window_size
@@ -91,10 +95,10 @@ def merge_windows(
 def attention_mask(
     grid: WindowGrid, device: torch.device | None = None
 ) -> Bool[Tensor, "windows tokens tokens"] | None:
-    """Which pairs of tokens must not attend to each other (True is masked); None where all may.
+    """Which pairs of tokens of a `grid` must not attend to each other (True is masked); None: all may.
 
     Two tokens may attend if they were neighbours before the roll and are both real or both padding.
-    Padding attends to padding, so that no row of the softmax is empty.
+    Padding attends to padding, so that no row of the softmax is empty. The mask is made on `device`.
     """
     if grid.shift_size == (0, 0) and grid.padded_size == grid.feature_size:
         return None

@@ -22,12 +22,17 @@ class AdamWRecipe:
     Attributes:
         lr: peak learning rate at a batch of `lr_batch_size` images; scaled linearly to the
             effective batch (None: `lr` is used as it stands).
+        weight_decay: of matrices; vectors and position biases have none.
+        betas: and `eps`, of Adam's moments.
         layer_decay: each layer's rate over that of the layer after it (1: all learn alike).
         clip_norm: gradients are scaled down to this norm (None: never).
         warmup_epochs, warmup_steps: length of the linear warm-up; steps, where given, win.
         warmup_factor: share of the peak rate at the first step.
         final_factor: share of the peak rate at the end of the cosine.
         milestones: epochs after each of which `multistep` multiplies the rate by `gamma`.
+
+    Raises:
+        UserError: a value out of its range.
     """
 
     lr: float
@@ -125,7 +130,7 @@ class AdamWRecipe:
 
 
 def describe_lr(recipe: AdamWRecipe, *, devices: int, batch_size: int, accumulation: int) -> str:
-    """`effective batch 2048 = 8 devices × 64 × 4 accumulation → lr 4.0e-4`."""
+    """The recipe's peak rate: `effective batch 2048 = 8 devices × 64 × 4 accumulation → lr 4.0e-4`."""
     effective = devices * batch_size * accumulation
     mantissa, exponent = f"{recipe.peak_lr(effective):.1e}".split("e")
     how = (

@@ -20,6 +20,9 @@ class ClassificationReport(RunReport):
 
     Args:
         training_images: so many are judged, the same all along (0: none).
+
+    Raises:
+        UserError: a negative number.
     """
 
     def __init__(self, run_dir: str | Path, training_images: int = 512) -> None:

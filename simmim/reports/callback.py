@@ -36,6 +36,9 @@ class RunReport(pl.Callback):
 
     Args:
         pictures: reconstructions of so many steps are shown, evenly spread.
+
+    Raises:
+        UserError: no picture, or fewer.
     """
 
     def __init__(self, run_dir: str | Path, pictures: int = 24) -> None:

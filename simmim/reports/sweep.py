@@ -27,12 +27,12 @@ class Job(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
-    """Whether it is a run's directory."""
+    """Whether the folder is a run's directory."""
     return (folder / "metrics.csv").is_file() or (folder / ".hydra").is_dir()
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether there are directories of runs in it."""
+    """Whether there are directories of runs in the folder."""
     return folder.is_dir() and any(is_run(job) for job in folder.iterdir() if job.is_dir())
 
 

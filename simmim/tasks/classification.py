@@ -20,6 +20,8 @@ class ClassificationTask(TrainingTask):
     """Trains a classifier: normalise, mix, cross-entropy against (smoothed, mixed) labels.
 
     Args:
+        model: encoder and head.
+        classes: a name for each of its outputs.
         mode: `full` trains everything; `linear` freezes the encoder and trains the head alone.
         mixup: timm's Mixup and CutMix, or None for plain labels with `label_smoothing`.
         training: see `TrainingArguments`.

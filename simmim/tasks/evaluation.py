@@ -20,6 +20,7 @@ class EvaluationTask(pl.LightningModule):
     """Counts right answers; repeats that only even out the ranks do not count.
 
     Args:
+        model: the classifier, as it is.
         rows: for each of the data's labels, the output of the classifier that means it.
         outputs: how many outputs the classifier has.
 

@@ -63,6 +63,8 @@ class SimMIMTask(TrainingTask):
     """SimMIM pretraining: normalise, mask, predict, masked L1.
 
     Args:
+        model: encoder, mask token and head.
+        mask_generator: which tokens of an image are hidden, by step and place.
         target_window: pixels of the neighbourhood for normalised targets (None: plain pixels).
         training: see `TrainingArguments`.
     """
