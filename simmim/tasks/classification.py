@@ -1,19 +1,17 @@
 """Supervised training as a LightningModule: fine-tuning, or a linear layer on a frozen encoder."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.data.mixup import Mixup
 from torch import Tensor
 from typing_extensions import Unpack
 
+from simmim.data.mixing import Mix
 from simmim.data.samples import Sample, without_repeats
-from simmim.models import Classifier
+from simmim.models import Classifier, Mode
 from simmim.tasks.accuracy import HeldOutAccuracy
 from simmim.tasks.training import TrainingArguments, TrainingTask
-
-Mode = Literal["full", "linear"]
 
 
 class ClassificationTask(TrainingTask):
@@ -33,7 +31,7 @@ class ClassificationTask(TrainingTask):
         *,
         classes: tuple[str, ...],
         mode: Mode = "full",
-        mixup: Mixup | None = None,
+        mixup: Mix | None = None,
         label_smoothing: float = 0.0,
         **training: Unpack[TrainingArguments],
     ) -> None:
