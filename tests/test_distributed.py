@@ -129,7 +129,16 @@ def test_a_sharded_checkpoint_made_whole_goes_on_anywhere(
     with pytest.raises(UserError, match="written in parts by trainer=fsdp; use that, or python -m"):
         run("pretrain", *ALIKE, "trainer=cpu", f"resume={sharded}", name="refused")
     whole = tmp_path / "whole.ckpt"
-    run("export", f"checkpoint={sharded}", "format=checkpoint", f"output={whole}", name="export")
+    # In a process of its own, which does not import Lightning.
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "simmim.export", f"checkpoint={sharded}"),
+            *("format=checkpoint", f"output={whole}", "run_dir=export"),
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     folder = train(tmp_path / "on", "trainer.max_steps=20", "trainer=cpu", f"resume={whole}")
     assert_same_end(folder, runs["one"])
 

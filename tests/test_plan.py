@@ -1,6 +1,7 @@
 """`python -m simmim.plan` and the check before every fit."""
 
 import json
+import subprocess
 import sys
 import time
 
@@ -29,6 +30,21 @@ def test_a_plan_is_written_and_says_what_fits(run, tmp_path):
     assert figures["largest_batch"] > 4
     assert figures["days"] > 0
     assert figures["flops_per_image"]["backward"] > figures["flops_per_image"]["forward"]
+
+
+def test_a_plan_imports_no_training_library(tmp_path):
+    unneeded = ["pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"]
+    arguments = [*TINY, "data=imagefolder", "plan.device=A100", f"run_dir={tmp_path}"]
+    code = (
+        f"import runpy, sys; sys.argv[1:] = {arguments}\n"
+        "runpy.run_module('simmim.plan', run_name='__main__', alter_sys=True)\n"
+        f"print([name for name in {unneeded} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert (tmp_path / "plan.json").is_file()
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(
