@@ -54,9 +54,9 @@ class ClassificationTask(TrainingTask):
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """Cross-entropy of a mixed batch."""
         images, labels = self.normalisation.normalise(batch.image), batch.label
+        assert isinstance(labels, Tensor)
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
-        assert isinstance(labels, Tensor)
         smoothing = 0.0 if self.mixup is not None else self.label_smoothing
         return F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
 
