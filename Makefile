@@ -10,7 +10,7 @@ quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under 
 	$(BIN)/python scripts/quickstart.py
 
 test: $(READY)  ## all tests, with coverage
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 torture: $(READY)  ## kills, faults, mutants and a soak: twenty minutes on two cores
 	$(BIN)/python -m pytest -m torture -n 2 --dist worksteal tests/torture

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ _UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "change its permissions"),
 }
+# Where a command's function is that is not in `stages`: no command waits for what others import.
+_HOMES = {
+    "benchmark": "simmim.benchmarking.race",
+    "check": "simmim.checking",
+    "evaluate": "simmim.evaluation",
+    "export": "simmim.exporting",
+    "plan": "simmim.planning",
+}
 # Hydra's plugins that are installed with an extra.
 _EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
 
@@ -45,7 +54,7 @@ def config_directory() -> Path:
 
 
 def run_command(stage: str) -> None:
-    """Composes `conf/<stage>.yaml` with the command line and runs `simmim.stages.<stage>`.
+    """Composes `conf/<stage>.yaml` with the command line and runs that stage.
 
     A mistake that the user can mend is one line on stderr and exit code 2; `HYDRA_FULL_ERROR=1`
     shows the traceback instead.
@@ -118,17 +127,23 @@ def _full_error(value: str | None) -> Iterator[None]:
             os.environ[_FULL_ERROR] = before
 
 
+def find_stage(stage: str) -> Callable[..., Any]:
+    """The function that a command calls with its configuration; imports torch."""
+    function: Callable[..., Any] = getattr(import_module(_HOMES.get(stage, "simmim.stages")), stage)
+    return function
+
+
 def run_stage(stage: str, config: DictConfig, run_dir: str, overrides: Sequence[str] = ()) -> Any:
-    """Checks the configuration and calls `simmim.stages.<stage>` with it; imports torch.
+    """Checks the configuration and calls the stage's function with it; imports torch.
 
     `overrides` are what was typed, for the record.
     """
     # Loader workers and other programs share the cores: a thread that spins while it waits for the
     # others keeps them from running (quickstart on two cores: 200 images/s against 174).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from simmim import configuration, stages
+    from simmim import configuration
 
-    function: Callable[..., Any] = getattr(stages, stage)
+    function = find_stage(stage)
     with open_dict(config):
         config.run_dir = run_dir
     configuration.check(config, function)

@@ -8,7 +8,7 @@ from beartype import BeartypeConf
 from beartype.door import is_bearable
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from typing_extensions import Unpack
+from typing_extensions import Unpack, is_typeddict
 
 from simmim.errors import UserError
 
@@ -19,14 +19,24 @@ _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
 def check(config: DictConfig, stage: Callable[..., Any]) -> None:
     """Compares the options with the stage's parameters, and each node that names a `_target_` with its.
 
+    A node that the stage does not build, but takes as a TypedDict, is compared with that alone, and
+    what the TypedDict does not name is left to the stages that read it: nothing is imported for it.
+
     Raises:
         UserError: a key that the stage or target does not take, or a value of another type.
     """
-    options = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(options, dict)
-    _check_arguments(stage, options, "")
-    for path, node in _targets(options, ""):
-        _check_arguments(get_object(node["_target_"]), node, f"{path}.")
+    given = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(given, dict)
+    taken = options(stage)
+    _check_arguments(taken, given, "")
+    for key, value in given.items():
+        name = str(key)
+        if is_typeddict(taken.get(name)) and isinstance(value, dict):
+            read = get_type_hints(taken[name])
+            _check_arguments(read, {key: value[key] for key in read if key in value}, f"{name}.")
+            continue
+        for path, node in _targets(value, name):
+            _check_arguments(options(get_object(node["_target_"])), node, f"{path}.")
 
 
 def options(function: Callable[..., Any]) -> dict[str, Any]:
@@ -48,8 +58,7 @@ def options(function: Callable[..., Any]) -> dict[str, Any]:
     return taken
 
 
-def _check_arguments(function: Callable[..., Any], arguments: dict[Any, Any], prefix: str) -> None:
-    taken = options(function)
+def _check_arguments(taken: dict[str, Any], arguments: dict[Any, Any], prefix: str) -> None:
     for name, value in arguments.items():
         if str(name).startswith("_"):
             continue
@@ -57,7 +66,9 @@ def _check_arguments(function: Callable[..., Any], arguments: dict[Any, Any], pr
             raise UserError(f"{prefix}{name} is no option; there are {', '.join(taken)}")
         hint = taken[str(name)]
         # A node is checked against what builds it.
-        if isinstance(value, dict) and ("_target_" in value or hint in (Any, DictConfig)):
+        if isinstance(value, dict) and (
+            "_target_" in value or hint in (Any, DictConfig) or is_typeddict(hint)
+        ):
             continue
         if not is_bearable(value, hint, conf=_NUMERIC_TOWER):
             raise UserError(f"{prefix}{name}={_show(value)} {_constraint(hint)}")

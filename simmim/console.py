@@ -2,18 +2,23 @@
 
 import logging
 
-from pytorch_lightning.utilities import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 log = logging.getLogger("simmim")
 
 
-@rank_zero_only
 def say(message: str) -> None:
     """Logs for the user, once however many devices there are."""
-    log.info(message)
+    if _is_first():
+        log.info(message)
 
 
-@rank_zero_only
 def warn(message: str) -> None:
     """The same for what a user should look at."""
-    log.warning(message)
+    if _is_first():
+        log.warning(message)
+
+
+def _is_first() -> bool:
+    """Lightning tells the rank, once it is imported; a command without it is one process."""
+    return getattr(rank_zero_only, "rank", 0) == 0

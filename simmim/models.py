@@ -1,11 +1,16 @@
 """Whole models: an encoder with what a stage needs around it."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simmim.encoder import SwinTransformer
 from simmim.heads import ClassificationHead, ReconstructionHead
+
+# What fine-tuning trains of a classifier: all of it, or the head alone.
+Mode = Literal["full", "linear"]
 
 
 class SimMIM(nn.Module):

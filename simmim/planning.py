@@ -15,18 +15,22 @@ from typing_extensions import Unpack
 
 from simmim.console import say
 from simmim.errors import UserError
-from simmim.preflight import (
+from simmim.models import Mode
+from simmim.planned_run import (
     classifier_of,
     create_planner,
+    create_setting,
     create_simmim,
     describe_setting,
-    read_setting,
 )
 from simmim.resources.devices import Device, find_device, parse_bytes, show_bytes
 from simmim.resources.plans import Plan, Planner, training_days
 from simmim.resources.ways_out import WayOut, find_ways_out
 from simmim.starting import Start
-from simmim.tasks.classification import Mode
+
+# Bytes of a run's process before its model, on a CPU: a plan imports less than a run. Measured as the
+# resident memory of python -m simmim.pretrain when it plans.
+_RUN_PROCESS = 930_000_000
 
 
 @dataclass(frozen=True)
@@ -64,27 +68,58 @@ class PlanOptions:
     def find_device(self) -> Device:
         """The device that is planned for, with the memory that it is said to have."""
         device = find_device(self.device)
+        if device.backend == "cpu":
+            device = device._replace(process=max(device.process, _RUN_PROCESS))
         if self.device_memory is None:
             return device
         return device._replace(memory=parse_bytes(self.device_memory))
 
 
-class StageOptions(TypedDict, total=False):
-    """Options of the stages that a plan does not depend on: a run's command line is its plan's."""
+class DataOptions(TypedDict):
+    """What a plan reads of `data`, which it does not build."""
 
+    batch_size: int
+
+
+class TrainerOptions(TypedDict):
+    """What a plan reads of `trainer`, which it does not build."""
+
+    devices: int | str | Sequence[int]
+    num_nodes: int | str
+    strategy: str
+    precision: str | int
+    accumulate_grad_batches: int
+    max_epochs: int | None
+    max_steps: int
+
+
+class AverageOptions(TypedDict):
+    """What a plan reads of `ema`, which it does not build."""
+
+    decay: float | None
+
+
+class Unread(TypedDict):
+    """A node that a plan does not depend on."""
+
+
+class StageOptions(TypedDict, total=False):
+    """Options that not all stages have, or no plan depends on: a run's command line is its plan's."""
+
+    ema: AverageOptions
     target_window: int | None
-    augmentation: DictConfig
-    mixing: DictConfig
-    save: DictConfig
-    guard: DictConfig
+    augmentation: Unread
+    mixing: Unread
+    save: Unread
+    guard: Unread
     resume: str
     resume_force: bool
     stop_signals: list[str]
     objective: str
-    logger: DictConfig
-    report: DictConfig
-    reconstructions: DictConfig
-    knn: DictConfig
+    logger: Unread
+    report: Unread
+    reconstructions: Unread
+    knn: Unread
     seed: int
     preflight: str
     compile: str
@@ -95,13 +130,12 @@ def plan(
     plan: DictConfig,
     model: DictConfig,
     init: DictConfig,
-    data: DictConfig,
+    data: DataOptions,
     optim: DictConfig,
-    trainer: DictConfig,
+    trainer: TrainerOptions,
     run_dir: str,
     mask: DictConfig | None = None,
     mode: Mode = "full",
-    ema: DictConfig | None = None,
     **options: Unpack[StageOptions],
 ) -> dict[str, Any]:
     """Memory by part, whether it fits, the largest batch that does, days. Returns what it writes.
@@ -118,14 +152,17 @@ def plan(
         else classifier_of(wanted.classes, is_frozen=mode == "linear"),
         device,
         instantiate(optim),
-        has_average=ema is not None and ema.decay is not None,
+        has_average="ema" in options and options["ema"]["decay"] is not None,
     )
-    setting = read_setting(
-        data,
-        trainer,
+    nodes = trainer["num_nodes"]
+    setting = create_setting(
         device,
-        devices=count_devices(trainer.devices, is_here=wanted.device == "auto"),
-        nodes=1 if trainer.num_nodes == "auto" else int(trainer.num_nodes),
+        batch_size=data["batch_size"],
+        accumulation=trainer["accumulate_grad_batches"],
+        precision=trainer["precision"],
+        strategy=trainer["strategy"],
+        devices=count_devices(trainer["devices"], is_here=wanted.device == "auto"),
+        nodes=1 if nodes == "auto" else int(nodes),
     )
     planned = planner.plan(setting)
     figures = describe(planned, planner, trainer, wanted)
@@ -160,7 +197,7 @@ def count_devices(devices: int | str | Sequence[int], *, is_here: bool) -> int:
 
 
 def describe(
-    planned: Plan, planner: Planner, trainer: DictConfig, wanted: PlanOptions
+    planned: Plan, planner: Planner, trainer: TrainerOptions, wanted: PlanOptions
 ) -> dict[str, Any]:
     """The plan's figures: bytes on one device, floating-point operations of one image, days."""
     setting, step = planned.setting, planned.step
@@ -190,11 +227,12 @@ def describe(
     }
 
 
-def run_images(trainer: DictConfig, images: int, effective_batch: int) -> int:
+def run_images(trainer: TrainerOptions, images: int, effective_batch: int) -> int:
     """Images that a run sees, by its epochs or its steps, whichever ends it first."""
-    ends = [trainer.max_epochs * images] if (trainer.max_epochs or -1) >= 0 else []
-    if trainer.max_steps >= 0:
-        ends.append(trainer.max_steps * effective_batch)
+    epochs, steps = trainer["max_epochs"], trainer["max_steps"]
+    ends = [epochs * images] if epochs and epochs > 0 else []
+    if steps >= 0:
+        ends.append(steps * effective_batch)
     if not ends:
         raise UserError(
             "the run has no end; set trainer.max_epochs=100 or trainer.max_steps=100000"

@@ -48,7 +48,8 @@ from simmim.starting import Start
 from simmim.summary import write_summary
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.training import TrainingArguments
-from simmim.trainer import resolve_precision, run_length
+from simmim.trainer import run_length
+from simmim.trainer_options import resolve_precision
 
 
 class RunOptions(TypedDict):

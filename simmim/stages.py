@@ -1,4 +1,4 @@
-"""The stages, each a story from configuration to run directory, readable top to bottom.
+"""The training stages, each a story from configuration to run directory, readable top to bottom.
 
 What can be wrong with a configuration is found before data is read, and what can be wrong with the
 data before weights are allocated: the encoder is first built on the meta device.
@@ -12,15 +12,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from typing_extensions import Unpack
 
-from simmim.benchmarking.race import benchmark
-from simmim.checking import check
 from simmim.console import say
-from simmim.evaluation import evaluate
-from simmim.exporting import export
 from simmim.losses import check_target_window
-from simmim.models import Classifier, SimMIM
-from simmim.planning import plan
-from simmim.preflight import classifier_of, create_simmim, require_memory
+from simmim.models import Classifier, Mode, SimMIM
+from simmim.planned_run import classifier_of, create_simmim
+from simmim.preflight import require_memory
 from simmim.runs import (
     RunOptions,
     announce,
@@ -32,18 +28,6 @@ from simmim.runs import (
 )
 from simmim.starting import Start
 from simmim.tasks import ClassificationTask, SimMIMTask
-from simmim.tasks.classification import Mode
-
-__all__ = [
-    "benchmark",
-    "check",
-    "evaluate",
-    "export",
-    "finetune",
-    "plan",
-    "pretrain",
-    "transfer",
-]
 
 
 def pretrain(

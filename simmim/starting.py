@@ -243,6 +243,8 @@ def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
         described = start.description["arguments"]
     if "name" not in model:
         return {"arguments": described}
+    if start is None:
+        return {}
     with torch.device("meta"):
         named: SwinTransformer = instantiate(model)
     for switch in ("norm", "similarity", "position_bias"):
@@ -253,7 +255,7 @@ def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
                 f"model.{switch} is {mine} and the checkpoint was trained with {theirs}; "
                 f"use model.{switch}={theirs}"
             )
-    windows = None if start is None else start.pretrained_window_sizes
+    windows = start.pretrained_window_sizes
     stages = len(named.depths)
     if model.pretrained_window_sizes is not None or windows is None or len(windows) != stages:
         return {}

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -11,8 +11,7 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
-
-StrategyName = Literal["auto", "ddp", "fsdp", "deepspeed_zero1"]
+from simmim.trainer_options import require_known
 
 
 def create_strategy(
@@ -38,13 +37,6 @@ def create_strategy(
         # Buffers are derived tables, the same everywhere.
         return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
     return "auto"
-
-
-def require_known(name: str) -> None:
-    """Raises UserError for a strategy that there is not."""
-    if name not in get_args(StrategyName):
-        choices = ", ".join(get_args(StrategyName))
-        raise UserError(f"trainer.strategy={name} is unknown; use {choices}")
 
 
 def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:

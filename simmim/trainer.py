@@ -21,6 +21,7 @@ from simmim.strategies import (
     launch_environments,
     lightning_precision,
 )
+from simmim.trainer_options import resolve_precision
 
 # Lightning tells of devices that it did not use and of its makers' products.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -36,8 +37,6 @@ for _untrue_here in (
     ".*when logging on epoch level in distributed setting.*",  # torchmetrics has reduced them
 ):
     warnings.filterwarnings("ignore", message=_untrue_here)
-
-PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 
 
 def create_trainer(
@@ -204,15 +203,3 @@ def available_accelerator(accelerator: str, devices: int | str | Sequence[int]) 
             f"use trainer.devices={count} or fewer, or auto"
         )
     return accelerator
-
-
-def resolve_precision(precision: str | int, accelerator: str) -> str:
-    """Lightning's name of a precision; auto is bf16 on GPUs that have it, else float32."""
-    name = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
-        str(precision), str(precision)
-    )
-    if name not in PRECISIONS:
-        raise UserError(f"trainer.precision={precision} is unknown; use {', '.join(PRECISIONS)}")
-    if name != "auto":
-        return name
-    return "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"

@@ -45,6 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file comes first: as the last one it would keep one worker busy, and the other idle.
+
+    By itself, xdist begins with the files that have the most tests (`--no-loadscope-reorder`).
+    """
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 def compose(stage: str, overrides: list[str]) -> DictConfig:
     """The configuration that `python -m simmim.<stage> <overrides>` runs with."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
@@ -71,18 +79,22 @@ def pack(files: Path, shards: Path, per_shard: int = 1000) -> Path:
     return shards
 
 
+def run_within(folder: Path, stage: str, *overrides: str) -> dict[str, Any]:
+    """Runs a stage within this process: one of its own takes ten seconds to import what it needs."""
+    folder.mkdir(exist_ok=True)
+    config = compose(stage, [*overrides, f"run_dir={folder}"])
+    try:
+        return run_stage(stage, config, str(folder))
+    except InstantiationException as error:
+        # The command line shows the mistake itself, not who called what.
+        raise error.__cause__ or error from None
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs a stage within this process; `name` is the run directory below `tmp_path`."""
 
-    def run_within(stage: str, *overrides: str, name: str = "run") -> dict[str, Any]:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        config = compose(stage, [*overrides, f"run_dir={folder}"])
-        try:
-            return run_stage(stage, config, str(folder))
-        except InstantiationException as error:
-            # The command line shows the mistake itself, not who called what.
-            raise error.__cause__ or error from None
+    def run_named(stage: str, *overrides: str, name: str = "run") -> dict[str, Any]:
+        return run_within(tmp_path / name, stage, *overrides)
 
-    return run_within
+    return run_named

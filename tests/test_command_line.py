@@ -79,20 +79,29 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line(tmp_path, monkeypatch, capsys, mistake):
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a command within this process, in `tmp_path`; gives the one line that it is refused with."""
     from simmim.command_line import run_command
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["simmim.pretrain", mistake])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-    with pytest.raises(SystemExit) as stopped:
-        run_command("pretrain")
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert stopped.value.code == 2
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    assert MISTAKES[mistake] in lines[0]
+    def line(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["simmim.pretrain", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        with pytest.raises(SystemExit) as stopped:
+            run_command("pretrain")
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert stopped.value.code == 2
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return line
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line(refused, mistake):
+    assert MISTAKES[mistake] in refused(mistake)
 
 
 @pytest.fixture
@@ -113,13 +122,10 @@ def folders(tmp_path):
         ("file.txt", "is not a folder"),
     ],
 )
-def test_a_folder_without_images_is_one_line(folders, root, message):
-    done = command("data=imagefolder", f"data.root={root}", "run_dir=run", cwd=folders)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert root in done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
+def test_a_folder_without_images_is_one_line(folders, refused, root, message):
+    line = refused("data=imagefolder", f"data.root={root}", "run_dir=run")
+    assert root in line
+    assert message in line
 
 
 def test_full_error_brings_the_traceback_back(tmp_path):

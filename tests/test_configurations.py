@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from simmim import configuration, stages
-from simmim.command_line import config_directory
+from simmim import configuration
+from simmim.command_line import config_directory, find_stage
 
 FILES = sorted(path.relative_to(config_directory()) for path in config_directory().rglob("*.yaml"))
 ROOTS = [path.stem for path in FILES if len(path.parts) == 1]
@@ -118,14 +118,14 @@ def build_data(config: DictConfig, image_size: tuple[int, int], tmp_path) -> Non
 @pytest.mark.parametrize("stage", ROOTS)
 def test_a_stage_reads_every_option_and_no_other(stage):
     config = compose(stage, [])
-    known = set(configuration.options(getattr(stages, stage)))
+    known = set(configuration.options(find_stage(stage)))
     if stage == "plan":
         # It takes the options of each of the stages that it plans for.
         others = [set(compose(stage, [f"stage={of}"])) for of in ("finetune", "transfer")]
         assert set(config).union(*others) == known
     else:
         assert set(config) == known
-    configuration.check(config, getattr(stages, stage))
+    configuration.check(config, find_stage(stage))
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
@@ -140,7 +140,7 @@ def test_every_choice_composes_and_builds(tmp_path, group, choice):
     elif (group, choice) in OF_EVALUATION:
         stage = "evaluate"
     config = compose(stage, [f"{group}={choice}", f"run_dir={tmp_path}"])
-    configuration.check(config, getattr(stages, stage))
+    configuration.check(config, find_stage(stage))
     build(config, tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_every_choice_composes_and_builds(tmp_path, group, choice):
 def test_every_recipe_composes_and_builds(tmp_path, recipe):
     stage = recipe_stage(recipe)
     config = compose(stage, [f"experiment={recipe}", f"run_dir={tmp_path}"])
-    configuration.check(config, getattr(stages, stage))
+    configuration.check(config, find_stage(stage))
     build(config, tmp_path)
 
 

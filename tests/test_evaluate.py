@@ -319,24 +319,21 @@ def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_judge_as_one_does(tmp_path, classifier):
+def test_two_processes_judge_as_one_does(run, tmp_path, classifier):
     """Seven images a class and three classes do not divide by two."""
     root = labelled(tmp_path / "images", ["c02", "c05", "c06"], count=7)
     figures = []
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "simmim.evaluate", f"checkpoint={classifier}"),
-                *("data=imagefolder", f"data.root={root}", "data.batch_size=4"),
-                *("data.num_workers=0", "trainer.accelerator=cpu", f"trainer.devices={devices}"),
-                f"run_dir={folder}",
-            ],
-            cwd=tmp_path,
-            check=True,
-            timeout=300,
-            capture_output=True,
-        )
+    options = [f"checkpoint={classifier}", "data=imagefolder", f"data.root={root}"]
+    options += ["data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu"]
+    run("evaluate", *options, "trainer.devices=1", name="1")
+    subprocess.run(
+        [sys.executable, "-m", "simmim.evaluate", *options, "trainer.devices=2", "run_dir=2"],
+        cwd=tmp_path,
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )
+    for folder in (tmp_path / "1", tmp_path / "2"):
         summary = json.loads((folder / "summary.json").read_text())
         tables = [(folder / name).read_text() for name in ("per_class.csv", "confusion.csv")]
         figures.append((summary["metrics"]["val/top1"], summary["images"], tables))

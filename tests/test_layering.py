@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 import simmim
 
 PACKAGE = Path(simmim.__file__).parent
@@ -18,7 +20,7 @@ LAYERS = [
     ["stages"],
     ["benchmarking", "checking", "evaluation", "exporting", "planning"],
     ["preflight"],
-    ["runs", "starting", "resuming"],
+    ["runs", "planned_run", "starting", "resuming"],
     ["reports"],
     [
         "configuration",
@@ -29,7 +31,7 @@ LAYERS = [
         "one_writer",
         "differences",
     ],
-    ["strategies", "fully_sharded"],
+    ["strategies", "fully_sharded", "trainer_options"],
     ["callbacks"],
     ["resources"],
     ["tasks", "features"],
@@ -100,3 +102,43 @@ def test_encoder_and_data_do_not_know_each_other():
 def test_no_grab_bags():
     names = {part for name, _ in modules() for part in name.split(".")}
     assert not names & {"utils", "util", "helpers", "common", "misc", "manager"}
+
+
+def imported_first(module: str, paths: dict[str, Path]) -> set[str]:
+    """All modules, ours and others', that are imported when this one is."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        # A package's own module comes before what stands in it.
+        for step in {name, name.rpartition(".")[0]}:
+            path = paths.get(step) or paths.get(f"{step}.__init__")
+            if step in found or path is None:
+                continue
+            found.add(step)
+            tree = ast.parse(path.read_text())
+            for node in tree.body:
+                if isinstance(node, ast.Import):
+                    waiting += [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    waiting += [f"{node.module}.{alias.name}" for alias in node.names]
+                    waiting.append(node.module)
+        found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "unneeded"),
+    [
+        ("planning", {"pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"}),
+        ("exporting", {"pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"}),
+        ("stages", {"timm", "matplotlib", "transformers"}),
+    ],
+)
+def test_a_command_does_not_wait_for_what_it_does_not_need(command, unneeded):
+    # What nodes name that every stage builds.
+    built = ["checkpoints.loading", "encoder", "masking", "optim"]
+    paths = dict(modules())
+    imported = set().union(*(imported_first(f"simmim.{name}", paths) for name in [command, *built]))
+    assert "torch" in imported
+    assert not {name.partition(".")[0] for name in imported} & unneeded

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-
 from simmim.errors import UserError
 
 
@@ -44,6 +42,8 @@ def head_rows(
 
 def imagenet_synsets(outputs: int) -> tuple[str, ...]:
     """The synsets (n01440764, …) of the ImageNet subset with so many classes; empty for no subset."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
     subset = infer_imagenet_subset({"num_classes": outputs})
     if subset not in ("imagenet-1k", "imagenet-22k"):
         return ()
@@ -60,6 +60,8 @@ def as_synsets(names: Sequence[str]) -> tuple[str, ...]:
     synsets = imagenet_synsets(len(names))
     if not synsets:
         return tuple(names)
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
     info: Any = ImageNetInfo(str(infer_imagenet_subset({"num_classes": len(names)})))
     same = sum(a == b for a, b in zip(names, info.label_descriptions(), strict=True))
     return synsets if 2 * same > len(names) else tuple(names)

@@ -1,8 +1,14 @@
 """Mixup and CutMix over a batch, by timm."""
 
-from timm.data.mixup import Mixup
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
 
 from simmim.errors import UserError
+
+# Images and their classes in; mixed images and each one's share of the classes out.
+Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def create_mixup(
@@ -12,7 +18,7 @@ def create_mixup(
     label_smoothing: float,
     num_classes: int,
     batch_size: int,
-) -> Mixup | None:
+) -> Mix | None:
     """Timm's mixer (Mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899); None where both alphas are 0.
 
     `mixup` and `cutmix` are alphas of beta distributions; `label_smoothing` is the share of a label
@@ -34,9 +40,13 @@ def create_mixup(
             f"data.batch_size {batch_size} is odd and Mixup pairs images; use {batch_size + 1}, "
             "or mixing.mixup=0 mixing.cutmix=0"
         )
-    return Mixup(  # type: ignore[no-untyped-call]
+    # timm takes a second to import: a run that does not mix does without.
+    from timm.data.mixup import Mixup
+
+    mix: Mix = Mixup(  # type: ignore[no-untyped-call]
         mixup_alpha=mixup,
         cutmix_alpha=cutmix,
         label_smoothing=label_smoothing,
         num_classes=num_classes,
     )
+    return mix

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Real, UInt8
-from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -175,6 +174,8 @@ class RandAugment(nn.Module):
 
     def __init__(self, policy: str) -> None:
         super().__init__()
+        from timm.data.auto_augment import rand_augment_transform
+
         mean = tuple(round(255 * value) for value in IMAGENET_MEAN)
         try:
             self.policy = rand_augment_transform(policy, {"img_mean": mean})

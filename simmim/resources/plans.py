@@ -127,7 +127,7 @@ class Planner:
     has_average: bool = False
     _models: dict[str | None, SimMIM | Classifier] = field(default_factory=dict)
     _tracers: dict[object, StepTracer] = field(default_factory=dict)
-    _steps: dict[object, StepNeeds] = field(default_factory=dict)
+    _steps: dict[object, dict[int, StepNeeds]] = field(default_factory=dict)
     _holdings: dict[object, Holdings] = field(default_factory=dict)
 
     def plan(self, setting: Setting) -> Plan:
@@ -142,11 +142,9 @@ class Planner:
         )
 
     def fits(self, setting: Setting) -> bool:
-        """Whether a setting fits."""
-        # What does not depend on the batch is quickly told.
-        nothing = StepNeeds(0, 0, 0.0, 0.0, 0.0)
-        held = Plan(setting, self.device, 0, self._hold(setting), nothing)
-        return held.fits and self.plan(setting).fits
+        """Whether a setting fits; traced only where less than a step does not tell that it does not."""
+        least = Plan(setting, self.device, 0, self._hold(setting), self._least_step(setting))
+        return least.fits and self.plan(setting).fits
 
     def largest_batch(self, setting: Setting) -> int:
         """The most images on one device that fit, all else as it is; 0 where not one does."""
@@ -202,17 +200,39 @@ class Planner:
         )
 
     def _step(self, setting: Setting) -> StepNeeds:
-        keeps_gradients = setting.accumulation > 1 or setting.sharing != "none"
-        alike = setting.model, setting.precision, keeps_gradients
+        alike = _alike(setting)
         if alike not in self._tracers:
             arithmetic = Arithmetic(self.device.backend, autocast=_AUTOCAST[setting.precision])
+            keeps_gradients = setting.accumulation > 1 or setting.sharing != "none"
             self._tracers[alike] = StepTracer(self.model(setting), arithmetic, keeps_gradients)
-        key = (*alike, setting.batch_size, setting.checkpoint_blocks)
-        if key not in self._steps:
-            self._steps[key] = self._tracers[alike].trace(
+        traced = self._steps.setdefault((alike, setting.checkpoint_blocks), {})
+        if setting.batch_size not in traced:
+            traced[setting.batch_size] = self._tracers[alike].trace(
                 setting.batch_size, setting.checkpoint_blocks
             )
-        return self._steps[key]
+        return traced[setting.batch_size]
+
+    def _least_step(self, setting: Setting) -> StepNeeds:
+        """What a step takes at least, by those of larger batches that were traced.
+
+        At each moment of a step some bytes are there whatever the batch, and the others grow with it:
+        half of the images take at least half of all. What `activations` lack where gradients are yet
+        to come is there whatever the batch. Attention in two chunks counts images in twos.
+        """
+        gradients = self._hold(setting).gradients
+        traced = self._steps.get((_alike(setting), setting.checkpoint_blocks), {})
+        activations = largest_segment = 0
+        for batch_size, step in traced.items():
+            images = max(1, setting.batch_size // 2 * 2)
+            share = min(1, images / (-(-batch_size // 2) * 2))
+            activations = max(activations, int(share * (step.activations + gradients)) - gradients)
+            largest_segment = max(largest_segment, int(share * step.largest_segment))
+        return StepNeeds(activations, largest_segment, 0.0, 0.0, 0.0)
+
+
+def _alike(setting: Setting) -> tuple[object, ...]:
+    """Settings for which this is the same are traced by the same tracer."""
+    return setting.model, setting.precision, setting.accumulation > 1 or setting.sharing != "none"
 
 
 def training_days(plan: Plan, *, images: float, peak_flops: float, mfu: float) -> float:

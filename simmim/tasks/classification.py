@@ -1,19 +1,17 @@
 """Supervised training as a LightningModule: fine-tuning, or a linear layer on a frozen encoder."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.data.mixup import Mixup
 from torch import Tensor
 from typing_extensions import Unpack
 
+from simmim.data.mixing import Mix
 from simmim.data.samples import Sample, without_repeats
-from simmim.models import Classifier
+from simmim.models import Classifier, Mode
 from simmim.tasks.accuracy import HeldOutAccuracy
 from simmim.tasks.training import TrainingArguments, TrainingTask
-
-Mode = Literal["full", "linear"]
 
 
 class ClassificationTask(TrainingTask):
@@ -35,7 +33,7 @@ class ClassificationTask(TrainingTask):
         *,
         classes: tuple[str, ...],
         mode: Mode = "full",
-        mixup: Mixup | None = None,
+        mixup: Mix | None = None,
         label_smoothing: float = 0.0,
         **training: Unpack[TrainingArguments],
     ) -> None:
@@ -58,9 +56,9 @@ class ClassificationTask(TrainingTask):
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """Cross-entropy of a mixed batch."""
         images, labels = self.normalisation.normalise(batch.image), batch.label
+        assert isinstance(labels, Tensor)
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
-        assert isinstance(labels, Tensor)
         smoothing = 0.0 if self.mixup is not None else self.label_smoothing
         return F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
 

@@ -114,23 +114,19 @@ def test_images_without_labels_are_refused_before_training(run, tmp_path):
     assert not list((tmp_path / "refused").glob("**/*.ckpt"))
 
 
-def test_two_processes_find_what_one_does(tmp_path):
+def test_two_processes_find_what_one_does(run, tmp_path):
     """61 held-out and 33 training images do not divide by two; the weights stay as they begin."""
-    tiny = [option for option in TINY_DEMO if not option.startswith("trainer=")]
-    figures = []
-    for devices, batch in ((1, 8), (2, 4)):
-        folder = tmp_path / str(devices)
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "simmim.pretrain", *tiny, "trainer.accelerator=cpu"),
-                *(f"trainer.devices={devices}", f"data.batch_size={batch}", "optim.lr=1e-12"),
-                *("knn.every_n_epochs=1", "knn.k=3", "data.train_size=33", "data.val_size=61"),
-                *("trainer.max_steps=2", f"run_dir={folder}"),
-            ],
-            cwd=tmp_path,
-            check=True,
-            timeout=300,
-            capture_output=True,
-        )
-        figures.append(json.loads((folder / "summary.json").read_text())["metrics"]["val/knn_top1"])
-    assert figures[0] == figures[1] > 0
+    options = [option for option in TINY_DEMO if not option.startswith("trainer=")]
+    options += ["trainer.accelerator=cpu", "trainer.max_steps=2", "optim.lr=1e-12"]
+    options += ["knn.every_n_epochs=1", "knn.k=3", "data.train_size=33", "data.val_size=61"]
+    one = run("pretrain", *options, "trainer.devices=1", "data.batch_size=8", name="one")
+    two = ["trainer.devices=2", "data.batch_size=4", "run_dir=two"]
+    subprocess.run(
+        [sys.executable, "-m", "simmim.pretrain", *options, *two],
+        cwd=tmp_path,
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )
+    found = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert found["metrics"]["val/knn_top1"] == one["metrics"]["val/knn_top1"] > 0

@@ -11,6 +11,7 @@ from simmim.models import SimMIM
 from simmim.optim import AdamWRecipe
 from simmim.resources.devices import DEVICES, Device, find_device, parse_bytes
 from simmim.resources.plans import Planner, Setting, training_days
+from simmim.resources.steps import StepTracer
 from simmim.resources.ways_out import find_ways_out
 
 SETTING = Setting(64, 1, "32-true", "none", 1, 1)
@@ -62,6 +63,36 @@ def test_one_image_more_than_the_largest_batch_does_not_fit(roomy):
     assert tight.fits(replace(SETTING, batch_size=largest))
     assert not tight.fits(replace(SETTING, batch_size=largest + 1))
     assert planner(1e8).largest_batch(SETTING) == 0
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cpu"])
+def test_a_larger_batch_excludes_without_a_trace_what_does_not_fit_and_nothing_else(
+    backend, monkeypatch
+):
+    def tiny(memory: float) -> Planner:
+        def build_tiny(name: str | None) -> SimMIM:
+            sizes = {"embed_dim": 32, "depths": (1, 1), "num_heads": (2, 4)}
+            with torch.device("meta"):
+                return SimMIM(create_encoder("swinv2_t", image_size=56, window_size=7, **sizes))
+
+        return replace(planner(memory, backend), build=build_tiny, _models={})
+
+    def images(count: int) -> Setting:
+        return replace(SETTING, batch_size=count)
+
+    roomy = tiny(1e12)
+    for count in (1, 2, 3):
+        needed = roomy.plan(images(count)).needed
+        for memory in (needed, needed - 1):
+            device = roomy.device._replace(memory=memory)
+            knowing = replace(roomy, device=device, _steps={})
+            knowing.plan(images(4))
+            assert knowing.fits(images(count)) == (memory == needed)
+
+    knowing = replace(roomy, device=roomy.device._replace(memory=int(needed)), _steps={})
+    assert not knowing.fits(images(64))
+    monkeypatch.setattr(StepTracer, "trace", lambda *_: pytest.fail("it was traced"))
+    assert not knowing.fits(images(32))
 
 
 @pytest.mark.parametrize("backend", ["cuda", "cpu"])
