@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from simmim.benchmarking.race import benchmark
 from simmim.checking import check
 from simmim.console import say
+from simmim.diagnosing import analysis
 from simmim.evaluation import evaluate
 from simmim.exporting import export
 from simmim.losses import check_target_window
@@ -35,6 +36,7 @@ from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.classification import Mode
 
 __all__ = [
+    "analysis",
     "benchmark",
     "check",
     "evaluate",
