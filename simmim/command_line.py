@@ -36,6 +36,7 @@ _UNWRITABLE = {
 }
 # Where a command's function is that is not in `stages`: no command waits for what others import.
 _HOMES = {
+    "analysis": "simmim.diagnosing",
     "benchmark": "simmim.benchmarking.race",
     "check": "simmim.checking",
     "evaluate": "simmim.evaluation",

@@ -12,13 +12,15 @@ PACKAGE = Path(simmim.__file__).parent
 # A module may import from its own layer's row or from any row below, never from one above.
 LAYERS = [
     [
+        "__main__",
         *("benchmark", "check", "evaluate", "export", "finetune", "plan", "pretrain", "report"),
         "transfer",
     ],
     ["command_line"],
     ["sweeps", "studies", "finished", "processes"],
     ["stages"],
-    ["benchmarking", "checking", "evaluation", "exporting", "planning"],
+    ["diagnosing"],
+    ["benchmarking", "checking", "diagnostics", "evaluation", "exporting", "planning"],
     ["preflight"],
     ["runs", "planned_run", "starting", "resuming"],
     ["reports"],
@@ -48,7 +50,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
 def layer(module: str) -> str:
-    return module.split(".")[1]
+    # A package's command stands above the package.
+    return "__main__" if module.endswith(".__main__") else module.split(".")[1]
 
 
 def imports(path: Path) -> set[str]:

@@ -28,4 +28,5 @@ def test_a_notebook_runs(path, tmp_path):
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
     )
     assert "error:" not in text
-    assert text.count("finished in") == 4
+    commands = sum(cell.source.count("{sys.executable} -m simmim.") for cell in notebook.cells)
+    assert text.count("finished in") == commands > 0

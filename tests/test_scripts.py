@@ -19,6 +19,7 @@ from simmim.errors import UserError
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import amplitude  # noqa: E402
 import channel_statistics  # noqa: E402
 import gather_sweep  # noqa: E402
 import memory_table  # noqa: E402
@@ -305,3 +306,24 @@ def test_the_data_path_is_measured_on_a_folder_of_jpegs(tmp_path):
     assert figures["difference"] < 3
     assert all(rate > 0 for rate, *_ in figures["ways"].values())
     assert "torchvision" in table
+
+
+def test_amplitudes_are_measured_before_and_after_training(tmp_path):
+    untrained, trained = amplitude.follow(
+        "res_post", 2, 0, steps=2, batch_size=2, learning_rate=1e-2
+    )
+    assert (untrained.step, trained.step) == (0, 2)
+    assert len(untrained.amplitudes) == len(trained.amplitudes) == 4
+    # Its gains start at 0: a block changes nothing until it has learned.
+    assert untrained.growth == pytest.approx(1)
+    assert trained.growth != pytest.approx(1, rel=1e-3)
+    deep = trained.amplitudes[2:]
+    assert trained.growth == max(deep) / min(deep)
+    (only,) = amplitude.follow("pre", 2, 0, steps=0, batch_size=2, learning_rate=1e-2)
+    assert only.growth > 1.001
+    cells = [untrained, trained, only]
+    table = amplitude.as_markdown(cells).splitlines()
+    assert table[0] == "| norm | blocks | at initial values | after 2 steps | held-out masked L1 |"
+    assert table[2].startswith(f"| pre-norm | 2 | {only.growth:.2f} ± 0.00 | – | – |")
+    amplitude.plot(cells, tmp_path / "amplitude.png")
+    assert Image.open(tmp_path / "amplitude.png").width > 300

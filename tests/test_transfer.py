@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import simmim
-from simmim.checkpoints.loading import resize_table
+from simmim.encoder.position_bias import resize_table
 from simmim.errors import UserError
 
 DATA = [option for option in TINY_DEMO if not option.startswith("model.")]

@@ -9,11 +9,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from simmim.encoder import SwinTransformer
-from simmim.encoder.blocks import Stage
+from simmim.encoder.blocks import Stage, SwinBlock
+
+
+def named_blocks(encoder: SwinTransformer) -> dict[str, SwinBlock]:
+    """The blocks in order, by `stage1_block1`, both counted from 1."""
+    named = {}
+    for number, stage in enumerate(encoder.stages, start=1):
+        assert isinstance(stage, Stage)
+        for place, block in enumerate(stage.blocks, start=1):
+            assert isinstance(block, SwinBlock)
+            named[f"stage{number}_block{place}"] = block
+    return named
 
 
 def block_outputs(encoder: SwinTransformer) -> dict[str, nn.Module]:
-    """What each block's output passes through, by `stage1_block1`, both counted from 1."""
+    """What each block's output passes through, by the block's name."""
     outputs = {}
     for number, stage in enumerate(encoder.stages, start=1):
         assert isinstance(stage, Stage)
@@ -45,6 +56,19 @@ def observe(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def undisturbed(encoder: SwinTransformer) -> Iterator[None]:
+    """Within the block the encoder evaluates: no gradients, nothing random, nothing compiled."""
+    modes = {module: module.training for module in encoder.modules()}
+    encoder.eval()
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class Amplitude(NamedTuple):

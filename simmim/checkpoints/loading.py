@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from simmim.encoder import SwinTransformer
+from simmim.encoder.position_bias import resize_table
 from simmim.errors import UserError
 from simmim.models import Classifier
 from simmim.sizes import Pair, as_pair
@@ -174,20 +174,6 @@ def square_window(table: Float[Tensor, "offsets heads"]) -> Pair | None:
     """The square window with so many relative offsets; None where there is none."""
     side = math.isqrt(table.shape[0])
     return ((side + 1) // 2, (side + 1) // 2) if side**2 == table.shape[0] and side % 2 else None
-
-
-def resize_table(
-    table: Float[Tensor, "offsets heads"], trained: Pair | None, window: Pair
-) -> Float[Tensor, "_offsets heads"]:
-    """A position-bias table trained with one window at another one, bicubic (Swin V1)."""
-    if trained is None or trained == window:
-        return table
-    grid_size, new_size = (tuple(2 * side - 1 for side in pair) for pair in (trained, window))
-    if table.shape[0] != math.prod(grid_size):
-        return table
-    grid = table.float().T.reshape(1, -1, *grid_size)
-    resized = F.interpolate(grid, new_size, mode="bicubic", align_corners=False)
-    return resized.flatten(2)[0].T.to(table.dtype).contiguous()
 
 
 def adapt_channels(

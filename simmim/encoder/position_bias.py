@@ -100,3 +100,17 @@ class TablePositionBias(nn.Module):
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
         """The bias of every head and (query, key) pair, float32."""
         return self.table.T.float()[:, self.index]
+
+
+def resize_table(
+    table: Float[Tensor, "offsets heads"], trained: Pair | None, window: Pair
+) -> Float[Tensor, "_offsets heads"]:
+    """A position-bias table trained with one window at another one, bicubic (Swin V1)."""
+    if trained is None or trained == window:
+        return table
+    grid_size, new_size = (tuple(2 * side - 1 for side in pair) for pair in (trained, window))
+    if table.shape[0] != math.prod(grid_size):
+        return table
+    grid = table.float().T.reshape(1, -1, *grid_size)
+    resized = F.interpolate(grid, new_size, mode="bicubic", align_corners=False)
+    return resized.flatten(2)[0].T.to(table.dtype).contiguous()

@@ -12,12 +12,12 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch.distributed.tensor import DTensor
 
+from simmim.analysis.position_bias import BlockAttention, describe_attention, is_of_attention
 from simmim.checkpoints.description import describe_encoder
 from simmim.console import say, warn
 from simmim.errors import UserError
 from simmim.interruption import Interrupted
 from simmim.metrics_csv import MetricsCsv
-from simmim.reports.attention import BlockAttention, describe_attention, is_of_attention
 from simmim.reports.page import REPORT, write_report
 from simmim.reports.record import RunFacts, State, write_facts
 from simmim.summary import git_revision, package_versions

@@ -10,8 +10,9 @@ import yaml
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from simmim.analysis.position_bias import BlockAttention
 from simmim.data.skipped import SKIPPED
-from simmim.reports.attention import BlockAttention, read_attention
+from simmim.reports.attention import read_attention
 from simmim.reports.charts import charts_of, missing_from, spread
 from simmim.reports.classification_rules import classification_figures, judge_classification
 from simmim.reports.pictures import heat_map, read_gallery

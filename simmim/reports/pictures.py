@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from simmim.analysis.position_bias import BlockAttention
 from simmim.callbacks.reconstructions import TILES
-from simmim.reports.attention import BlockAttention
 from simmim.reports.charts import spread
 
 _TILE = 192  # pixels, at most

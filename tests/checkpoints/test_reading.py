@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 import simmim
 from simmim.checkpoints import from_official, to_hf, to_official, to_timm
 from simmim.checkpoints.encoder_file import save_encoder
-from simmim.checkpoints.loading import adapt_channels, load_encoder_weights, resize_table
+from simmim.checkpoints.loading import adapt_channels, load_encoder_weights
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
+from simmim.encoder.position_bias import resize_table
 from simmim.errors import UserError
 
 

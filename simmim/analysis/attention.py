@@ -1,0 +1,198 @@
+"""What tokens attend to: attention weights, maps of one token's attention, and mean distances.
+
+Weights of window attention are those of Swin Transformer V2 (arXiv 2111.09883, section 3.2) or V1, as
+the encoder's own modules compute them. Distances are those of ViT (arXiv 2010.11929, section 4.5).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from simmim.analysis.activations import named_blocks, undisturbed
+from simmim.encoder import SwinTransformer
+from simmim.encoder.attention import WindowAttention
+from simmim.encoder.blocks import SwinBlock
+from simmim.encoder.windows import WindowGrid, attention_mask, partition_windows
+from simmim.errors import UserError
+from simmim.sizes import Pair, show
+
+Mask = Bool[Tensor, "windows tokens tokens"] | None
+
+
+class BlockDistance(NamedTuple):
+    """How far the heads of one block look, in pixels of the image.
+
+    Attributes:
+        name: `stage1_block1`.
+        heads: of each head, the distance between a token and what it attends to, weighted by attention,
+            in the mean over tokens and images.
+        uniform: the same of attention that is equal to all tokens that it may go to.
+    """
+
+    name: str
+    heads: Float[Tensor, " heads"]
+    uniform: float
+
+
+class BlockMap(NamedTuple):
+    """Where one token of each image looks in one block: weights on the feature map, 1 in the sum."""
+
+    name: str
+    weights: Float[Tensor, "b heads h w"]
+
+
+def attention_weights(
+    attention: WindowAttention,
+    windows: Float[Tensor, "b windows tokens c"],
+    mask: Mask = None,
+) -> Float[Tensor, "b windows heads tokens tokens"]:
+    """The softmax of the module's logits, float32: a row a query, which sums to 1.
+
+    `windows` and `mask` are what the module's `forward` takes. Memory is that of the whole result.
+    """
+    bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+    qkv = F.linear(windows, attention.qkv.weight, bias)
+    batch, count, tokens, _ = windows.shape
+    qkv = qkv.view(batch, count, tokens, 3, attention.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
+    query, key = attention.scale(qkv[0], qkv[1])
+    logits = query.float() @ key.float().transpose(-2, -1) + attention.position_bias()
+    if mask is not None:
+        logits = logits.masked_fill(mask.unsqueeze(1), -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def token_places(
+    grid: WindowGrid, device: torch.device | None = None
+) -> Int[Tensor, "windows tokens"]:
+    """Which token of the map, numbered row by row, stands where in the windows; -1 is padding."""
+    height, width = grid.feature_size
+    # Counted from 1, for padding is filled with 0.
+    numbers = torch.arange(1, height * width + 1, dtype=torch.float64, device=device)
+    return partition_windows(numbers.view(1, height, width, 1), grid)[0, :, :, 0].long() - 1
+
+
+def attention_distances(
+    encoder: SwinTransformer, images: Float[Tensor, "b c H W"]
+) -> list[BlockDistance]:
+    """The mean attention distance of every head, block by block, of normalised images.
+
+    Attention is computed an image at a time, so that its memory is that of one.
+    """
+    distances: list[BlockDistance] = []
+
+    def see(name: str, seen: _Seen) -> None:
+        apart = _tokens_apart(seen) * (images.shape[-2] / seen.grid.feature_size[0])
+        queries = seen.places >= 0
+        images_in_turn = torch.split(seen.windows, 1)
+        weights = (attention_weights(seen.attention, own, seen.mask) for own in images_in_turn)
+        heads = torch.stack([_mean_distance(own[0], apart, queries) for own in weights])
+        allowed = torch.ones_like(apart) if seen.mask is None else (~seen.mask).float()
+        equal = (allowed / allowed.sum(dim=-1, keepdim=True)).unsqueeze(1)
+        uniform = float(_mean_distance(equal, apart, queries))
+        distances.append(BlockDistance(name, heads.mean(dim=0).cpu(), uniform))
+
+    with undisturbed(encoder), _observe_attention(encoder, see):
+        encoder(images)
+    return distances
+
+
+def attention_maps(
+    encoder: SwinTransformer, images: Float[Tensor, "b c H W"], query: Pair
+) -> list[BlockMap]:
+    """Where the token at `query`, pixels from the top and from the left, looks in every block.
+
+    A map is zero outside the token's window.
+
+    Raises:
+        UserError: a place outside the images.
+    """
+    image_size = (images.shape[-2], images.shape[-1])
+    if not all(0 <= place < side for place, side in zip(query, image_size, strict=True)):
+        middle = [side // 2 for side in image_size]
+        raise UserError(
+            f"query {list(query)} is outside images of {show(image_size)} pixels; use {middle}, "
+            "their middle"
+        )
+    maps: list[BlockMap] = []
+
+    def see(name: str, seen: _Seen) -> None:
+        rows, columns = seen.grid.feature_size
+        row, column = query[0] * rows // image_size[0], query[1] * columns // image_size[1]
+        window, token = (seen.places == row * columns + column).nonzero()[0].tolist()
+        own_mask = None if seen.mask is None else seen.mask[window : window + 1]
+        own = attention_weights(seen.attention, seen.windows[:, window : window + 1], own_mask)
+        is_real = seen.places[window] >= 0
+        laid_out = own.new_zeros(len(own), seen.attention.num_heads, rows * columns)
+        laid_out[:, :, seen.places[window][is_real]] = own[:, 0, :, token][..., is_real]
+        maps.append(BlockMap(name, laid_out.view(*laid_out.shape[:2], rows, columns).cpu()))
+
+    with undisturbed(encoder), _observe_attention(encoder, see):
+        encoder(images)
+    return maps
+
+
+class _Seen(NamedTuple):
+    """What a block's attention is given, and where it is on the feature map."""
+
+    attention: WindowAttention
+    windows: Float[Tensor, "b windows tokens c"]
+    mask: Mask
+    grid: WindowGrid
+    places: Int[Tensor, "windows tokens"]
+
+
+@contextmanager
+def _observe_attention(
+    encoder: SwinTransformer, see: Callable[[str, _Seen], None]
+) -> Iterator[None]:
+    """Within the block, `see` is called with what the attention of each block that runs is given."""
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda block, inputs: see(name, _look(block, *inputs))
+
+    handles = [
+        block.register_forward_pre_hook(hook_of(name))
+        for name, block in named_blocks(encoder).items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _look(block: nn.Module, features: Float[Tensor, "b h w c"]) -> _Seen:
+    assert isinstance(block, SwinBlock)
+    if block.pre_norm:
+        features = block.norm1(features)
+    # It may be another map than the block was built for.
+    grid = block.grid._replace(feature_size=(features.shape[1], features.shape[2]))
+    return _Seen(
+        block.attention,
+        partition_windows(features, grid),
+        attention_mask(grid, features.device),
+        grid,
+        token_places(grid, features.device),
+    )
+
+
+def _tokens_apart(seen: _Seen) -> Float[Tensor, "windows tokens tokens"]:
+    """Distances between the tokens of each window, in tokens; those of padding mean nothing."""
+    columns = seen.grid.feature_size[1]
+    places = torch.stack((seen.places // columns, seen.places % columns), dim=-1).float()
+    return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _mean_distance(
+    weights: Float[Tensor, "windows heads tokens tokens"],
+    apart: Float[Tensor, "windows tokens tokens"],
+    queries: Bool[Tensor, "windows tokens"],
+) -> Float[Tensor, " heads"]:
+    """The distance to what is attended to, in the mean over the tokens that are no padding."""
+    by_query = (weights * apart.unsqueeze(1)).sum(dim=-1)
+    return by_query.transpose(1, 2)[queries].mean(dim=0)
