@@ -21,6 +21,7 @@ from simmim.losses import check_target_window
 from simmim.models import Classifier, SimMIM
 from simmim.planning import plan
 from simmim.preflight import classifier_of, create_simmim, require_memory
+from simmim.reconstructing import reconstruct
 from simmim.runs import (
     RunOptions,
     announce,
@@ -42,6 +43,7 @@ __all__ = [
     "finetune",
     "plan",
     "pretrain",
+    "reconstruct",
     "transfer",
 ]
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from simmim.callbacks.reconstructions import TILES
+from simmim.contact_sheet import TILES
 from simmim.reports.attention import BlockAttention
 from simmim.reports.charts import spread
 
