@@ -62,7 +62,7 @@ def contact_sheet(
     font_size = max(12, tile_height // 10)
     font = ImageFont.load_default(font_size)
     heading = round(1.6 * font_size)
-    small = max(11, round(0.7 * font_size))
+    small = max(12, round(0.7 * font_size))
     row_height = tile_height + _GAP + (round(1.7 * small) if captions else 0)
     group_width = 3 * tile_width + 2 * _GAP
     sheet = Image.new(

@@ -102,10 +102,7 @@ class Filler(NamedTuple):
         columns = panels(result, self.normalisation.invert if is_picture else stretch)
         shown = Panels(*(images[:, self.bands] for images in columns))
         masked = f"{share[0]:.0%} masked" if share.eq(share[0]).all() else "masked"
-        captions = [
-            f"masked L1 {model:.3g}   visible mean {mean:.3g}   nearest visible {nearest:.3g}"
-            for model, mean, nearest in zip(*(each.tolist() for each in masked_l1), strict=True)
-        ]
+        captions = [f"masked L1: {_tell(masked_l1, row)}" for row in range(len(share))]
         return contact_sheet(shown, ("input", masked, "reconstruction"), captions)
 
 
@@ -155,10 +152,9 @@ def reconstruct(
         save_sheet(grid.sheet, folder / f"{name}.png")
         if steps:
             save_animation([step.sheet for step in steps], folder / f"{name}.gif", frames.seconds)
-        new = [describe(one, grid, steps, row) for row, one in enumerate(group)]
-        for one, entry in zip(group, new, strict=True):
-            say(f"{one.describe()}; masked L1 {_tell(entry['masked_l1'])}")
-        entries += [{"grid": f"{name}.png"} | entry for entry in new]
+        for row, one in enumerate(group):
+            entries.append({"grid": f"{name}.png"} | describe(one, grid, steps, row))
+            say(f"{one.describe()}; masked L1 {_tell(grid.in_units, row)}")
     figures = {
         "checkpoint": checkpoint,
         "mask": chosen._asdict(),
@@ -298,6 +294,6 @@ def _row(masked_l1: MaskedL1, row: int) -> dict[str, float]:
     return {name: float(values[row]) for name, values in masked_l1._asdict().items()}
 
 
-def _tell(figures: dict[str, float]) -> str:
-    mean, nearest = figures["visible_mean"], figures["nearest_visible"]
-    return f"{figures['model']:.3g} (visible mean {mean:.3g}, nearest visible {nearest:.3g})"
+def _tell(masked_l1: MaskedL1, row: int) -> str:
+    model, mean, nearest = (float(values[row]) for values in masked_l1)
+    return f"{model:.3g} (visible mean {mean:.3g}, nearest visible {nearest:.3g})"

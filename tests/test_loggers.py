@@ -127,7 +127,7 @@ def test_mlflow_has_one_run_with_figures_parameters_and_pictures(resumed):
 def test_the_other_logs_stay(resumed):
     assert (resumed / "metrics.csv").is_file()
     events = EventAccumulator(str(resumed / "tensorboard")).Reload()
-    assert [entry.step for entry in events.Images("reconstructions")] == [2, 4]
+    assert events.Images("reconstructions")[-1].step == 4
     text = events.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "ratio: 0.6" in text
 
