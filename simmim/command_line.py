@@ -42,6 +42,7 @@ _HOMES = {
     "evaluate": "simmim.evaluation",
     "export": "simmim.exporting",
     "plan": "simmim.planning",
+    "reconstruct": "simmim.reconstructing",
 }
 # Hydra's plugins that are installed with an extra.
 _EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}

@@ -59,6 +59,10 @@ class MetricsCsv(Logger):
             self._row = {"step": step}
         self._row |= metrics
 
+    def go_on_after(self, step: int) -> None:
+        """Rows of later steps are dropped."""
+        self.first_step = step
+
     @property
     def pending(self) -> dict[str, float]:
         """The row at hand, with its step, which is not in the file yet; empty where there is none."""

@@ -10,8 +10,8 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim.checkpoints.deepspeed import is_deepspeed, require_harmless
 from simmim.checkpoints.reading import (
+    deciding_options,
     find_damage,
-    read_state,
     require_resumable,
     require_run,
     resumed_step,
@@ -97,10 +97,7 @@ def require_same_options(
         UserError: they differ in more than that the run became longer, unless `is_forced`; or in the
             steps of an epoch.
     """
-    callbacks: Mapping[str, Mapping[str, Any]] = read_state(resumed).get("callbacks", {})
-    before: dict[str, Any] = next(
-        (state["options"] for state in callbacks.values() if "options" in state), {}
-    )
+    before = deciding_options(resumed)
     now = dict(options)
     changed = changed_options(before, now) if before else []
     if not changed or is_longer(before, now, changed):

@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
 from simmim import composed
@@ -37,7 +36,7 @@ from simmim.encoder.compilation import Compile, check_compile, compile_blocks
 from simmim.errors import UserError
 from simmim.failures import explained_failures
 from simmim.fully_sharded import FullySharded
-from simmim.metrics_csv import MetricsCsv
+from simmim.logs import ContinuedLog, ExpendableLog
 from simmim.models import Classifier
 from simmim.one_writer import OneWriter
 from simmim.optim import AdamWRecipe, describe_lr
@@ -88,6 +87,7 @@ class Run(NamedTuple):
     extra_figures: tuple[str, ...]
     compile: Compile
     resume_force: bool
+    configuration: dict[str, Any]
 
 
 def create_run(
@@ -142,7 +142,9 @@ def create_run(
         require_strategy(resumed, trainer)
         step = resumed_step(resumed)
         checkpoints.remember_best(step)
-    forget_later_rows(trainer, step)
+    for logger in trainer.loggers:
+        if isinstance(logger, ContinuedLog):
+            logger.go_on_after(step)
     return Run(
         trainer,
         optimization,
@@ -156,17 +158,8 @@ def create_run(
         extra_figures,
         options["compile"],
         options["resume_force"],
+        {str(name): value for name, value in given.items()},
     )
-
-
-def forget_later_rows(trainer: pl.Trainer, step: int) -> None:
-    """Has the loggers drop what was logged after this step, for a run that goes on from it."""
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsCsv):
-            logger.first_step = step
-        elif isinstance(logger, TensorBoardLogger):
-            # The last step's figures are logged again.
-            logger._kwargs["purge_step"] = max(step - 1, 0)
 
 
 def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> ImageDataModule:
@@ -291,6 +284,8 @@ def fit(
     compile_blocks(task.model.encoder, run.compile)
     if trainer.is_global_zero:
         composed.record(run.run_dir)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(run.configuration)
     run.report.begin(stage, figures)
     with explained_failures(
         batch_size=images.batch_size,
@@ -300,6 +295,9 @@ def fit(
         trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
         if task.validated_step != trainer.global_step:
             trainer.validate(task, datamodule=images, verbose=False)
+    for logger in trainer.loggers:
+        if isinstance(logger, ExpendableLog):
+            logger.close()
     weights = gather_weights(task.model)
     if not trainer.is_global_zero:
         return {}

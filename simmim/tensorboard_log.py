@@ -1,41 +1,56 @@
 """TensorBoard's log, which ends where the disk is full, and not the run with it."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 
-from simmim.console import warn
+from simmim.logs import ExpendableLog
 
 
-class TensorBoardLog(TensorBoardLogger):
-    """Lightning's logger. Its writer cannot go on after an error; `metrics.csv` holds the figures."""
+class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
+    """Events in `tensorboard/` below the run directory."""
 
-    _has_failed = False
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(save_dir, "tensorboard")
+        self._first_step: int | None = None
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Adds figures."""
-        self._attempt(super().log_metrics, metrics, step)
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return f"{self.folder}/"
 
-    @rank_zero_only
-    def save(self) -> None:
+    def open(self) -> TensorBoardLogger:
+        """Lightning's logger."""
+        folder = self.folder
+        return TensorBoardLogger(
+            folder.parent, name=folder.name, version="", purge_step=self._first_step
+        )
+
+    def go_on_after(self, step: int) -> None:
+        """Events of later steps are hidden; the last step's figures are logged again."""
+        self._first_step = max(step - 1, 0)
+
+    def flush(self) -> None:
         """Has the disk hold what was logged."""
-        self._attempt(super().save)
+        self.save()
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Closes the file."""
-        self._attempt(super().finalize, status)
+    def add_configuration(self, logger: TensorBoardLogger, options: dict[str, Any]) -> None:
+        """As text: what TensorBoard calls hyper-parameters goes with final figures only."""
+        lines = OmegaConf.to_yaml(OmegaConf.create(options)).splitlines()
+        text = "\n".join(f"    {line}" for line in lines)
+        logger.experiment.add_text("configuration", text, self._first_step or 0)
 
-    def _attempt(self, action: Any, *arguments: Any) -> None:
-        if self._has_failed:
-            return
-        try:
-            action(*arguments)
-        except (OSError, ValueError) as error:
-            reason = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(reason, OSError):
-                raise
-            self._has_failed = True
-            warn(f"{self.log_dir} cannot be written to ({reason}); no more is added there")
+    def add_picture(
+        self, logger: TensorBoardLogger, name: str, picture: Image.Image, step: int
+    ) -> None:
+        """In colours."""
+        logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def is_failure(self, error: Exception) -> bool:
+        """An error of the disk, or of the writer that stumbled over one before."""
+        return isinstance(error, OSError) or isinstance(error.__cause__, OSError)

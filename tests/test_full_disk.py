@@ -12,7 +12,7 @@ from conftest import TINY_DEMO
 from torch.utils.tensorboard import SummaryWriter
 
 from simmim import metrics_csv, writing
-from simmim.callbacks import checkpoints, guard
+from simmim.callbacks import checkpoints, guard, reconstructions
 from simmim.metrics_csv import MetricsCsv
 
 OPTIONS = [*TINY_DEMO, "trainer.max_steps=8", "trainer.log_every_n_steps=1"]
@@ -43,7 +43,7 @@ def test_a_run_goes_on_and_its_figures_wait_for_room(run, tmp_path, monkeypatch,
     monkeypatch.setattr(metrics_csv, "append", full_at_first(metrics_csv.append, 3))
     monkeypatch.setattr(checkpoints, "_point", full_at_first(checkpoints._point, 2))
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
-    monkeypatch.setattr(SummaryWriter, "add_image", full)
+    monkeypatch.setattr(reconstructions, "save_sheet", full)
     assert run("pretrain", *OPTIONS)["steps"] == 8
     folder = tmp_path / "run"
     assert steps(folder) == list(range(8))

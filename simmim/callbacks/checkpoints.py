@@ -279,17 +279,10 @@ class Checkpoints(pl.Callback):
 
 
 def _flush_loggers(trainer: pl.Trainer) -> None:
-    """Has the disk hold what was logged; where it cannot, that is told of and training goes on."""
+    """Has the disk hold what was logged; a log tells itself where it cannot."""
     for logger in trainer.loggers:
-        for writer in (logger, getattr(logger, "experiment", None)):
-            if isinstance(writer, _Buffered):
-                try:
-                    writer.flush()
-                except OSError as error:
-                    log.warning(
-                        f"the log of {type(logger).__name__} cannot be written "
-                        f"({_first_line(error)}); training goes on"
-                    )
+        if isinstance(logger, _Buffered):
+            logger.flush()
 
 
 def _replace(written: Path, path: Path) -> None:

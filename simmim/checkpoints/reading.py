@@ -114,6 +114,12 @@ def read_state(path: Path) -> dict[str, Any]:
     return content
 
 
+def deciding_options(path: Path) -> dict[str, Any]:
+    """The options that decided what a run came to, from one of its checkpoints; by dotted names."""
+    callbacks: Mapping[str, Mapping[str, Any]] = read_state(path).get("callbacks", {})
+    return next((state["options"] for state in callbacks.values() if "options" in state), {})
+
+
 def resumed_step(path: Path) -> int:
     """The optimiser step that a run goes on from with this checkpoint."""
     return int(read_state(path)["global_step"])

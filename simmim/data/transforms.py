@@ -146,15 +146,18 @@ class CenterCrop(nn.Module):
         super().__init__()
         self.size: Pair = as_pair(image_size, "model.image_size")
 
-    def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
-        """Crops and resizes; the same for the same image."""
-        height, width = image.shape[-2:]
+    def choose(self, height: int, width: int) -> Box:
+        """The part of an image of this size."""
         target_height, target_width = self.size
         scale = min(height / target_height, width / target_width)
         box_height = max(1, round(target_height * scale))
         box_width = max(1, round(target_width * scale))
         top, left = round((height - box_height) / 2), round((width - box_width) / 2)
-        return Pixels(image).crop_resized(Box(top, left, box_height, box_width), self.size)
+        return Box(top, left, box_height, box_width)
+
+    def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
+        """Crops and resizes; the same for the same image."""
+        return Pixels(image).crop_resized(self.choose(*image.shape[-2:]), self.size)
 
 
 class RandomFlip(nn.Module):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from simmim.analysis.position_bias import BlockAttention
-from simmim.callbacks.reconstructions import TILES
+from simmim.contact_sheet import TILES
 from simmim.reports.charts import spread
 
 _TILE = 192  # pixels, at most

@@ -1,7 +1,6 @@
 """Pretraining as a LightningModule: what one step does, and what it logs."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Real
@@ -10,53 +9,11 @@ from torchmetrics import MeanMetric
 from typing_extensions import Unpack
 
 from simmim.data.samples import Sample, without_repeats
-from simmim.losses import (
-    LocalStatistics,
-    check_target_window,
-    local_statistics,
-    masked_l1,
-    nearest_visible,
-    visible_mean,
-)
+from simmim.losses import check_target_window, masked_l1, nearest_visible, visible_mean
 from simmim.masking import RandomMaskGenerator, cut_squares, enlarge, masked_tokens
 from simmim.models import SimMIM
+from simmim.reconstruction import Hidden, Reconstruction, fill_in, hide
 from simmim.tasks.training import TrainingArguments, TrainingTask
-
-
-class Hidden(NamedTuple):
-    """One batch before the model: normalised images, which tokens are masked, and the targets."""
-
-    images: Float[Tensor, "b c H W"]
-    mask: Bool[Tensor, "b h w"]
-    target: Float[Tensor, "b c H W"]
-    statistics: LocalStatistics | None
-
-
-class Reconstruction(NamedTuple):
-    """One batch through the model: normalised images, what was hidden, and what was predicted.
-
-    Where `statistics` is given, `target` and `prediction` are in units of each pixel's
-    neighbourhood.
-    """
-
-    images: Float[Tensor, "b c H W"]
-    mask: Bool[Tensor, "b H W"]
-    target: Float[Tensor, "b c H W"]
-    prediction: Float[Tensor, "b c H W"]
-    statistics: LocalStatistics | None
-
-    @property
-    def loss(self) -> Float[Tensor, ""]:
-        """Masked L1."""
-        return masked_l1(self.prediction, self.target, self.mask)
-
-    @property
-    def predicted_images(self) -> Float[Tensor, "b c H W"]:
-        """The prediction as normalised images, pasted into the visible pixels."""
-        prediction = self.prediction.float()
-        if self.statistics is not None:
-            prediction = self.statistics.invert(prediction)
-        return torch.where(self.mask.unsqueeze(1), prediction, self.images)
 
 
 class SimMIMTask(TrainingTask):
@@ -101,22 +58,14 @@ class SimMIMTask(TrainingTask):
     ) -> Hidden:
         """Normalises the images, masks them as their places at `step` say, and sets the targets."""
         mask = self.mask_generator(places, step=step)
-        normalised = self.normalisation.normalise(images)
-        statistics = None
-        target = normalised
-        if self.target_window is not None:
-            statistics = local_statistics(normalised, self.target_window)
-            target = statistics.normalise(normalised)
-        return Hidden(normalised, mask, target, statistics)
+        return hide(images, mask, self.normalisation, self.target_window)
 
     def reconstruct(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Reconstruction:
         """Predicts the images' hidden part, and with it the whole of them."""
-        hidden = self.hide(images, places, step=step)
-        prediction = self.model(hidden.images, hidden.mask)
-        pixels = enlarge(hidden.mask, self.model.encoder.patch_size)
-        return Reconstruction(hidden.images, pixels, hidden.target, prediction, hidden.statistics)
+        assert isinstance(self.model, SimMIM)
+        return fill_in(self.model, self.hide(images, places, step=step))
 
     def loss(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int

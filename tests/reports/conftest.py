@@ -9,8 +9,8 @@ import torch
 import yaml
 from PIL import PngImagePlugin
 
-from simmim.callbacks.reconstructions import TILES, Panels, contact_sheet
 from simmim.checkpoints.encoder_file import save_encoder
+from simmim.contact_sheet import TILES, Panels, contact_sheet
 from simmim.encoder import create_encoder
 
 IMAGES = 3

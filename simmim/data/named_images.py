@@ -1,0 +1,43 @@
+"""Images that a user names: files, folders, globs, or a list of these."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from simmim.data.decode import IMAGE_SUFFIXES
+from simmim.data.imagefolder import find_images
+from simmim.errors import UserError
+
+
+def find_named(named: str | Sequence[str], option: str) -> list[Path]:
+    """The files, in the order of what is named; those of a folder or glob by their paths.
+
+    `option` is what the user named them with.
+
+    Raises:
+        UserError: nothing is there, or a folder or glob has no image.
+    """
+    if isinstance(named, str):
+        named = [named]
+    if not named:
+        raise UserError(f"{option}=[] names nothing; use {option}=DIR, a file or a glob")
+    return [path for one in named for path in _find(one, option)]
+
+
+def _find(name: str, option: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [path / below for below in find_images(path)]
+        place = "no image below it"
+    else:
+        matching = map(Path, glob.glob(str(path), recursive=True))
+        found = sorted(
+            file for file in matching if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES
+        )
+        place = "no image there" if glob.has_magic(name) else "neither a file nor a folder there"
+    if not found:
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{option}={name}: there is {place}; name files or a folder of {kinds}")
+    return found
