@@ -153,8 +153,9 @@ class _Chunk(NamedTuple):
             # What changes a direction's length alone changes nothing but the factor.
             directions = parts[:2].to(wide)
             along = (of_directions * directions).sum(dim=-1, keepdim=True)
-            factor_gradient += along[0].sum(dim=(0, 1, 3, 4)) / factor
-            along[0] /= factor.view(-1, 1, 1) ** 2
+            along[0] /= factor.view(-1, 1, 1)
+            factor_gradient += along[0].sum(dim=(0, 1, 3, 4))
+            along[0] /= factor.view(-1, 1, 1)
             of_directions.addcmul_(directions, along, value=-1)
         gradients = _split(qkv_gradient, 3, len(bias_gradient))
         torch.div(of_directions, lengths, out=gradients[:2])
