@@ -82,11 +82,10 @@ def benchmark(
     say(f"{figures['machine']['processor']}, {torch.get_num_threads()} threads")
     growths = []
     if "steps" in parts:
-        steps = [
+        figures["steps"] = [
             *race.time_all(chosen[0], compiled=False),
             *race.time_all(chosen[1], compiled=True),
         ]
-        figures["steps"] = [step | {"models": len(models)} for step in steps]
         report.show_steps(figures["steps"])
     if "memory" in parts:
         figures["memory"] = race.weigh_all(chosen[2])

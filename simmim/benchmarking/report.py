@@ -12,42 +12,35 @@ from simmim.benchmarking.scaling import Growth
 
 def show_steps(steps: Sequence[dict[str, Any]]) -> None:
     """One line a row of the benchmark and peer; below 1, ours is faster."""
-    table = _table("a step, ours over theirs (lowest and highest of the rounds)")
-    for heading in ("step", "precision", "", "peer", "seconds", "ours", "ratio", "spread"):
-        table.add_column(heading, justify="left" if heading in ("step", "peer", "") else "right")
+    table = _table("seconds of a step, and ours over theirs (lowest and highest of the rounds)")
+    _add_columns(table, "step", "peer", "theirs", "ours", "ratio", "spread")
     for row in steps:
-        for peer, ratio in row["ratios"].items():
-            table.add_row(
-                row["row"] if row["models"] == 1 else f"{row['model']} {row['row']}",
-                row["precision"],
-                "compiled" if row["compiled"] else "eager",
+        ours = f"{row['seconds']['ours']:.3g}"
+        lines = [
+            (
                 peer,
-                f"{row['seconds'][peer]:.3f}",
-                f"{row['seconds']['ours']:.3f}",
+                f"{row['seconds'][peer]:.3g}",
+                ours,
                 f"{ratio['median']:.2f}",
                 f"{ratio['lowest']:.2f} – {ratio['highest']:.2f}",
             )
+            for peer, ratio in row["ratios"].items()
+        ]
+        _add_lines(table, row, lines)
     get_console().print(table)
 
 
 def show_memory(rows: Sequence[dict[str, Any]]) -> None:
     """Peak memory of a training step by name."""
-    table = _table("peak memory of a step beyond the bare process, MB")
-    for heading in ("step", "precision", "", "who", "MB", "ours over theirs"):
-        table.add_column(
-            heading, justify="right" if "MB" in heading or "ours" in heading else "left"
-        )
+    table = _table("peak memory of a step beyond the bare process")
+    _add_columns(table, "step", "who", "MB", "ours over theirs")
     for row in rows:
         ours = row["bytes"]["ours"]
-        for name, size in row["bytes"].items():
-            table.add_row(
-                row["row"],
-                row["precision"],
-                "compiled" if row["compiled"] else "eager",
-                name,
-                f"{size / 1e6:.0f}",
-                "" if name == "ours" else f"{ours / size:.2f}",
-            )
+        lines = [
+            (name, f"{size / 1e6:.0f}", "" if name == "ours" else f"{ours / size:.2f}")
+            for name, size in row["bytes"].items()
+        ]
+        _add_lines(table, row, lines)
     get_console().print(table)
 
 
@@ -124,3 +117,20 @@ def draw(path: Path, steps: Sequence[dict[str, Any]], growths: Sequence[Growth])
 
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="", min_width=60)
+
+
+def _add_columns(table: Table, *headings: str) -> None:
+    """Two of names, then figures."""
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if place < 2 else "right")
+
+
+def _add_lines(table: Table, row: dict[str, Any], lines: Sequence[tuple[str, ...]]) -> None:
+    """One line for each who took part; what they did stands beside, in lines of its own.
+
+    In one line it would leave no room for the figures on a console of 80 characters.
+    """
+    mode = "compiled" if row["compiled"] else "eager"
+    work = (row["row"], row["model"], f"{row['precision']}, {mode}")
+    columns = ["\n".join(column) for column in zip(*lines, strict=True)]
+    table.add_row("\n".join(work), *columns, end_section=True)

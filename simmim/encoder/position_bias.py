@@ -44,6 +44,17 @@ def normalised_offsets(
     return offsets.sign() * torch.log2(1 + 8 * offsets.abs()) / math.log2(8)
 
 
+def spread(
+    by_offset: Float[Tensor, "offsets heads"], index: Int[Tensor, "tokens tokens"]
+) -> Float[Tensor, "heads tokens tokens"]:
+    """What `index` says for every pair of tokens, by head."""
+    by_head = by_offset.T.contiguous()
+    if by_offset.is_cpu:
+        # Its gradient takes a fraction of the time. On GPUs it would be summed in no fixed order.
+        return by_head.index_select(1, index.flatten()).view(-1, *index.shape)
+    return by_head[:, index]
+
+
 class ContinuousPositionBias(nn.Module):
     """Bias from a two-layer network over offsets: `16 · sigmoid(mlp(offset))`.
 
@@ -82,7 +93,7 @@ class ContinuousPositionBias(nn.Module):
                 F.linear(self.offsets.float(), hidden.weight.float(), hidden.bias.float())
             )
             by_offset = 16 * torch.sigmoid(F.linear(learned, output.weight.float()))
-        return by_offset.T[:, self.index]
+        return spread(by_offset, self.index)
 
 
 class TablePositionBias(nn.Module):
@@ -99,7 +110,7 @@ class TablePositionBias(nn.Module):
 
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
         """The bias of every head and (query, key) pair, float32."""
-        return self.table.T.float()[:, self.index]
+        return spread(self.table.float(), self.index)
 
 
 def resize_table(

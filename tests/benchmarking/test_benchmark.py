@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import rich
 import torch
+from rich.console import Console
 
+from simmim.benchmarking import report
 from simmim.benchmarking.contestants import Entrants
 from simmim.benchmarking.scaling import fit_exponent
 from simmim.benchmarking.timing import interleave, ratio
@@ -44,6 +47,30 @@ def test_who_takes_part_does_the_same_work():
         sizes.append(sum(parameter.numel() for parameter in contestant.model.parameters()))
     assert max(losses) < 1.3 * min(losses)
     assert max(sizes) < 1.01 * min(sizes)
+
+
+def test_the_tables_fit_a_console_of_80_characters(capsys, monkeypatch):
+    monkeypatch.setattr(rich, "_console", Console(width=80))
+    of_all = {"row": "classification-256-16", "model": "swinv2_t", "compiled": True}
+    ratio = {"median": 0.91, "lowest": 0.84, "highest": 10.25}
+    peers = ["timm", "hugging_face", "torchvision", "official"]
+    step = {"seconds": {"ours": 123.4}, "ratios": {}, "precision": "float32", **of_all}
+    size = {"bytes": {"ours": 9.1e10}, "precision": "float32", **of_all}
+    for peer in peers:
+        step["seconds"][peer], step["ratios"][peer] = 135.6, ratio
+        size["bytes"][peer] = 1e11
+    report.show_steps([step, step])
+    report.show_memory([size])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    for peer in peers:
+        of_step, _, of_size = [line for line in lines if f" {peer} " in line]
+        for figure in ("136", "123", "0.91", "0.84 – 10.25"):
+            assert f" {figure} " in of_step
+        for figure in ("100000", "0.91"):
+            assert f" {figure} " in of_size
+    for told in ("classification-256-16", "swinv2_t", "float32, compiled"):
+        assert sum(f" {told} " in line for line in lines) == 3
 
 
 def test_times_are_taken_in_turns():

@@ -76,7 +76,7 @@ def test_fused_equals_reference_at_another_size(name: str) -> None:
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("shifted", [False, True])
-@pytest.mark.parametrize("at_a_time", [1, 4, 100])
+@pytest.mark.parametrize("at_a_time", [1, 2, 8, 100])
 def test_chunks_of_any_size_equal_the_whole(
     monkeypatch: pytest.MonkeyPatch,
     similarity: Similarity,
@@ -84,7 +84,8 @@ def test_chunks_of_any_size_equal_the_whole(
     shifted: bool,
     at_a_time: int,
 ) -> None:
-    """In a window of 5×3 on a map that it does not divide; chunks of windows and of whole images."""
+    """In a window of 5×3 on a map that it does not divide; chunks of one window, of the same window
+    of some images, of several windows of all images, and one for all."""
     grid = fit_window((9, 8), (5, 3), shifted=shifted)
     mask = attention_mask(grid)
     assert mask is not None

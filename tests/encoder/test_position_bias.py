@@ -149,5 +149,15 @@ def test_the_table_gives_each_pair_the_entry_of_its_offset() -> None:
         assert bias[:, i, j].tolist() == [2 * row, 2 * row + 1]
 
 
+def test_an_entry_s_gradient_is_the_sum_over_its_pairs() -> None:
+    module = TablePositionBias(2, WINDOW)
+    of_pairs = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    module().backward(of_pairs)
+    expected = torch.zeros(15, 2)
+    for (i, query), (j, key) in itertools.product(enumerate(places(WINDOW)), repeat=2):
+        expected[(query[0] - key[0] + 1) * 5 + query[1] - key[1] + 2] += of_pairs[:, i, j]
+    torch.testing.assert_close(module.table.grad, expected)
+
+
 def test_a_table_in_bf16_gives_a_float32_bias() -> None:
     assert TablePositionBias(2, WINDOW).bfloat16()().dtype == torch.float32

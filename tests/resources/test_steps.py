@@ -86,7 +86,7 @@ def test_one_tracer_serves_every_batch_and_recomputation():
         assert shared.trace(batch_size, blocks) == trace(asked, batch_size)
 
 
-def test_only_attention_spelled_out_keeps_the_weights_of_pairs():
+def test_attention_keeps_more_spelled_out_than_in_chunks_and_less_on_a_gpu():
     kept = {}
     for backend in ("sdpa", "auto"):
         with torch.device("meta"):
@@ -98,8 +98,9 @@ def test_only_attention_spelled_out_keeps_the_weights_of_pairs():
         for arithmetic in (Arithmetic("cpu"), Arithmetic("cuda")):
             kept[backend, arithmetic.backend] = trace_segment(segment, taken, arithmetic).kept
     of_pairs = 2 * 16 * 3 * 144 * 144 * 4  # images, windows, heads, tokens, tokens, float32
-    assert kept["sdpa", "cpu"] - kept["auto", "cpu"] > 0.9 * of_pairs
+    assert kept["sdpa", "cpu"] - kept["auto", "cpu"] > 0.8 * of_pairs
     assert kept["sdpa", "cpu"] - kept["auto", "cuda"] > 0.9 * of_pairs
+    assert kept["auto", "cpu"] - kept["auto", "cuda"] > 0.2 * of_pairs
 
 
 def test_a_frozen_encoder_keeps_nothing():
