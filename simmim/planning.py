@@ -15,12 +15,14 @@ from typing_extensions import Unpack
 
 from simmim.console import say
 from simmim.errors import UserError
+from simmim.heads import HeadKind
+from simmim.losses import LossRegion
 from simmim.preflight import (
     classifier_of,
     create_planner,
-    create_simmim,
     describe_setting,
     read_setting,
+    simmim_with,
 )
 from simmim.resources.devices import Device, find_device, parse_bytes, show_bytes
 from simmim.resources.plans import Plan, Planner, training_days
@@ -70,6 +72,7 @@ class StageOptions(TypedDict, total=False):
     """Options of the stages that a plan does not depend on: a run's command line is its plan's."""
 
     target_window: int | None
+    loss_region: LossRegion
     augmentation: DictConfig
     mixing: DictConfig
     save: DictConfig
@@ -97,6 +100,7 @@ def plan(
     trainer: DictConfig,
     run_dir: str,
     mask: DictConfig | None = None,
+    head: HeadKind = "linear",
     mode: Mode = "full",
     ema: DictConfig | None = None,
     **options: Unpack[StageOptions],
@@ -110,7 +114,7 @@ def plan(
     start = Start(model, instantiate(init))
     planner = create_planner(
         start,
-        create_simmim
+        simmim_with(head)
         if mask is not None
         else classifier_of(wanted.classes, is_frozen=mode == "linear"),
         device,

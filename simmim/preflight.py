@@ -10,6 +10,7 @@ from simmim.console import say
 from simmim.encoder import SwinTransformer
 from simmim.encoder.fused_attention import require_device
 from simmim.errors import DoesNotFitError, UserError
+from simmim.heads import HeadKind
 from simmim.models import Classifier, SimMIM
 from simmim.optim import AdamWRecipe
 from simmim.resources.devices import Device, show_bytes, this_gpu, this_machine
@@ -69,9 +70,13 @@ def require_memory(
     say(message)
 
 
-def create_simmim(encoder: SwinTransformer) -> SimMIM:
-    """The model that pretraining trains."""
-    return SimMIM(encoder)
+def simmim_with(head: HeadKind) -> CreateModel:
+    """The model with this head that pretraining trains."""
+
+    def create_simmim(encoder: SwinTransformer) -> SimMIM:
+        return SimMIM(encoder, head)
+
+    return create_simmim
 
 
 def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:
