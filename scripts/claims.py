@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from claims_page import Outcome, write
+from claims_page import Outcome, write, write_page
 from commands import run
 from rich.console import Console
 
@@ -68,14 +68,19 @@ def main() -> None:
         # Seeds last: what is there of the first ones is a whole table.
         for seed, cell in itertools.product(arguments.seeds, cells):
             follow(cell, seed, out, shared, swept=recipe.get("multirun", False))
-    outcomes = [
-        outcome
-        for cell, seed in itertools.product(cells, arguments.seeds)
-        if (outcome := read_outcome(cell, seed, out)) is not None
-    ]
-    if not outcomes:
-        sys.exit(f"error: {out} holds no finished run of {arguments.claim}; leave out --gather")
-    write(arguments.claim, recipe, outcomes, out / arguments.claim, arguments.docs)
+    runs = list(itertools.product(cells, arguments.seeds))
+    outcomes = [read_outcome(cell, seed, out) for cell, seed in runs]
+    finished = [outcome for outcome in outcomes if outcome is not None]
+    if missing := len(runs) - len(finished):
+        Console().print(f"{missing} of {len(runs)} runs are missing")
+    if not finished or (missing and arguments.docs):
+        sys.exit(f"error: {out} does not hold all runs of {arguments.claim}; leave out --gather")
+    # Cells share runs.
+    all_folders = {folder for cell, seed in runs for folder in folders(cell, seed, out).values()}
+    seconds = sum(read_meter(folder / METER) for folder in {*all_folders, out / arguments.claim})
+    write(recipe, finished, out / arguments.claim)
+    if arguments.docs:
+        write_page(arguments.claim, recipe, finished, seconds, arguments.docs)
 
 
 def read(name: str) -> dict[str, Any]:

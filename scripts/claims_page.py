@@ -50,7 +50,7 @@ class Column:
         """`48.1 ± 4.5`: mean and standard deviation over seeds."""
         values = self.kept(outcomes)
         text = "–" if not values else f"{statistics.mean(values):.{self.digits}f}"
-        if len(values) > 1:
+        if len(set(values)) > 1:
             text += f" ± {statistics.stdev(values):.{self.digits}f}"
         failed = len(outcomes) - len(values)
         if self.failed_above is not None and failed:
@@ -58,24 +58,45 @@ class Column:
         return text
 
 
-def write(
-    claim: str, recipe: Mapping[str, Any], outcomes: Sequence[Outcome], out: Path, docs: Path | None
-) -> None:
-    """Writes table, runs and plot to `out`, and with `docs` the page and the plot there."""
+def write(recipe: Mapping[str, Any], outcomes: Sequence[Outcome], out: Path) -> None:
+    """Writes table, runs and plot, and prints the table."""
     out.mkdir(parents=True, exist_ok=True)
-    columns = [Column(**column) for column in recipe["columns"]]
-    tables = as_tables(outcomes, columns)
-    differences = as_differences(outcomes, columns[0], recipe.get("compare"))
-    text = "\n".join([*tables, *([differences] if differences else [])])
+    text = as_text(recipe, outcomes)
     (out / "table.md").write_text(text)
     write_csv(outcomes, out / "runs.csv")
-    plot(outcomes, columns[0], recipe, out / "plot.png")
+    plot(outcomes, recipe, out / "plot.png")
     Console().print(f"{text}\ntable.md, runs.csv and plot.png are in {out}", soft_wrap=True)
-    if docs is not None:
-        plot(outcomes, columns[0], recipe, docs / "images" / f"{claim}.png")
-        page = docs / "experiments" / f"{claim}.md"
-        page.write_text(as_page(claim, recipe, outcomes, text))
-        Console().print(f"page: {page}", soft_wrap=True)
+
+
+def write_page(
+    claim: str, recipe: Mapping[str, Any], outcomes: Sequence[Outcome], seconds: float, docs: Path
+) -> None:
+    """Writes the documentation's page and its plot, of runs that took so many seconds of CPU."""
+    plot(outcomes, recipe, docs / "images" / f"{claim}.png")
+    seeds = len({outcome.seed for outcome in outcomes})
+    took = (
+        f"{seeds} seed{'s' if seeds > 1 else ''}; all took {seconds / 60:.0f} minutes of one core"
+    )
+    parts = [
+        f"# {recipe['title']}",
+        recipe["paper"].strip(),
+        f"    python scripts/claims.py {claim}",
+        recipe["setting"].strip(),
+        f"{recipe['spread'].strip()} {took}, runs that other claims share included.",
+        as_text(recipe, outcomes).strip(),
+        f"![{recipe['title']}](../images/{claim}.png)",
+        recipe.get("reading", "").strip(),
+    ]
+    page = docs / "experiments" / f"{claim}.md"
+    page.write_text("\n\n".join(part for part in parts if part) + "\n")
+    Console().print(f"page: {page}", soft_wrap=True)
+
+
+def as_text(recipe: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """All tables of a claim."""
+    columns = [Column(**column) for column in recipe["columns"]]
+    differences = as_differences(outcomes, columns[0], recipe.get("compare"))
+    return "\n".join([*as_tables(outcomes, columns), *([differences] if differences else [])])
 
 
 def places(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
@@ -153,76 +174,60 @@ def write_csv(outcomes: Sequence[Outcome], path: Path) -> None:
             writer.writerow([*outcome.place.values(), outcome.seed, *figures])
 
 
-def as_page(claim: str, recipe: Mapping[str, Any], outcomes: Sequence[Outcome], tables: str) -> str:
-    """The page of the documentation."""
-    seeds = sorted({outcome.seed for outcome in outcomes})
-    names = ("pretrain/cpu_seconds", "finetune/cpu_seconds")
-    minutes = sum(o.figures.get(name) or 0.0 for o in outcomes for name in names) / 60
-    took = (
-        f"The {len(outcomes)} cells of {len(seeds)} seed(s) took {minutes:.0f} minutes of one core"
-    )
-    parts = [
-        f"# {recipe['title']}",
-        recipe["paper"].strip(),
-        f"    python scripts/claims.py {claim}",
-        recipe["setting"].strip(),
-        f"{took}, runs that other claims share included. {recipe['spread'].strip()}",
-        tables.strip(),
-        f"![{recipe['title']}](../images/{claim}.png)",
-        recipe.get("reading", "").strip(),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def plot(outcomes: Sequence[Outcome], recipe: Mapping[str, Any], path: Path) -> None:
+    """Mean and standard deviation of the first column, and each seed's run as a small point.
 
-
-def plot(
-    outcomes: Sequence[Outcome], column: Column, recipe: Mapping[str, Any], path: Path
-) -> None:
-    """Mean and standard deviation, and each seed's run as a small point."""
+    The last axis lies along the plot, the other one's values have a line each; runs that failed are
+    crosses at the limit.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    axes = list(outcomes[0].place)
-    along = recipe.get("along", axes[-1])
-    split = next((axis for axis in axes if axis != along and len(axes) > 1), None)
+    column = Column(**recipe["columns"][0])
+    *others, along = list(outcomes[0].place)
     where, label = horizontal(outcomes, along, recipe)
     figure, frame = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    groups = [None] if split is None else values_of(outcomes, split)
-    for number, group in enumerate(groups):
-        own = list(outcomes) if group is None or split is None else at(outcomes, **{split: group})
-        colour, marker = COLOURS[number % 6], MARKERS[number % 6]
-        points = []
-        for value in values_of(own, along):
-            here = at(own, **{along: value})
-            kept = column.kept(here)
-            x = where(value)
-            for each in kept:
-                frame.plot(x, each, marker, color=colour, alpha=0.4, markersize=4)
-            if kept:
-                spread = statistics.stdev(kept) if len(kept) > 1 else 0.0
-                points.append((x, statistics.mean(kept), spread))
-        x_values, means, spreads = zip(*points, strict=True) if points else ([], [], [])
-        joined = "-" if is_numeric(values_of(own, along)) else ""
-        frame.errorbar(
-            x_values,
-            means,
-            spreads,
-            marker=marker,
-            color=colour,
-            linestyle=joined,
-            capsize=4,
-            label=group,
-        )
-    finish_axis(frame, outcomes, along, recipe, where)
+    if others:
+        for number, value in enumerate(values_of(outcomes, others[0])):
+            draw(frame, at(outcomes, **{others[0]: value}), column, along, where, number, value)
+        frame.legend(title=others[0], fontsize="small")
+    else:
+        draw(frame, outcomes, column, along, where)
+    label_axis(frame, values_of(outcomes, along), where, is_placed="plot_x" in recipe)
     frame.set_xlabel(label)
     frame.set_ylabel(column.heading)
     frame.grid(alpha=0.3)
-    if split is not None:
-        frame.legend(title=split, fontsize="small")
     frame.set_title("mean and standard deviation over seeds; small points: runs", fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def draw(
+    frame: Any,
+    outcomes: Sequence[Outcome],
+    column: Column,
+    along: str,
+    where: Callable[[str], float],
+    number: int = 0,
+    label: str | None = None,
+) -> None:
+    """One line, or loose points where the axis has no numbers."""
+    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    means: list[tuple[float, float, float]] = []
+    for value in values_of(outcomes, along):
+        here = at(outcomes, **{along: value})
+        kept = column.kept(here)
+        frame.plot([where(value)] * len(kept), kept, linestyle="", alpha=0.4, markersize=4, **style)
+        if column.failed_above is not None and len(kept) < len(here):
+            frame.plot(where(value), column.failed_above, "x", color=style["color"], markersize=9)
+        if kept:
+            spread = statistics.stdev(kept) if len(kept) > 1 else 0.0
+            means.append((where(value), statistics.mean(kept), spread))
+    joined = "-" if is_numeric(values_of(outcomes, along)) else ""
+    across, up, spreads = zip(*means, strict=True) if means else ((), (), ())
+    frame.errorbar(across, up, spreads, linestyle=joined, capsize=4, label=label, **style)
 
 
 def horizontal(
@@ -243,22 +248,21 @@ def horizontal(
     return lambda value: float(values.index(value)), along
 
 
-def finish_axis(
-    frame: Any, outcomes: Sequence[Outcome], along: str, recipe: Mapping[str, Any], where: Any
+def label_axis(
+    frame: Any, values: Sequence[str], where: Callable[[str], float], *, is_placed: bool
 ) -> None:
-    """Ticks that tell the axis's values."""
-    values = values_of(outcomes, along)
-    if "plot_x" in recipe:
+    """Ticks, or names along the bottom, that tell the axis's values."""
+    if is_placed:
         for value in values:
-            frame.annotate(
-                value, (where(value), 0.01), xycoords=("data", "axes fraction"), ha="center"
-            )
+            place = (where(value), 0.01)
+            frame.annotate(value, place, xycoords=("data", "axes fraction"), ha="center")
+        frame.margins(x=0.1)
         return
-    if is_numeric(values) and min(map(float, values)) > 0:
-        if max(map(float, values)) / min(map(float, values)) >= 8:
-            frame.set_xscale("log")
-        frame.minorticks_off()
-    frame.set_xticks([where(value) for value in values], values)
+    numbers = [where(value) for value in values]
+    if is_numeric(values) and max(numbers) >= 8 * min(numbers) > 0:
+        frame.set_xscale("log")
+    frame.minorticks_off()
+    frame.set_xticks(numbers, values)
     if not is_numeric(values):
         frame.margins(x=0.2)
 

@@ -104,7 +104,8 @@ def create_reconstruction_head(
     """The head of this kind that fits the encoder."""
     if kind == "inverse_swin":
         return InverseSwinHead(encoder)
-    per_token = {"linear": ReconstructionHead, "mlp": MlpReconstructionHead}[kind]
+    per_token: type[ReconstructionHead] | type[MlpReconstructionHead]
+    per_token = ReconstructionHead if kind == "linear" else MlpReconstructionHead
     return per_token(encoder.channels[-1], encoder.stride, encoder.in_channels)
 
 
