@@ -90,7 +90,7 @@ def test_claims_share_the_runs_that_they_have_in_common(start, tmp_path):
     assert len(ran) == 8
     assert start("loss_region", "--seeds", "0", "1") == []
     again = start("few_labels", "--seeds", "0")
-    longer = "trainer.check_val_every_n_epoch-40__trainer.max_epochs-40"
+    longer = "trainer.check_val_every_n_epoch-80__trainer.max_epochs-80"
     assert f"finetune/scratch/data.train_size-150__seed-0__{longer}" in again
     assert len(again) == 4 + 3
     with (tmp_path / "few_labels" / "runs.csv").open() as file:
