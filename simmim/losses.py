@@ -1,6 +1,6 @@
 """SimMIM's loss and its targets (arXiv 2111.09886, section 3.4). All in float32."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from simmim.errors import UserError
+
+# Whose pixels' difference a model learns from: the masked ones, or all of the image.
+LossRegion = Literal["masked", "image"]
 
 
 def masked_l1(
@@ -18,6 +21,13 @@ def masked_l1(
     """Mean absolute difference over the masked pixels (True) and their channels."""
     difference = (prediction.float() - target.float()).abs() * mask.unsqueeze(1)
     return difference.sum() / (mask.sum() * target.shape[1])
+
+
+def image_l1(
+    prediction: Float[Tensor, "b c H W"], target: Float[Tensor, "b c H W"]
+) -> Float[Tensor, ""]:
+    """Mean absolute difference over all pixels, the visible ones too, and their channels."""
+    return (prediction.float() - target.float()).abs().mean()
 
 
 class LocalStatistics(NamedTuple):

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simmim.encoder import SwinTransformer
-from simmim.heads import ClassificationHead, ReconstructionHead
+from simmim.heads import ClassificationHead, HeadKind, create_reconstruction_head
 
 # What fine-tuning trains of a classifier: all of it, or the head alone.
 Mode = Literal["full", "linear"]
@@ -19,11 +19,12 @@ class SimMIM(nn.Module):
     SimMIM (arXiv 2111.09886), section 3.
     """
 
-    def __init__(self, encoder: SwinTransformer) -> None:
+    def __init__(self, encoder: SwinTransformer, head: HeadKind = "linear") -> None:
         super().__init__()
         self.encoder = encoder
         self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
-        self.head = ReconstructionHead(encoder.channels[-1], encoder.stride, encoder.in_channels)
+        self.head_kind = head
+        self.head = create_reconstruction_head(head, encoder)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(

@@ -7,6 +7,7 @@ import torch
 
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.heads import HeadKind
 from simmim.models import Classifier, SimMIM
 from simmim.optim import AdamWRecipe
 from simmim.resources.devices import Device
@@ -17,9 +18,13 @@ from simmim.trainer_options import require_known, resolve_precision
 CreateModel: TypeAlias = Callable[[SwinTransformer], SimMIM | Classifier]
 
 
-def create_simmim(encoder: SwinTransformer) -> SimMIM:
-    """The model that pretraining trains."""
-    return SimMIM(encoder)
+def simmim_with(head: HeadKind) -> CreateModel:
+    """The model with this head that pretraining trains."""
+
+    def create_simmim(encoder: SwinTransformer) -> SimMIM:
+        return SimMIM(encoder, head)
+
+    return create_simmim
 
 
 def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:

@@ -15,13 +15,15 @@ from typing_extensions import Unpack
 
 from simmim.console import say
 from simmim.errors import UserError
+from simmim.heads import HeadKind
+from simmim.losses import LossRegion
 from simmim.models import Mode
 from simmim.planned_run import (
     classifier_of,
     create_planner,
     create_setting,
-    create_simmim,
     describe_setting,
+    simmim_with,
 )
 from simmim.resources.devices import Device, find_device, parse_bytes, show_bytes
 from simmim.resources.plans import Plan, Planner, training_days
@@ -108,6 +110,7 @@ class StageOptions(TypedDict, total=False):
 
     ema: AverageOptions
     target_window: int | None
+    loss_region: LossRegion
     augmentation: Unread
     mixing: Unread
     save: Unread
@@ -135,6 +138,7 @@ def plan(
     trainer: TrainerOptions,
     run_dir: str,
     mask: DictConfig | None = None,
+    head: HeadKind = "linear",
     mode: Mode = "full",
     **options: Unpack[StageOptions],
 ) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def plan(
     start = Start(model, instantiate(init))
     planner = create_planner(
         start,
-        create_simmim
+        simmim_with(head)
         if mask is not None
         else classifier_of(wanted.classes, is_frozen=mode == "linear"),
         device,

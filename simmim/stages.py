@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 from typing_extensions import Unpack
 
 from simmim.console import say
-from simmim.losses import check_target_window
+from simmim.heads import HeadKind
+from simmim.losses import LossRegion, check_target_window
 from simmim.models import Classifier, Mode, SimMIM
-from simmim.planned_run import classifier_of, create_simmim
+from simmim.planned_run import classifier_of, simmim_with
 from simmim.preflight import require_memory
 from simmim.runs import (
     RunOptions,
@@ -36,6 +37,8 @@ def pretrain(
     init: DictConfig,
     mask: DictConfig,
     target_window: int | None,
+    head: HeadKind,
+    loss_region: LossRegion,
     reconstructions: DictConfig,
     knn: DictConfig,
     **options: Unpack[RunOptions],
@@ -53,17 +56,21 @@ def pretrain(
     )
     pictures = instantiate(reconstructions, run_dir=options["run_dir"])
     neighbours = instantiate(knn)
-    of_stage = {"model": model, "init": init, "mask": mask, "target_window": target_window}
+    of_stage = {
+        **{"model": model, "init": init, "mask": mask, "target_window": target_window},
+        **{"head": head, "loss_region": loss_region},
+    }
     run = create_run(options, of_stage, [pictures, neighbours], neighbours.figures)
-    require_memory(start, run, options, create_simmim)
+    require_memory(start, run, options, simmim_with(head))
     images = create_data(options, start.planned, run)
     arguments = training_arguments(run, start, images, options["seed"])
 
     pl.seed_everything(options["seed"], verbose=False)
     task = SimMIMTask(
-        SimMIM(start.create_encoder()),
+        SimMIM(start.create_encoder(), head),
         mask_generator=mask_generator,
         target_window=target_window,
+        loss_region=loss_region,
         **arguments,
     )
     announce(run, task.model, images)

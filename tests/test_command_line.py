@@ -61,6 +61,8 @@ MISTAKES = {
     "mask.ratio=half": "mask.ratio=half is not of type float",
     "model.num_heads=[3,5]": "3 heads do not divide the 64 channels of stage 1",
     "model.window_size=1": "window size 1",
+    "head=deep": "head=deep is unknown; use linear or mlp or inverse_swin",
+    "loss_region=all": "loss_region=all is unknown; use masked or image",
     "optim.schedule=linear": "optim.schedule=linear is unknown; use cosine or multistep",
     "data=imagefolder": "set data.root=DIR",
     "trainer.devices=1000": "trainer.devices=1000 is more than this machine's",

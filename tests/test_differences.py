@@ -9,7 +9,7 @@ from simmim.differences import NO_DIFFERENCE, deciding_options
 # put here or into NO_DIFFERENCE.
 DECIDING = {
     *("augmentation", "data", "ema", "init", "mask", "mixing", "mode", "model", "optim"),
-    *("seed", "target_window", "trainer"),
+    *("seed", "target_window", "trainer", "head", "loss_region"),
 }
 
 

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from simmim.errors import UserError
-from simmim.losses import check_target_window, local_statistics, masked_l1, visible_mean
+from simmim.losses import (
+    check_target_window,
+    image_l1,
+    local_statistics,
+    masked_l1,
+    visible_mean,
+)
 
 
 def random_images(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -44,6 +50,14 @@ def test_masked_l1_is_the_plain_mean_over_masked_pixels_and_channels() -> None:
     ]
     expected = sum(differences) / len(differences)
     assert masked_l1(prediction, target, mask).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_of_the_image_is_the_plain_mean_over_all_pixels_and_channels() -> None:
+    prediction, target = random_images(2, 3, 4, 5), random_images(2, 3, 4, 5, seed=1)
+    pairs = zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True)
+    expected = sum(abs(mine - theirs) for mine, theirs in pairs) / (2 * 3 * 4 * 5)
+    assert image_l1(prediction, target).item() == pytest.approx(expected, rel=1e-6)
+    assert image_l1(prediction.bfloat16(), target).dtype == torch.float32
 
 
 def test_visible_pixels_have_no_part_in_the_loss() -> None:

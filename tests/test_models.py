@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from simmim.encoder import SwinTransformer
+from simmim.encoder.blocks import SwinBlock
+from simmim.encoder.patches import Norm
+from simmim.heads import HeadKind
 from simmim.masking import enlarge
 from simmim.models import Classifier, SimMIM
+
+HEADS: list[HeadKind] = ["linear", "mlp", "inverse_swin"]
 
 
 def tiny_encoder(**changes: Any) -> SwinTransformer:
@@ -73,21 +78,23 @@ def test_the_mask_token_stands_where_the_mask_is_true_alone() -> None:
     assert torch.equal(seen, model.head(model.encoder.encode(model.encoder.embed(images))))
 
 
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("in_channels", [1, 4, 14])
 @pytest.mark.parametrize("image_size", [(16, 16), (8, 24)])
 def test_a_prediction_has_the_images_shape_for_any_channels(
-    in_channels: int, image_size: tuple[int, int]
+    in_channels: int, image_size: tuple[int, int], head: HeadKind
 ) -> None:
-    model = SimMIM(tiny_encoder(in_channels=in_channels, image_size=image_size))
+    model = SimMIM(tiny_encoder(in_channels=in_channels, image_size=image_size), head)
     images = torch.randn(2, in_channels, *image_size)
     mask = torch.zeros(2, image_size[0] // 2, image_size[1] // 2, dtype=torch.bool)
     assert model(images, mask).shape == images.shape
 
 
-def test_each_token_predicts_its_own_pixels() -> None:
+@pytest.mark.parametrize("head", HEADS)
+def test_each_token_predicts_its_own_pixels(head: HeadKind) -> None:
     # One block a window wide sees its own window alone, so that only these pixels change.
     encoder = tiny_encoder(depths=(1,), num_heads=(2,))
-    model, images = awake(SimMIM(encoder)), torch.randn(1, 3, 16, 16)
+    model, images = awake(SimMIM(encoder, head)), torch.randn(1, 3, 16, 16)
     changed = images.clone()
     changed[..., 4:8, 12:16] += 1
     mask = torch.zeros(1, 8, 8, dtype=torch.bool)
@@ -96,8 +103,21 @@ def test_each_token_predicts_its_own_pixels() -> None:
     assert differs.sum() == 16
 
 
-def test_every_parameter_of_simmim_learns() -> None:
-    model, mask = awake(SimMIM(tiny_encoder())), random_mask()
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("norm", ["res_post", "pre"])
+def test_a_head_begins_as_its_encoder_does(head: HeadKind, norm: Norm) -> None:
+    torch.manual_seed(0)
+    model = SimMIM(tiny_encoder(norm=norm), head)
+    blocks = [part for part in model.head.modules() if isinstance(part, SwinBlock)]
+    assert len(blocks) == (4 if head == "inverse_swin" else 0)
+    for block in blocks:
+        assert bool(block.norm1.weight.any()) == (norm == "pre")
+        assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_parameter_of_simmim_learns(head: HeadKind) -> None:
+    model, mask = awake(SimMIM(tiny_encoder(), head)), random_mask()
     prediction = model(torch.randn(2, 3, 16, 16), mask)
     (prediction * torch.randn_like(prediction)).sum().backward()
     assert [name for name, p in model.named_parameters() if not p.grad.any()] == []

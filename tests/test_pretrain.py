@@ -207,6 +207,8 @@ def test_perfect_predictions_would_paste_in_the_image(run, tmp_path, target_wind
         ["model=swinv2_nano", "trainer.precision=bf16-mixed"],
         ["model=swinv2_nano", "model.image_size=[32,48]"],
         ["model=swinv2_nano", "model.drop_path_rate=0.1", "target_window=47"],
+        ["model=swinv2_nano", "head=inverse_swin"],
+        ["model=swinv2_nano", "head=mlp", "loss_region=image"],
     ],
 )
 def test_switches_train(run, options):

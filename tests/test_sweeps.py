@@ -96,6 +96,12 @@ def test_a_sweep_that_is_started_again_trains_only_what_is_missing(sweep, tmp_pa
     assert "finished run of another configuration (mask.ratio 0.6 instead of 0.5)" in told
 
 
+def test_a_choice_of_one_is_still_in_the_name(sweep):
+    # scripts/claims.py finds the jobs of its sweeps by it.
+    code, ran = sweep("seed=choice(0)", "optim.lr=2e-3", "mask.ratio=choice(0.25,0.5)")
+    assert (code, ran) == (0, ["mask.ratio-0.25__seed-0", "mask.ratio-0.5__seed-0"])
+
+
 def test_a_job_that_fails_is_named_and_the_others_go_on(sweep, tmp_path, capsys):
     code, ran = sweep("mask.ratio=2,0.5", "seed=0,1")
     assert code == 2

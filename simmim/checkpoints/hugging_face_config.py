@@ -61,6 +61,11 @@ def create_config(
             f"Hugging Face reconstructs square images only, and this is {show(encoder.image_size)}; "
             "use format=safetensors, or export the run's encoder.safetensors"
         )
+    if isinstance(model, SimMIM) and model.head_kind != "linear":
+        raise UserError(
+            f"Hugging Face reconstructs with a linear head, and this was pretrained with "
+            f"head={model.head_kind}; export the run's encoder.safetensors, or use format=safetensors"
+        )
     config: dict[str, Any] = {
         "architectures": [("Swinv2" if family == "swinv2" else "Swin") + kind],
         "model_type": family,

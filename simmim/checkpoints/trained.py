@@ -10,6 +10,7 @@ from simmim.checkpoints.loading import load_classifier_weights, load_encoder_wei
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.heads import reconstruction_head_kind
 from simmim.models import Classifier, SimMIM
 from simmim.normalisation import Normalisation
 
@@ -57,8 +58,9 @@ def _with_reconstruction(
 ) -> SwinTransformer | SimMIM:
     """SimMIM where mask token and head are there, else the encoder as it is."""
     outside = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
-    if not {"mask_token", "head.linear.weight", "head.linear.bias"} <= outside.keys():
+    kind = reconstruction_head_kind([name.removeprefix("head.") for name in outside])
+    if "mask_token" not in outside or kind is None:
         return encoder
-    model = SimMIM(encoder)
+    model = SimMIM(encoder, kind)
     model.load_state_dict(outside, strict=False)
     return model

@@ -96,7 +96,7 @@ class SwinTransformer(nn.Module):
             self._create_stage(stage, rates[stage]) for stage in range(len(self.depths))
         )
         self.norm = nn.LayerNorm(self.channels[-1])
-        self.initialise()
+        initialise(self)
 
     @property
     def stride(self) -> int:
@@ -181,27 +181,12 @@ class SwinTransformer(nn.Module):
             tokens = stage(tokens)
         return self.norm(tokens)
 
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Official initialisation: linear weights trunc_normal(0.02), biases and res-post gains 0.
-
-        A block of `res_post` norms starts as the identity.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, SwinBlock) and self.norm_placement == "res_post":
-                nn.init.zeros_(module.norm1.weight)
-                nn.init.zeros_(module.norm2.weight)
-
-    def _create_stage(self, stage: int, rates: list[float]) -> Stage:
-        channels = self.channels[stage]
+    def create_blocks(self, stage: int, drop_path_rates: Sequence[float]) -> list[SwinBlock]:
+        """Blocks as this stage has them, with weights of their own; one for each rate."""
         every = self.main_branch_norm_every
-        blocks = [
+        return [
             SwinBlock(
-                channels,
+                self.channels[stage],
                 self.num_heads[stage],
                 self._grid(stage, shifted=number % 2 == 1),
                 self.pretrained_window_sizes[stage],
@@ -209,15 +194,18 @@ class SwinTransformer(nn.Module):
                 similarity=self.similarity,
                 position_bias=self.position_bias,
                 mlp_ratio=self.mlp_ratio,
-                drop_path_rate=rates[number],
+                drop_path_rate=rate,
                 main_branch_norm=every > 0 and (number + 1) % every == 0,
                 attention_backend=self.attention_backend,
                 windows_at_a_time=self.windows_at_a_time[stage],
             )
-            for number in range(self.depths[stage])
+            for number, rate in enumerate(drop_path_rates)
         ]
+
+    def _create_stage(self, stage: int, rates: list[float]) -> Stage:
+        channels = self.channels[stage]
         merging = PatchMerging(channels // 2, self.norm_placement) if stage > 0 else None
-        return Stage(merging, blocks, self.checkpointed_blocks[stage])
+        return Stage(merging, self.create_blocks(stage, rates), self.checkpointed_blocks[stage])
 
     def _grid(self, stage: int, *, shifted: bool) -> WindowGrid:
         return fit_window(self.feature_sizes[stage], self.window_size, shifted=shifted)
@@ -278,3 +266,19 @@ class SwinTransformer(nn.Module):
             f"image size {show(image_size)} is not a multiple of {self.stride} "
             f"(patch {self.patch_size} × {len(self.depths) - 1} downsamplings); use {fits}"
         )
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Official initialisation: linear weights trunc_normal(0.02), biases and res-post gains 0.
+
+    A block of `res_post` norms starts as the identity.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, SwinBlock) and not part.pre_norm:
+            nn.init.zeros_(part.norm1.weight)
+            nn.init.zeros_(part.norm2.weight)

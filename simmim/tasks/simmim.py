@@ -9,7 +9,14 @@ from torchmetrics import MeanMetric
 from typing_extensions import Unpack
 
 from simmim.data.samples import Sample, without_repeats
-from simmim.losses import check_target_window, masked_l1, nearest_visible, visible_mean
+from simmim.losses import (
+    LossRegion,
+    check_target_window,
+    image_l1,
+    masked_l1,
+    nearest_visible,
+    visible_mean,
+)
 from simmim.masking import RandomMaskGenerator, cut_squares, enlarge, masked_tokens
 from simmim.models import SimMIM
 from simmim.reconstruction import Hidden, Reconstruction, fill_in, hide
@@ -23,6 +30,8 @@ class SimMIMTask(TrainingTask):
         model: encoder, mask token and head.
         mask_generator: which tokens of an image are hidden, by step and place.
         target_window: pixels of the neighbourhood for normalised targets (None: plain pixels).
+        loss_region: whose pixels are learned from. Held-out figures are of the masked ones, whatever
+            it is.
         training: see `TrainingArguments`.
     """
 
@@ -39,6 +48,7 @@ class SimMIMTask(TrainingTask):
         *,
         mask_generator: RandomMaskGenerator,
         target_window: int | None = None,
+        loss_region: LossRegion = "masked",
         **training: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(model, **training)
@@ -46,6 +56,7 @@ class SimMIMTask(TrainingTask):
             check_target_window(target_window)
         self.mask_generator = mask_generator
         self.target_window = target_window
+        self.loss_region = loss_region
         # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.val_baseline = MeanMetric(nan_strategy=math.nan)
@@ -70,9 +81,11 @@ class SimMIMTask(TrainingTask):
     def loss(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Float[Tensor, ""]:
-        """The loss of `reconstruct`, predicting no more of the images than has a masked pixel."""
+        """The loss that is learned from; of masked pixels, no more is predicted than has one."""
         assert isinstance(self.model, SimMIM)
         hidden = self.hide(images, places, step=step)
+        if self.loss_region == "image":
+            return image_l1(self.model(hidden.images, hidden.mask), hidden.target)
         most_tokens = self.mask_generator.most_tokens(self.model.encoder.stride)
         return loss_of_masked(self.model, hidden.images, hidden.mask, hidden.target, most_tokens)
 

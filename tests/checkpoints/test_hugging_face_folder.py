@@ -163,6 +163,13 @@ def test_oblong_masked_images_are_refused(tmp_path):
         save_hugging_face(trained, tmp_path / "hf")
 
 
+def test_a_deeper_head_is_refused(tmp_path):
+    trained = TrainedModel(SimMIM(create(), "mlp"), (), Normalisation())
+    with pytest.raises(UserError, match=r"linear head, and this.*head=mlp; export.*use format="):
+        save_hugging_face(trained, tmp_path / "hf")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

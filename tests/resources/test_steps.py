@@ -79,6 +79,19 @@ def test_recomputation_takes_one_more_forward_pass_and_less_memory(arithmetic):
     assert recomputed.activations < 0.75 * plain.activations
 
 
+def test_a_head_that_mirrors_the_encoder_is_counted():
+    needs = {}
+    for head in ("linear", "mlp", "inverse_swin"):
+        encoder = small().encoder
+        with torch.device("meta"):
+            needs[head] = trace(SimMIM(encoder, head), 2)
+    tokens, channels = 2 * 2, 768
+    more = needs["mlp"].forward_flops - needs["linear"].forward_flops
+    assert more == 2 * tokens * channels**2
+    assert needs["inverse_swin"].forward_flops > 1.5 * needs["linear"].forward_flops
+    assert needs["inverse_swin"].activations > 1.5 * needs["linear"].activations
+
+
 def test_one_tracer_serves_every_batch_and_recomputation():
     shared = StepTracer(small(), CPU)
     for batch_size, blocks in ((4, (0, 0, 0, 0)), (4, (2, 0, 4, 0)), (2, (2, 0, 4, 0)), (4, None)):

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from simmim.encoder import SwinTransformer
+from simmim.heads import HeadKind
+from simmim.losses import LossRegion
 from simmim.masking import RandomMaskGenerator, cut_squares, masked_tokens
 from simmim.models import SimMIM
 from simmim.normalisation import Normalisation
@@ -11,7 +13,12 @@ from simmim.optim import AdamWRecipe
 from simmim.tasks import SimMIMTask
 
 
-def create_task(mask_patch: int, target_window: int | None) -> SimMIMTask:
+def create_task(
+    mask_patch: int,
+    target_window: int | None,
+    head: HeadKind = "linear",
+    loss_region: LossRegion = "masked",
+) -> SimMIMTask:
     encoder = SwinTransformer(
         embed_dim=8,
         depths=(1, 1),
@@ -21,9 +28,10 @@ def create_task(mask_patch: int, target_window: int | None) -> SimMIMTask:
         patch_size=2,
     )
     return SimMIMTask(
-        SimMIM(encoder),
+        SimMIM(encoder, head),
         mask_generator=RandomMaskGenerator((24, 48), mask_patch, token_size=2, ratio=0.3),
         target_window=target_window,
+        loss_region=loss_region,
         normalisation=Normalisation(),
         optimization=AdamWRecipe(lr=1e-3, weight_decay=0.0),
         batch_size=3,
@@ -33,12 +41,17 @@ def create_task(mask_patch: int, target_window: int | None) -> SimMIMTask:
     )
 
 
-@pytest.mark.parametrize("target_window", [None, 5])
+@pytest.mark.parametrize(
+    ("target_window", "head"),
+    [(None, "linear"), (5, "linear"), (None, "mlp"), (None, "inverse_swin")],
+)
 # Smaller than the four pixels of a last token, as large, across two of them, and of many.
 @pytest.mark.parametrize("mask_patch", [2, 4, 6, 12])
-def test_the_loss_is_that_of_whole_images(mask_patch: int, target_window: int | None) -> None:
+def test_the_loss_is_that_of_whole_images(
+    mask_patch: int, target_window: int | None, head: HeadKind
+) -> None:
     torch.manual_seed(0)
-    task = create_task(mask_patch, target_window)
+    task = create_task(mask_patch, target_window, head)
     images = torch.randint(256, (3, 3, 24, 48), dtype=torch.uint8)
     places = torch.arange(3)
     results = []
@@ -50,6 +63,21 @@ def test_the_loss_is_that_of_whole_images(mask_patch: int, target_window: int | 
         results.append([loss, *(g for g in gradients if g is not None)])
     for part, whole in zip(*results, strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "inverse_swin"])
+def test_of_the_whole_image_visible_pixels_are_learned_from_too(head: HeadKind) -> None:
+    torch.manual_seed(0)
+    task = create_task(12, 5, head, "image")
+    images = torch.randint(256, (3, 3, 24, 48), dtype=torch.uint8)
+    result = task.reconstruct(images, torch.arange(3), step=0)
+    visible = ~result.mask.unsqueeze(1).expand_as(result.target)
+    differences = (result.prediction - result.target).abs()
+    share = visible.float().mean()
+    expected = share * differences[visible].mean() + (1 - share) * differences[~visible].mean()
+    torch.testing.assert_close(task.loss(images, torch.arange(3), step=0), expected)
+    # Held-out figures stay those of masked pixels, to compare runs by.
+    torch.testing.assert_close(result.loss, differences[~visible].mean())
 
 
 def test_no_more_tokens_are_predicted_than_can_be_masked() -> None:

@@ -1,0 +1,47 @@
+"""Whole models from their files: a pretraining checkpoint with the head that it was trained with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from simmim.checkpoints import to_official
+from simmim.checkpoints.description import describe_encoder
+from simmim.checkpoints.trained import load_trained
+from simmim.encoder import create_encoder
+from simmim.heads import HeadKind
+from simmim.models import SimMIM
+from simmim.normalisation import Normalisation
+
+
+def create(head: HeadKind) -> SimMIM:
+    encoder = create_encoder("swinv2_nano", image_size=32, window_size=4, depths=(2, 1))
+    return SimMIM(encoder, head).eval()
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp", "inverse_swin"])
+@torch.no_grad()
+def test_a_checkpoint_comes_back_with_its_own_head(tmp_path: Path, head: HeadKind) -> None:
+    ours = create(head)
+    for parameter in ours.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+    checkpoint = {
+        "state_dict": {f"model.{name}": value for name, value in ours.state_dict().items()},
+        "encoder": describe_encoder(ours.encoder, Normalisation()),
+    }
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    again = load_trained(tmp_path / "last.ckpt").model
+    assert isinstance(again, SimMIM)
+    assert again.head_kind == head
+    images, mask = torch.randn(2, 3, 32, 32), torch.rand(2, 4, 4) < 0.5
+    assert torch.equal(again(images, mask), ours(images, mask))
+
+
+@pytest.mark.parametrize("head", ["mlp", "inverse_swin"])
+def test_a_deeper_head_does_not_pass_for_the_official_one(head: HeadKind) -> None:
+    ours = create(head).state_dict()
+    theirs = to_official(ours)
+    assert not any(name.startswith("decoder") for name in theirs)
+    # What has no other name passes as it is.
+    own = {name for name in ours if name.startswith("head.")}
+    assert own and own <= theirs.keys()
