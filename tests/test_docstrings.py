@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hydra.utils import get_object
 
-from simmim import callbacks, checkpoints, data, encoder, optim, reports, stages, tasks
+from simmim import analysis, callbacks, checkpoints, data, encoder, optim, reports, tasks
 from simmim.command_line import config_directory
 
 API = Path(__file__).parent.parent / "docs" / "api"
@@ -33,7 +33,7 @@ SOURCE = re.compile(r"arXiv|SimMIM, section|Swin V[12]|\(V[12]|github|official")
 
 
 def named_by_packages() -> set[str]:
-    packages = (callbacks, checkpoints, data, encoder, optim, reports, stages, tasks)
+    packages = (analysis, callbacks, checkpoints, data, encoder, optim, reports, tasks)
     return {f"{package.__name__}.{name}" for package in packages for name in package.__all__}
 
 

@@ -20,8 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 
 from documentation.pages import ROOT, words
-from simmim import configuration, stages
-from simmim.command_line import run_stage
+from simmim import configuration
+from simmim.command_line import find_stage, run_stage
 from simmim.report import main as report
 
 # Programs that need what a test machine lacks, each with what is done instead of running it.
@@ -38,6 +38,8 @@ NOT_RUN = {
 LONG_SCRIPTS = {
     "quickstart.py": "ten minutes; tests/test_notebooks.py runs the same stages",
     "window_transfer.py": "hours; tests/test_scripts.py runs it in small",
+    "amplitude.py": "minutes; tests/test_scripts.py runs it in small",
+    "claims.py": "an hour and more; tests/test_claims.py runs it in small",
     "memory_table.py": "minutes; tests/test_scripts.py runs a row of it",
     "data_path.py": "minutes; tests/test_scripts.py runs it in small",
     "attention_race.py": "needs a GPU",
@@ -125,7 +127,7 @@ def type_stage(stage: str, options: list[str], folder: Path) -> None:
 def check_options(stage: str, options: list[str]) -> None:
     """Composes the line as it stands, each job of a sweep, and checks every option's name and type."""
     for job in combinations(options):
-        configuration.check(compose(stage, list(job)), getattr(stages, stage))
+        configuration.check(compose(stage, list(job)), find_stage(stage))
 
 
 def combinations(options: list[str]) -> Iterator[tuple[str, ...]]:
