@@ -2,6 +2,7 @@
 
 import csv
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,17 +80,26 @@ def write_page(
     )
     parts = [
         f"# {recipe['title']}",
-        recipe["paper"].strip(),
+        wrap(recipe["paper"]),
         f"    python scripts/claims.py {claim}",
-        recipe["setting"].strip(),
-        f"{recipe['spread'].strip()} {took}, runs that other claims share included.",
+        wrap(recipe["setting"]),
+        wrap(f"{recipe['spread'].strip()} {took}, runs that other claims share included."),
         as_text(recipe, outcomes).strip(),
         f"![{recipe['title']}](../images/{claim}.png)",
-        recipe.get("reading", "").strip(),
+        wrap(recipe.get("reading", "")),
     ]
     page = docs / "experiments" / f"{claim}.md"
     page.write_text("\n\n".join(part for part in parts if part) + "\n")
     Console().print(f"page: {page}", soft_wrap=True)
+
+
+def wrap(text: str) -> str:
+    """Paragraphs in lines of a page's width."""
+    paragraphs = (" ".join(part.split()) for part in text.strip().split("\n\n"))
+    return "\n\n".join(
+        textwrap.fill(part, 110, break_long_words=False, break_on_hyphens=False)
+        for part in paragraphs
+    )
 
 
 def as_text(recipe: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
