@@ -18,7 +18,6 @@ from torch import Tensor
 
 from simmim.analysis.activations import undisturbed
 from simmim.analysis.nearest_neighbours import NeighbourVote
-from simmim.benchmarking.race import find_device
 from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
 from simmim.data import ImageDataModule
@@ -39,6 +38,7 @@ from simmim.normalisation import Normalisation, stretch
 from simmim.runs import open_data
 from simmim.sizes import Pair, show
 from simmim.starting import Start
+from simmim.torch_device import find_device
 
 
 def analysis(
@@ -58,7 +58,11 @@ def analysis(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Leaves pictures and a CSV file of each diagnostic, and `analysis.json`. Returns its content."""
+    """Leaves pictures and a CSV file of each diagnostic, and `analysis.json`. Returns its content.
+
+    Raises:
+        UserError: an encoder, images or options with which there is nothing to see.
+    """
     started = time.monotonic()
     require_options(what, images, window_scales, probe_images)
     if Path(run_dir, "checkpoints").exists():

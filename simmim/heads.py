@@ -41,7 +41,10 @@ class ReconstructionHead(nn.Module):
 
 
 class MlpReconstructionHead(nn.Module):
-    """Two layers a token with a GELU between them, else as `ReconstructionHead`."""
+    """Two layers a token with a GELU between them, else as `ReconstructionHead`.
+
+    `stride` is the side of a token's pixels, `out_channels` the image's.
+    """
 
     def __init__(self, channels: int, stride: int, out_channels: int) -> None:
         super().__init__()

@@ -17,10 +17,15 @@ class MlflowLog(RemoteLog[MLFlowLogger]):
     """Figures, configuration and pictures as a run of MLflow.
 
     Args:
+        save_dir: the run directory.
         experiment: what the run belongs to.
         name: the run's; None: that of the run directory.
         tracking_uri: a server or database; None: what `MLFLOW_TRACKING_URI` says, else
             `mlflow/mlflow.db` below the run directory.
+        tags: words about the run, by which MLflow filters.
+
+    Raises:
+        UserError: MLflow is not installed.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ from simmim.reconstruction import (
     masked_l1_of_pictures,
 )
 from simmim.sizes import Pair, Size, as_pair, show
-from simmim.trainer import available_accelerator
+from simmim.torch_device import find_device
 from simmim.writing import written_beside
 
 _PATCH, _RATIO = 32, 0.6  # the paper's, where a file does not tell its own
@@ -122,7 +122,11 @@ def reconstruct(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Writes grids of pictures, and figures of each image beside. Returns the figures."""
+    """Writes grids of pictures, and figures of each image beside. Returns the figures.
+
+    Raises:
+        UserError: no SimMIM model, no images, or masks or a size that do not fit them.
+    """
     paths = list_images(images, most_images)
     if images_per_grid < 1:
         raise UserError(f"images_per_grid={images_per_grid} is not positive; use 8")
@@ -193,7 +197,7 @@ def load_filler(
     """
     if checkpoint is None:
         raise UserError("checkpoint is not set; use checkpoint=RUN, the directory of a pretraining")
-    accelerator = available_accelerator(device, 1)
+    place = find_device(device)
     last = Path(checkpoint, "checkpoints", "last.ckpt")
     path = weights_file(last if last.exists() else checkpoint)
     trained = load_trained(path)
@@ -208,7 +212,6 @@ def load_filler(
         check_target_window(window)
     encoder = trained.encoder
     say(f"SimMIM for images of {show(encoder.image_size)}, from {path}")
-    place = torch.device("cuda" if accelerator == "gpu" else accelerator)
     shown = choose_bands(bands, encoder.in_channels)
     return Filler(trained.model.to(place), trained.normalisation, window, place, shown), options
 

@@ -60,7 +60,10 @@ def hide(
     normalisation: Normalisation,
     target_window: int | None,
 ) -> Hidden:
-    """Normalises the images and sets the targets: plain pixels, or in units of their neighbourhood."""
+    """Normalises the images and sets the targets: plain pixels, or in units of their neighbourhood.
+
+    `target_window` is that neighbourhood's side in pixels (None: plain pixels).
+    """
     normalised = normalisation.normalise(images)
     if target_window is None:
         return Hidden(normalised, mask, normalised, None)
@@ -69,7 +72,7 @@ def hide(
 
 
 def fill_in(model: SimMIM, hidden: Hidden) -> Reconstruction:
-    """Predicts the hidden part, and with it the whole of the images."""
+    """Has the `model` predict the hidden part, and with it the whole of the images."""
     prediction = model(hidden.images, hidden.mask)
     pixels = enlarge(hidden.mask, model.encoder.patch_size)
     return Reconstruction(hidden.images, pixels, hidden.target, prediction, hidden.statistics)

@@ -12,7 +12,7 @@ from simmim.logs import ExpendableLog
 
 
 class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
-    """Events in `tensorboard/` below the run directory."""
+    """Events in `tensorboard/` below the run directory, which is `save_dir`."""
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()

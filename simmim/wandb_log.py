@@ -18,10 +18,15 @@ class WandbLog(RemoteLog[WandbLogger]):
     """Figures, configuration and pictures as a run of Weights & Biases.
 
     Args:
+        save_dir: the run directory.
         name: the run's; None: that of the run directory.
         entity: the user or team that owns the project; None: your default.
         group: runs of one group are shown together.
+        tags: words by which runs are found.
         offline: write to the run directory alone.
+
+    Raises:
+        UserError: wandb is not installed.
     """
 
     def __init__(

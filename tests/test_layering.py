@@ -51,7 +51,16 @@ LAYERS = [
     ["heads", "losses", "masking", "analysis"],
     ["encoder"],
     ["logs"],
-    ["normalisation", "randomness", "sizes", "console", "interruption", "writing", "failures"],
+    [
+        "normalisation",
+        "randomness",
+        "torch_device",
+        "sizes",
+        "console",
+        "interruption",
+        "writing",
+        "failures",
+    ],
     ["composed"],
     ["errors"],
 ]

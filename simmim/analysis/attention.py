@@ -53,7 +53,8 @@ def attention_weights(
 ) -> Float[Tensor, "b windows heads tokens tokens"]:
     """The softmax of the module's logits, float32: a row a query, which sums to 1.
 
-    `windows` and `mask` are what the module's `forward` takes. Memory is that of the whole result.
+    `windows` and `mask` are what the `attention` module's `forward` takes. Memory is that of the
+    whole result.
     """
     bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
     qkv = F.linear(windows, attention.qkv.weight, bias)

@@ -32,7 +32,10 @@ def probe(
     regression: RegressionRecipe = RegressionRecipe(),
     seed: int = 0,
 ) -> Probe:
-    """Judges held-out images by training images, as `python -m simmim.evaluate` does."""
+    """Judges `held_out` images by `train`ing images, as `python -m simmim.evaluate` does.
+
+    By their neighbours' `vote`, and by a linear layer as `regression` fits it.
+    """
     neighbours = vote.rank_classes(
         held_out.values, train.values, train.labels, num_classes=num_classes, top=1
     )

@@ -63,6 +63,8 @@ def layer_similarity(
 ) -> Float[Tensor, "layers others"]:
     """`linear_cka` of every layer of one encoder (rows) with every layer of the other (columns).
 
+    `debiased`: by the estimate without bias, which few examples and many channels do not raise.
+
     Raises:
         UserError: fewer than 4 examples.
     """

@@ -32,6 +32,7 @@ from simmim.benchmarking.work import (
 )
 from simmim.console import say
 from simmim.errors import UserError
+from simmim.torch_device import find_device
 
 Part = Literal["steps", "memory", "loading", "growth", "compile_time"]
 
@@ -61,7 +62,7 @@ def benchmark(
     Raises:
         UserError: an unknown row, peer or precision, or a number that is not positive.
     """
-    place = find_device(device)
+    place = find_device(device, ("cuda", "cpu"))
     for name, value in (("batch_size", batch_size), ("rounds", rounds), ("images", images)):
         if value < 1:
             raise UserError(f"{name}={value} is not positive; use 1 or more")
@@ -206,17 +207,6 @@ def load_all(count: int, rounds: int) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def find_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one; UserError for what is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"device={name} is unknown; use auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("this machine has no GPU; use device=cpu")
-    return torch.device(name)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

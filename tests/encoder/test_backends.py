@@ -58,9 +58,11 @@ def test_fused_equals_reference(
 
     assert (features - expected).abs().max() < 1e-5 * expected.abs().max()
     for key, gradient in expected_gradients.items():
-        # Of all keys' bias, the gradient is zero but for rounding.
+        # Of all keys' bias, the gradient is zero but for rounding; one head's scale is a single number,
+        # a sum of much that cancels.
         largest = expected_gradients[key.replace("k_bias", "q_bias")].abs().max()
-        assert (gradients[key] - gradient).abs().max() < 1e-4 * largest, key
+        tolerance = 1e-3 if gradient.numel() == 1 else 1e-4
+        assert (gradients[key] - gradient).abs().max() < tolerance * largest, key
 
 
 @pytest.mark.parametrize("name", ["swinv2_t", "swin_t"])
