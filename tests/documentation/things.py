@@ -132,9 +132,9 @@ def photos(path: Path) -> None:
 
 
 def stripes(path: Path) -> None:
-    """Black and white, for a mask: white is hidden."""
-    stripe = np.zeros((40, 60), np.uint8)
-    stripe[10:30] = 255
+    """Black and white, as large as what the tiny models see: white is hidden."""
+    stripe = np.zeros((32, 32), np.uint8)
+    stripe[8:24] = 255
     Image.fromarray(stripe).save(path)
 
 
