@@ -225,9 +225,8 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         description = json.loads(metadata["simmim"])
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
-    # Files of earlier versions have none.
     written = description.pop("crc32", None) if isinstance(description, dict) else None
-    if written is not None and written != checksum_of(tensors, json.dumps(description)):
+    if written != checksum_of(tensors, json.dumps(description)):
         raise UserError(f"{path} is not as it was written (its checksum differs); copy it again")
     if not is_description(description):
         raise UserError(f"{path} has metadata that no version of simmim writes; write it again")

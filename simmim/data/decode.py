@@ -25,7 +25,10 @@ from simmim.data.unreadable import unreadable
 from simmim.sizes import Pair
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".npy"}
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
+        *(".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".avif", ".npy"),
+    }
 )
 
 # Pillow knows more, of which some run other programs (EPS).
