@@ -20,14 +20,20 @@ Masks: TypeAlias = Callable[[Sequence[Path], int, Pair], Bool[Tensor, "b h w"]]
 _SUFFIXES = (".png", ".npy")
 
 
-def random_masks(patch_size: int, ratio: float, token_size: int, seed: int) -> Masks:
+def random_masks(
+    patch_size: int, ratio: float, token_size: int, seed: int, *, keeps_one: bool = False
+) -> Masks:
     """Those of a validation with this seed in which the images come in this order.
 
-    An image's mask at a larger ratio covers that at a smaller one.
+    An image's mask at a larger ratio covers that at a smaller one. With `keeps_one` a ratio that would
+    hide all of an image's few patches leaves one of them visible; else that is an error.
     """
 
     def draw(paths: Sequence[Path], first: int, image_size: Pair) -> Bool[Tensor, "b h w"]:
-        generator = RandomMaskGenerator(image_size, patch_size, token_size, ratio, seed)
+        patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
+        # Rounded up, this hides all but one.
+        most = (patches - 1.5) / patches if keeps_one and patches > 1 else ratio
+        generator = RandomMaskGenerator(image_size, patch_size, token_size, min(ratio, most), seed)
         return generator(torch.arange(first, first + len(paths)), step=-1)
 
     return draw

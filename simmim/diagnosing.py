@@ -39,6 +39,7 @@ from simmim.runs import open_data
 from simmim.sizes import Pair, show
 from simmim.starting import Start
 from simmim.torch_device import find_device
+from simmim.writing import written_beside
 
 
 def analysis(
@@ -109,9 +110,8 @@ def analysis(
         "diagnostics": figures,
         "seconds": time.monotonic() - started,
     }
-    Path(run_dir, "analysis.json").write_text(
-        json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    )
+    with written_beside(Path(run_dir, "analysis.json")) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     show_figures(figures)
     say(f"finished in {content['seconds']:.0f} s: {run_dir}")
     return content

@@ -43,6 +43,8 @@ STEPS = "steps an epoch"
 # What a stream's images are dealt out to.
 READERS = "readers of the stream (devices × data.num_workers)"
 _NOTHING = "nothing"
+# Options that came later, and what runs without them did.
+_ADDED = {"head": "linear", "loss_region": "masked"}
 
 Options = dict[str, Any]
 
@@ -70,7 +72,11 @@ def without_places(options: Options, *, is_stream: bool) -> Options:
 
 def changed_options(before: Options, now: Options) -> list[str]:
     """Names of the options whose values differ."""
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return sorted(
+        name
+        for name in before.keys() | now.keys()
+        if before.get(name, _ADDED.get(name)) != now.get(name)
+    )
 
 
 def is_longer(before: Options, now: Options, changed: list[str]) -> bool:

@@ -81,6 +81,7 @@ class InverseSwinHead(nn.Module):
     """The encoder's stages from the last to the first, tokens split between them; then a linear layer.
 
     The heaviest of the heads that SimMIM compares; as many blocks as the encoder, without drop path.
+    `model.checkpoint_blocks`, `compile` and FSDP's sharding by block act on the encoder alone.
     A token's pixels depend on its neighbours: the whole image is predicted, whatever is asked for.
     """
 

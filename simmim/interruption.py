@@ -1,6 +1,7 @@
 """How a run is asked to stop, and how it says that it did: signals in, an exit code out."""
 
 import signal
+import sys
 from collections.abc import Sequence
 
 from simmim.errors import UserError
@@ -20,6 +21,11 @@ STOPPED_AT_ONCE = 130
 
 class Interrupted(SystemExit):
     """Ends a process whose run can be resumed."""
+
+
+def is_interrupting() -> bool:
+    """Whether what is being handled now is a run's interruption, which is no failure."""
+    return isinstance(sys.exc_info()[1], (Interrupted, KeyboardInterrupt))
 
 
 def ignore_signals(names: Sequence[str] = ()) -> None:

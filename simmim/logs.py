@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from argparse import Namespace
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -30,6 +31,12 @@ class ContinuedLog(Protocol):
 
     def go_on_after(self, step: int) -> None:
         """Whatever was logged after this step will be logged again; 0 is a run from its beginning."""
+
+
+def is_installed(package: str) -> bool:
+    """Whether there is such a package; a folder of its name, as its logs lie in, is none."""
+    found = find_spec(package)
+    return found is not None and found.loader is not None
 
 
 class ExpendableLog(Logger, Generic[Underlying]):

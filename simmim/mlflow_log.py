@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from PIL import Image
 from pytorch_lightning.loggers import MLFlowLogger
 
 from simmim.errors import UserError
-from simmim.logs import RemoteLog
+from simmim.interruption import is_interrupting
+from simmim.logs import RemoteLog, is_installed
 
 
 class MlflowLog(RemoteLog[MLFlowLogger]):
@@ -38,7 +38,7 @@ class MlflowLog(RemoteLog[MLFlowLogger]):
     ) -> None:
         super().__init__(Path(save_dir, "mlflow").absolute())
         # Looked for and not imported, which takes seconds on every rank.
-        if find_spec("mlflow") is None:
+        if not is_installed("mlflow"):
             raise UserError('logger=mlflow needs the package mlflow; pip install "simmim[mlflow]"')
         self.experiment = experiment
         self.run_name = name or Path(save_dir).name
@@ -53,7 +53,12 @@ class MlflowLog(RemoteLog[MLFlowLogger]):
         return f"MLflow's {self.tracking_uri}"
 
     def connect(self) -> MLFlowLogger:
-        """Lightning's logger; a run that was ended is under way again."""
+        """Lightning's logger; a run that was ended is under way again.
+
+        A server that goes silent is given up after half a minute: the other ranks wait for this one.
+        """
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         logger = MLFlowLogger(
             experiment_name=self.experiment,
             run_name=self.run_name,
@@ -65,6 +70,10 @@ class MlflowLog(RemoteLog[MLFlowLogger]):
         if self.run_id is not None:
             logger.experiment.update_run(self.run_id, status="RUNNING")
         return logger
+
+    def finalize(self, status: str) -> None:
+        """A run that was interrupted has not failed."""
+        super().finalize("KILLED" if is_interrupting() else status)
 
     def find_id(self, logger: MLFlowLogger) -> str:
         """Thirty-two hexadecimal digits."""

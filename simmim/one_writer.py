@@ -17,6 +17,8 @@ from simmim.errors import UserError
 _NAME = ".writer"
 # For a run that was killed, and whose last process is still ending, as a launcher starts it again.
 _PATIENCE_SECONDS = 5.0
+# Of this process: to open and close such a file here would give its lock up.
+_held: set[Path] = set()
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -46,6 +48,7 @@ class OneWriter:
         except BaseException:
             self._file.close()
             raise
+        _held.add(self.path.resolve())
         self._file.truncate(0)
         self._file.write(json.dumps(_this_process()))
         self._file.flush()
@@ -55,6 +58,7 @@ class OneWriter:
         if self._file is not None and not self._file.closed:
             self._file.truncate(0)
             self._file.close()
+            _held.discard(self.path.resolve())
 
     def _hold(self, run_dir: str | Path, patience: float) -> None:
         assert self._file is not None
@@ -85,7 +89,10 @@ def writer_is_gone(run_dir: str | Path) -> bool:
 
     Of another machine's process nothing is known here: it may still be writing.
     """
-    writer = _read(Path(run_dir, _NAME))
+    path = Path(run_dir, _NAME)
+    if path.resolve() in _held:
+        return False
+    writer = _read(path)
     return writer.get("host") == socket.gethostname() and not _is_alive(writer)
 
 

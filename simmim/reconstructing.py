@@ -136,11 +136,13 @@ def reconstruct(
     frames: Animation = instantiate(animation)
     if animate and chosen.file is not None:
         raise UserError("animate=true goes through ratios of random masks; leave mask.file out")
-    ratios = frames.ratios if animate else []
-    sources = [
-        create_masks(choice, paths, encoder, seed)
-        for choice in (chosen, *(chosen._replace(ratio=ratio) for ratio in ratios))
-    ]
+    sources = [create_masks(chosen, paths, encoder, seed)]
+    if animate:
+        assert chosen.patch_size is not None
+        sources += [
+            random_masks(chosen.patch_size, ratio, encoder.patch_size, seed, keeps_one=True)
+            for ratio in require_ratios(frames)
+        ]
     size = encoder.image_size if image_size is None else image_size
     target = None if isinstance(size, str) else require_stride(size, encoder)
     multiple = math.lcm(encoder.stride, chosen.patch_size or 1)
@@ -241,6 +243,18 @@ def fill_choice(choice: MaskChoice, options: dict[str, Any]) -> MaskChoice:
         ratio if choice.ratio is None else choice.ratio,
         patch_size if choice.patch_size is None else choice.patch_size,
     )
+
+
+def require_ratios(animation: Animation) -> Sequence[float]:
+    """The animation's ratios; UserError where there is nothing to show, or no time to see it."""
+    if not animation.ratios or not all(0 < ratio < 1 for ratio in animation.ratios):
+        raise UserError(
+            f"animation.ratios={list(animation.ratios)} are not numbers between 0 and 1 (both "
+            "excluded); use [0.25,0.5,0.75]"
+        )
+    if animation.seconds <= 0:
+        raise UserError(f"animation.seconds={animation.seconds} is not positive; use 0.5")
+    return animation.ratios
 
 
 def create_masks(

@@ -1,14 +1,14 @@
 """Weights & Biases' log: online, or kept in the run directory until `wandb sync` sends it."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
 from simmim.errors import UserError
-from simmim.logs import RemoteLog
+from simmim.interruption import INTERRUPTED, is_interrupting
+from simmim.logs import RemoteLog, is_installed
 
 # Seconds that the end of a run waits for what is still to be sent; what is left stays on the disk.
 _LAST_WAIT = 120
@@ -41,7 +41,7 @@ class WandbLog(RemoteLog[WandbLogger]):
     ) -> None:
         super().__init__(Path(save_dir, "wandb"))
         # Looked for and not imported, which takes seconds on every rank.
-        if find_spec("wandb") is None:
+        if not is_installed("wandb"):
             raise UserError('logger=wandb needs the package wandb; pip install "simmim[wandb]"')
         self.project = project
         self.run_name = name or Path(save_dir).name
@@ -82,9 +82,12 @@ class WandbLog(RemoteLog[WandbLogger]):
         logger.log_image(name, [picture], step)
 
     def finalize(self, status: str) -> None:
-        """Ends a run that failed; of any other, a validation may follow."""
+        """Ends a run that failed or was interrupted; of any other, a validation may follow."""
+        if is_interrupting() and self._logger is not None:
+            # With this, an exit code that is not 0 makes it preempted instead of failed.
+            self.attempt(lambda logger: logger.experiment.mark_preempting())
         if status != "success":
-            self._finish(exit_code=1)
+            self._finish(exit_code=INTERRUPTED if is_interrupting() else 1)
 
     def close(self) -> None:
         """Ends the run there; Lightning leaves that to the end of the process."""

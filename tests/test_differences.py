@@ -3,7 +3,7 @@
 import pytest
 from conftest import compose
 
-from simmim.differences import NO_DIFFERENCE, deciding_options
+from simmim.differences import NO_DIFFERENCE, changed_options, deciding_options
 
 # Root keys that decide the result, whole or but for single options of theirs. A new option has to be
 # put here or into NO_DIFFERENCE.
@@ -27,3 +27,8 @@ def test_single_options_that_only_tell_or_speed_up_make_no_difference():
         assert name not in options
     for name in ("data.exclude", "data.max_pixels", "model.window_size", "trainer.precision"):
         assert name in options
+
+
+def test_options_that_came_later_differ_from_what_runs_did_before_alone():
+    assert changed_options({"seed": 0}, {"seed": 0, "head": "linear"}) == []
+    assert changed_options({"seed": 0}, {"seed": 0, "loss_region": "image"}) == ["loss_region"]

@@ -12,7 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from simmim.errors import UserError
-from simmim.logs import ExpendableLog, RemoteLog
+from simmim.interruption import INTERRUPTED, Interrupted
+from simmim.logs import ExpendableLog, RemoteLog, is_installed
 
 OPTIONS = [*TINY_DEMO, "trainer.log_every_n_steps=1", "reconstructions.count=2"]
 SHORT, LONG = "trainer.max_steps=2", "trainer.max_steps=4"
@@ -188,6 +189,28 @@ def test_a_log_that_fails_is_told_of_once_and_ends_no_run(run, tmp_path, monkeyp
 
 def create_failing(save_dir: str) -> FailingLog:
     return FailingLog()
+
+
+def test_an_interrupted_run_has_not_failed(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    from simmim.mlflow_log import MlflowLog
+
+    log = MlflowLog(tmp_path)
+    log.log_metrics({"train/loss": 1.0}, 0)
+    try:
+        raise Interrupted(INTERRUPTED)
+    except Interrupted:
+        log.finalize("failed")  # so Lightning has it
+    client = MlflowClient(log.tracking_uri)
+    assert client.get_run(log.run_id).info.status == "KILLED"
+
+
+def test_a_folder_of_logs_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "no_such_package").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not is_installed("no_such_package")
+    assert is_installed("torch")
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])

@@ -53,6 +53,21 @@ def test_a_second_process_stops_and_a_killed_one_lets_go(tmp_path: Path) -> None
         first.wait()
 
 
+def test_looking_for_the_writer_does_not_give_up_its_own_lock(tmp_path: Path) -> None:
+    """A run's report asks at every page, within the run."""
+    writer = OneWriter(tmp_path)
+    assert not writer_is_gone(tmp_path)
+    start = (
+        "import sys; from simmim.one_writer import OneWriter; OneWriter(sys.argv[1], patience=0)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", start, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "is being written to by another run" in other.stderr
+    writer.release()
+    assert not writer_is_gone(tmp_path)
+
+
 def test_without_file_locks_the_file_says_who_writes(tmp_path, monkeypatch, caplog) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

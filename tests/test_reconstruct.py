@@ -127,6 +127,20 @@ def test_an_animation_goes_through_ratios(reconstruct, trained, tmp_path):
         assert at_ratio == pytest.approx(before["by_ratio"][2])
 
 
+def test_an_animation_of_few_patches_leaves_one_to_be_seen(reconstruct, trained):
+    """32 pixels are four patches of 16: ratios of 0.8 and 0.9 would hide all of them."""
+    images = f"images={trained / 'images' / 'val'}/*.png"
+    told = reconstruct(images, "animate=true", "mask.patch_size=16")
+    for image in told["images"]:
+        shares = [step["masked_share"] for step in image["by_ratio"]]
+        assert shares == [0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75, 0.75, 0.75]
+    for ratios in ("[0.5,1.0]", "[]"):
+        with pytest.raises(UserError, match=r"animation\.ratios="):
+            reconstruct(images, "animate=true", f"animation.ratios={ratios}")
+    with pytest.raises(UserError, match=r"animation\.seconds=0.0 is not positive"):
+        reconstruct(images, "animate=true", "animation.seconds=0.0")
+
+
 def test_sizes_of_their_own_are_cut_to_fit(reconstruct, tmp_path, caplog):
     caplog.set_level("INFO")
     for name, height, width in (("a.png", 52, 80), ("b.png", 64, 32), ("c.png", 64, 32)):

@@ -62,7 +62,7 @@ def benchmark(
     Raises:
         UserError: an unknown row, peer or precision, or a number that is not positive.
     """
-    place = find_device(device, ("cuda", "cpu"))
+    place = find_device(device)
     for name, value in (("batch_size", batch_size), ("rounds", rounds), ("images", images)):
         if value < 1:
             raise UserError(f"{name}={value} is not positive; use 1 or more")

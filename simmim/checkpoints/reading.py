@@ -225,7 +225,10 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         description = json.loads(metadata["simmim"])
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
-    written = description.pop("crc32", None) if isinstance(description, dict) else None
+    # Earlier versions wrote it beside the description.
+    written = metadata.get("crc32")
+    if isinstance(description, dict):
+        written = description.pop("crc32", written)
     if written != checksum_of(tensors, json.dumps(description)):
         raise UserError(f"{path} is not as it was written (its checksum differs); copy it again")
     if not is_description(description):

@@ -49,12 +49,12 @@ def load_trained(path: str | Path) -> TrainedModel:
         load_classifier_weights(model, weights.tensors, source=str(path))
     else:
         load_encoder_weights(encoder, weights.encoder, source=str(path))
-        model = _with_reconstruction(encoder, weights.tensors)
+        model = _with_reconstruction(encoder, weights.tensors, str(path))
     return TrainedModel(model.eval(), weights.classes, normalisation)
 
 
 def _with_reconstruction(
-    encoder: SwinTransformer, tensors: Mapping[str, Tensor]
+    encoder: SwinTransformer, tensors: Mapping[str, Tensor], source: str
 ) -> SwinTransformer | SimMIM:
     """SimMIM where mask token and head are there, else the encoder as it is."""
     outside = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
@@ -62,5 +62,12 @@ def _with_reconstruction(
     if "mask_token" not in outside or kind is None:
         return encoder
     model = SimMIM(encoder, kind)
-    model.load_state_dict(outside, strict=False)
+    lacks = model.load_state_dict(outside, strict=False)
+    missing = [name for name in lacks.missing_keys if not name.startswith("encoder.")]
+    if missing or lacks.unexpected_keys:
+        raise UserError(
+            f"{source} holds a head of another kind than {kind}, or a part of one (missing: "
+            f"{', '.join(missing) or 'none'}; unexpected: {', '.join(lacks.unexpected_keys) or 'none'})"
+            "; give the checkpoint of a whole run"
+        )
     return model

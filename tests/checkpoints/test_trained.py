@@ -9,6 +9,7 @@ from simmim.checkpoints import to_official
 from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.trained import load_trained
 from simmim.encoder import create_encoder
+from simmim.errors import UserError
 from simmim.heads import HeadKind
 from simmim.models import SimMIM
 from simmim.normalisation import Normalisation
@@ -35,6 +36,16 @@ def test_a_checkpoint_comes_back_with_its_own_head(tmp_path: Path, head: HeadKin
     assert again.head_kind == head
     images, mask = torch.randn(2, 3, 32, 32), torch.rand(2, 4, 4) < 0.5
     assert torch.equal(again(images, mask), ours(images, mask))
+
+
+def test_a_part_of_a_head_is_refused(tmp_path: Path) -> None:
+    ours = create("inverse_swin")
+    weights = {f"model.{name}": value for name, value in ours.state_dict().items()}
+    del weights["model.head.norm.weight"]
+    description = describe_encoder(ours.encoder, Normalisation())
+    torch.save({"state_dict": weights, "encoder": description}, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"last.ckpt holds .* \(missing: head.norm.weight"):
+        load_trained(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize("head", ["mlp", "inverse_swin"])

@@ -196,6 +196,9 @@ def type_script(script: str, options: list[str]) -> None:
             word for word in options if word.startswith("--") and word not in path.read_text()
         ]
         assert unknown == [], f"scripts/{script} has no {unknown}"
+        recipes = {recipe.stem for recipe in path.with_suffix("").glob("*.yaml")}
+        if recipes and options:
+            assert options[0] in recipes, f"scripts/{script} has no {options[0]}: {sorted(recipes)}"
         return
     if script not in SCRIPTS:
         pytest.fail(
