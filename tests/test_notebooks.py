@@ -29,6 +29,6 @@ def test_a_notebook_runs(path, tmp_path):
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
     )
     assert "error:" not in text
-    source = "".join(cell.source for cell in notebook.cells)
-    runs = re.findall(r"-m simmim\.(?:pretrain|finetune|transfer)", source)
+    source = "".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    runs = re.findall(r"-m simmim\.(?:pretrain|finetune|transfer|analysis)", source)
     assert text.count("finished in") == len(runs) > 0
