@@ -211,8 +211,8 @@ def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_an_image_is_refused_with_the_kinds_that_count(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no picture")
     assert refusal(tmp_path) == (
-        f"{tmp_path} holds no image (bmp, gif, jpeg, jpg, npy, png, tif, tiff, webp); "
-        "set data.root to a folder of images"
+        f"{tmp_path} holds no image (avif, bmp, dib, gif, j2k, jfif, jp2, jpe, jpeg, jpg, npy, pgm, "
+        "png, ppm, tif, tiff, webp); set data.root to a folder of images"
     )
 
 

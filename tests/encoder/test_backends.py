@@ -48,7 +48,7 @@ def create(
 def test_fused_equals_reference(
     name: str, image_size: Pair, window_size: Pair, backend: AttentionBackend
 ) -> None:
-    """In float64, for one head's scale has a gradient in which much cancels; bias is in float32."""
+    """In float64 but for queries, keys and bias, which are normalised and summed in float32."""
     images = torch.randn(2, 3, *image_size, generator=torch.Generator().manual_seed(1)).double()
     results = []
     for encoder in create(name, image_size, window_size, backend):
@@ -61,7 +61,9 @@ def test_fused_equals_reference(
     for key, gradient in expected_gradients.items():
         # Of all keys' bias, the gradient is zero but for rounding.
         largest = expected_gradients[key.replace("k_bias", "q_bias")].abs().max()
-        assert (gradients[key] - gradient).abs().max() < 1e-5 * largest, key
+        # A head's scale is one sum over all pairs of tokens, in which nearly all cancels.
+        tolerance = 1e-4 if key.endswith("logit_scale") else 1e-5
+        assert (gradients[key] - gradient).abs().max() < tolerance * largest, key
 
 
 @pytest.mark.parametrize("name", ["swinv2_t", "swin_t"])
