@@ -99,6 +99,20 @@ def test_one_tracer_serves_every_batch_and_recomputation():
         assert shared.trace(batch_size, blocks) == trace(asked, batch_size)
 
 
+@pytest.mark.parametrize("arithmetic", [CPU, CUDA])
+def test_a_trace_does_not_depend_on_those_before(arithmetic):
+    """Results of operators are remembered: of equal shapes, strides and types, and of nothing else."""
+    results = []
+    for number in (3, 3.0, True, 3):
+        segment = Segment(lambda rows, by=number: (rows.round().long().mT * by).float(), ())
+        taken = Passed(torch.Size((4, 6)), torch.float32, has_gradient=False)
+        results.append(trace_segment(segment, taken, arithmetic))
+    assert results[0].forward_peak == results[2].forward_peak == results[3].forward_peak
+    # The product is in float32 already: not one tensor of eight bytes a number beside another.
+    assert results[1].forward_peak < results[0].forward_peak
+    assert trace(small(), 4, arithmetic) == trace(small(), 4, arithmetic)
+
+
 def test_attention_keeps_more_spelled_out_than_in_chunks_and_less_on_a_gpu():
     kept = {}
     for backend in ("sdpa", "auto"):
