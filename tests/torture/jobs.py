@@ -94,6 +94,7 @@ def die_with_checkpoints(death: Death) -> None:
                 content = io.BytesIO()
                 torch.save(checkpoint, content)
                 written = content.getvalue()
+                Path(path).parent.mkdir(exist_ok=True)
                 Path(path).write_bytes(written[: int(death.share * len(written))])
                 die()
             super().save_checkpoint(checkpoint, path)
