@@ -121,6 +121,20 @@ def test_a_run_that_was_killed_loses_no_figure_and_no_validation(
         assert stood[0] == stood[1]
 
 
+def test_a_run_that_was_killed_after_its_last_step_ends_as_any_other(run, tmp_path, monkeypatch):
+    """In the middle of an epoch: its final weights are validated after training."""
+    options = [*OPTIONS, "trainer.max_steps=6"]
+    whole = run("pretrain", *options, name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "LearningRate", killed("on_train_epoch_end", 6))
+        with pytest.raises(Killed):
+            run("pretrain", *options, name="killed")
+    resumed = run("pretrain", *options, name="killed")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    for figure in ("steps", "epochs", "metrics"):
+        assert resumed[figure] == whole[figure]
+
+
 def test_a_run_that_is_resumed_at_the_end_of_an_epoch_and_again_keeps_its_order(
     run, tmp_path, monkeypatch
 ):

@@ -85,7 +85,12 @@ class Continuation(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The same for a run that had its last step behind it, which trains no more."""
+        owed = self._owed
         self._log(trainer)
+        if owed and not owed["validation"]:
+            # The validation of the final weights, which comes now, counts that step and its epoch.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            trainer.fit_loop.epoch_progress.current.completed = owed["epoch"] + 1
         self._loops = None
 
     def on_save_checkpoint(
