@@ -28,6 +28,7 @@ from simmim.sizes import show
 from simmim.starting import Start
 from simmim.summary import write_summary
 from simmim.tasks import EvaluationTask
+from simmim.trainer_options import SHARES_TRAINING
 
 EvaluationMode = Literal["classify", "knn", "linear"]
 Outputs = Literal["all", "present"]
@@ -80,6 +81,11 @@ def evaluate(
         raise UserError(
             f"run_dir={run_dir} holds a run, whose summary.json would be written over; leave run_dir "
             "out, or give another one"
+        )
+    if trainer.strategy in SHARES_TRAINING:
+        raise UserError(
+            f"trainer.strategy={trainer.strategy} shares out what training needs; evaluate with "
+            "trainer=auto or trainer=ddp"
         )
     vote, regression = instantiate(knn), instantiate(linear)
     start = Start(model, Initialisation(checkpoint))

@@ -84,7 +84,7 @@ def create_setting(
     if sharing == "auto":
         sharing = "ddp" if devices * nodes > 1 else "none"
     resolved = resolve_precision(precision, "cpu")
-    if precision == "auto" and device.backend == "cuda":
+    if precision == "auto" and device.has_bf16:
         resolved = "bf16-mixed"
     return Setting(
         batch_size=batch_size,

@@ -22,18 +22,22 @@ from simmim.differences import STEPS, changed_options, describe, is_longer
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
 
+# How often SLURM has queued this job again, and torchrun has started its processes again.
+_RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+
 
 def resume_checkpoint(resume: str, last: Path) -> Path | None:
     """The checkpoint that a run goes on from: `auto` its own newest whole one, `never`, or a path.
 
-    A path is where a run begins: started again, it goes on from its own, if that is farther. A job
-    that SLURM has queued again goes on whatever `resume` says.
+    A path is where a run begins: started again, it goes on from its own, if that is farther. A path
+    to one of its own is where it goes back to. A job that SLURM has queued again, or that torchrun has
+    started again, goes on whatever `resume` says.
 
     Raises:
         UserError: the path is missing or damaged, or all that the run wrote is.
     """
-    is_requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if resume == "auto" or (resume == "never" and is_requeued):
+    is_restarted = any(int(os.environ.get(count, "0")) > 0 for count in _RESTARTS)
+    if resume == "auto" or (resume == "never" and is_restarted):
         return newest_whole(last)
     if resume == "never":
         return None
@@ -41,6 +45,8 @@ def resume_checkpoint(resume: str, last: Path) -> Path | None:
     if not path.exists():
         raise UserError(f"resume={resume} does not exist; use auto, never or a checkpoint's path")
     require_resumable(path)
+    if path.resolve().parent == last.parent.resolve() and not is_restarted:
+        return path
     own = newest_whole(last)
     if own is not None and resumed_step(own) >= resumed_step(path):
         return own

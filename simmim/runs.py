@@ -101,7 +101,7 @@ def create_run(
     `of_stage` are the options that this stage has beside those of all; `extra_figures` are what the
     callbacks log of held-out images beside the task's own.
     """
-    check_compile(options["compile"])
+    check_compile(options["compile"], options["trainer"].accumulate_grad_batches)
     run_dir = options["run_dir"]
     optimization: AdamWRecipe = instantiate(options["optim"])
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
@@ -228,6 +228,7 @@ def training_arguments(
     if run.resumed is not None:
         require_same_options(run.resumed, options, is_forced=run.resume_force)
     images.require_steps(*share)
+    require_interval(trainer, steps_per_epoch * trainer.accumulate_grad_batches)
     length = run_length(
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps,
@@ -241,6 +242,17 @@ def training_arguments(
         "steps_per_epoch": length.steps_per_epoch,
         "seed": seed,
     }
+
+
+def require_interval(trainer: pl.Trainer, batches: int) -> None:
+    """Raises UserError for a `val_check_interval` that no epoch of so many batches comes to."""
+    interval = trainer.val_check_interval
+    is_within_epochs = trainer.check_val_every_n_epoch is not None
+    if is_within_epochs and isinstance(interval, int) and interval > batches:
+        raise UserError(
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch; "
+            f"use {batches} or less, or trainer.check_val_every_n_epoch=null to count across epochs"
+        )
 
 
 def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:

@@ -1,5 +1,6 @@
 """How the processes of a run share the work: each strategy by name, and who starts the processes."""
 
+import inspect
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch.nn.parallel import DistributedDataParallel
 
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
@@ -35,8 +37,16 @@ def create_strategy(
         return _deepspeed_zero1(precision)
     if name == "ddp" or devices > 1:
         # Buffers are derived tables, the same everywhere.
-        return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True)
+        unsynced: dict[str, Any] = {_buffer_option(): False}
+        return DDPStrategy(gradient_as_bucket_view=True, **unsynced)
     return "auto"
+
+
+def _buffer_option() -> str:
+    """DDP's option to copy the first rank's buffers before it runs forward; PyTorch 2.13 renamed it."""
+    new = "forward_sync_buffers"
+    known = inspect.signature(DistributedDataParallel).parameters
+    return new if new in known else "broadcast_buffers"
 
 
 def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:

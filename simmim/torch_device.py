@@ -1,4 +1,4 @@
-"""The device that a command without a Trainer computes on."""
+"""The device that a command without a Trainer computes on, and what this machine's GPU can do."""
 
 import torch
 
@@ -19,3 +19,8 @@ def find_device(name: str) -> torch.device:
     if name == "cuda" and not has_gpu:
         raise UserError("this machine has no GPU; use device=cpu")
     return torch.device(name)
+
+
+def computes_in_bf16() -> bool:
+    """Whether the current GPU has bf16's arithmetic: older ones imitate it, slowly."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -86,6 +86,15 @@ def create_trainer(
     ):
         if value < 1:
             raise UserError(f"trainer.{name} {value} is not positive; use 1 or more")
+    if check_val_every_n_epoch is not None and check_val_every_n_epoch < 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch {check_val_every_n_epoch} is not positive; use 1 or more "
+            "(a run validates at its end in any case)"
+        )
+    if val_check_interval is not None and val_check_interval <= 0:
+        raise UserError(
+            f"trainer.val_check_interval {val_check_interval} is not positive; use batches, or null"
+        )
     try:
         return pl.Trainer(
             accelerator=accelerator,

@@ -2,12 +2,13 @@
 
 from typing import Literal, get_args
 
-import torch
-
 from simmim.errors import UserError
+from simmim.torch_device import computes_in_bf16
 
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 StrategyName = Literal["auto", "ddp", "fsdp", "deepspeed_zero1"]
+# Those of which each device holds a part alone.
+SHARES_TRAINING = ("fsdp", "deepspeed_zero1")
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
@@ -23,7 +24,7 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
         raise UserError(f"trainer.precision={precision} is unknown; use {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
-    return "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if accelerator == "gpu" and computes_in_bf16() else "32-true"
 
 
 def require_known(strategy: str) -> None:

@@ -77,6 +77,9 @@ MISTAKES = {
     "model.checkpoint_blocks=[1]": "at most [4,2]",
     "model.sequential_attention=-1": "for each of the 2 stages; use 1, 0 for all at once",
     "trainer.num_nodes=many": "trainer.num_nodes=many is neither a number nor auto",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch 0 is not positive; use 1",
+    "trainer.val_check_interval=0": "trainer.val_check_interval 0 is not positive; use batches, or",
+    "trainer.val_check_interval=1000000": "batches of an epoch; use ",
     "augmentation.scale=[0,2]": "augmentation.scale [0, 2] is not within",
 }
 

@@ -271,6 +271,10 @@ MISTAKES = {
     ("checkpoint={classifier}", "mode=judge"): "mode=judge is unknown; use classify or knn or",
     ("checkpoint={classifier}",): "12 of the data's 12 are not among them",
     ("checkpoint={classifier}", "mode=linear", "trainer.devices=2"): "use trainer.devices=1",
+    (
+        "checkpoint={classifier}",
+        "trainer.strategy=fsdp",
+    ): "evaluate with trainer=auto or trainer=ddp",
 }
 
 

@@ -296,6 +296,45 @@ def test_a_spike_of_the_loss_is_told_and_changes_nothing(run, tmp_path, monkeypa
     assert equal(looked, not_looked)
 
 
+# Of a process of its own, for FSDP leaves a process group behind.
+SPIKING = """
+from simmim.analysis import spikes
+from simmim.pretrain import main
+from simmim.tasks import SimMIMTask
+
+spikes._WINDOW = 8
+compute_loss = SimMIMTask.compute_loss
+SimMIMTask.compute_loss = lambda task, batch, number: (
+    compute_loss(task, batch, number) * (20 if task.global_step == 6 else 1)
+)
+main()
+"""
+
+
+def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(tmp_path):
+    options = [option for option in [*OPTIONS, *TINY_DEMO] if option != "trainer=cpu"]
+    options += ["trainer.accelerator=cpu", "trainer.max_steps=12", "trainer.devices=1"]
+    for name, changed in (
+        ("whole", ["guard.spike_factor=null"]),
+        ("shared", ["trainer.strategy=fsdp"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", SPIKING, *options, *changed, f"run_dir={tmp_path / name}"],
+            cwd=tmp_path,
+            check=False,
+            timeout=300,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert [record["event"] for record in told(tmp_path / "shared")] == ["spike"]
+    losses = []
+    for name in ("whole", "shared"):
+        with (tmp_path / name / "metrics.csv").open() as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file)][:12])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("end", [2.0, 0.3, 1e-3])
 def test_losses_that_fall_and_scatter_are_no_spikes(end):
     generator = torch.Generator().manual_seed(0)

@@ -51,6 +51,18 @@ def test_a_requeued_job_goes_on_though_it_was_to_start_anew(
     assert resume_checkpoint("never", tmp_path / "none.ckpt") is None
 
 
+def test_a_path_to_one_of_its_own_is_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier, last = write(tmp_path / "step-00000003.ckpt", 3), write(tmp_path / "last.ckpt", 6)
+    assert resume_checkpoint(str(earlier), last) == earlier
+    for count in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"):
+        with monkeypatch.context() as restarted:
+            restarted.setenv(count, "1")
+            assert resume_checkpoint(str(earlier), last) == last
+            assert resume_checkpoint("never", last) == last
+
+
 def test_a_last_checkpoint_that_is_gone_does_not_start_anew_in_silence(tmp_path: Path) -> None:
     last = tmp_path / "last.ckpt"
     last.symlink_to("step-00000010.ckpt")
@@ -133,6 +145,49 @@ def test_a_run_that_was_killed_after_its_last_step_ends_as_any_other(run, tmp_pa
     assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
     for figure in ("steps", "epochs", "metrics"):
         assert resumed[figure] == whole[figure]
+
+
+@pytest.mark.parametrize("first", [(4, 1), (1, 4)], ids=str)
+def test_a_run_goes_on_in_smaller_or_larger_parts_of_a_step(run, tmp_path, monkeypatch, first):
+    """From the middle of an epoch: its steps, its validation and what it learns stay the same."""
+    options = [*OPTIONS, "save.every_n_steps=3", "model.drop_path_rate=0"]
+
+    def parts(batch_size: int, accumulation: int) -> list[str]:
+        return [
+            f"data.batch_size={batch_size}",
+            f"trainer.accumulate_grad_batches={accumulation}",
+        ]
+
+    run("pretrain", *options, *parts(4, 1), name="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "LearningRate", killed("on_before_optimizer_step", 4))
+        with pytest.raises(Killed):
+            run("pretrain", *options, *parts(*first), name="killed")
+    run("pretrain", *options, *parts(2, 2), name="killed")
+    whole, resumed = rows(tmp_path / "whole"), rows(tmp_path / "killed")
+    assert len(resumed) == len(whole) == 8
+    for row, expected in zip(resumed, whole, strict=True):
+        for name in ("step", "epoch", "train/lr", "train/loss", "train/gradient_norm", "val/loss"):
+            assert bool(row[name]) == bool(expected[name]), (name, row, expected)
+            if row[name]:
+                assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-4), name
+
+
+def test_a_recipe_that_was_changed_by_force_is_gone_by(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "LearningRate", killed("on_before_optimizer_step", 5))
+        with pytest.raises(Killed):
+            run("pretrain", *OPTIONS)
+    before = rows(tmp_path / "run")
+    changed = ["optim.lr=1e-9", "optim.weight_decay=0.7", "resume_force=true"]
+    run("pretrain", *OPTIONS, *changed)
+    state = read_state(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    groups = state["optimizer_states"][0]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.7}
+    after = rows(tmp_path / "run")
+    rates = [float(row["train/lr"]) for row in after]
+    assert rates[:4] == [float(row["train/lr"]) for row in before[:4]]
+    assert max(rates[4:]) <= 1e-9 < min(rates[:4])
 
 
 def test_a_run_that_is_resumed_at_the_end_of_an_epoch_and_again_keeps_its_order(

@@ -4,12 +4,17 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy
 
+from simmim import strategies
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
+from simmim.planned_run import create_setting
+from simmim.resources.devices import Device
 from simmim.strategies import Launch, create_strategy, find_launch, lightning_precision
 from simmim.trainer import agree_with, count_devices
+from simmim.trainer_options import resolve_precision
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}
 SRUN = {"SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2"}
@@ -70,6 +75,43 @@ def test_a_strategy_is_found_by_its_name() -> None:
     assert isinstance(sharded, FullySharded)
     assert count_devices("cpu", [0, 1]) == 2
     assert count_devices("cpu", "auto") == 1
+
+
+def test_ddp_copies_no_buffers_whatever_its_option_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def older(module: Any, broadcast_buffers: bool = True) -> None: ...
+
+    def newer(module: Any, forward_sync_buffers: bool = True) -> None: ...
+
+    for constructor, option in (
+        (older, "broadcast_buffers"),
+        (newer, "forward_sync_buffers"),
+    ):
+        monkeypatch.setattr(strategies, "DistributedDataParallel", constructor)
+        strategy = create_strategy("ddp", devices=2, precision="32-true")
+        assert isinstance(strategy, DDPStrategy)
+        assert strategy._ddp_kwargs[option] is False
+
+
+def test_a_gpu_that_imitates_bf16_trains_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    def imitates(including_emulation: bool = True) -> bool:
+        return including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", imitates)
+    assert resolve_precision("auto", "gpu") == "32-true"
+    assert resolve_precision("bf16-mixed", "gpu") == "bf16-mixed"
+    for has_bf16, precision in ((False, "32-true"), (True, "bf16-mixed")):
+        setting = create_setting(
+            Device("a GPU", "cuda", 10**9, {}, has_bf16=has_bf16),
+            batch_size=1,
+            accumulation=1,
+            precision="auto",
+            strategy="auto",
+            devices=1,
+            nodes=1,
+        )
+        assert setting.precision == precision
 
 
 @pytest.mark.parametrize(

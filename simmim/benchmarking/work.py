@@ -10,6 +10,7 @@ from torch import Tensor
 from simmim.encoder import ARCHITECTURES
 from simmim.errors import UserError
 from simmim.masking import RandomMaskGenerator
+from simmim.torch_device import computes_in_bf16
 
 Kind = Literal["simmim", "classification", "inference"]
 Precision = Literal["float32", "bf16"]
@@ -91,7 +92,7 @@ def available_precisions(device: torch.device, wanted: Sequence[str]) -> list[Pr
     if "auto" not in wanted:
         return [precision for precision in get_args(Precision) if precision in wanted]
     has_bf16 = (
-        torch.cuda.is_bf16_supported()
+        computes_in_bf16()
         if device.type == "cuda"
         else bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )

@@ -170,6 +170,11 @@ class Checkpoints(pl.Callback):
         """Writes the final state."""
         self.save(trainer, is_needed=True)
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Removes what a run that was killed after its last checkpoint did not come to remove."""
+        if trainer.is_global_zero:
+            self._remove_older(self.folder / f"step-{trainer.global_step:08d}.ckpt")
+
     def state_dict(self) -> dict[str, Any]:
         """What the best one is, and which options the run has."""
         return {

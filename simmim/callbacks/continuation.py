@@ -72,7 +72,9 @@ class Continuation(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keeps where the run stood."""
+        """Keeps where the run stood, counted in batches of as many steps as it has now."""
+        steps = int(pl_module.steps_per_epoch)  # type: ignore[arg-type]
+        _recount(checkpoint, steps, trainer.accumulate_grad_batches)
         self._loops = copy.deepcopy(checkpoint["loops"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,3 +133,20 @@ class Continuation(pl.Callback):
         validation.run()
         trainer.training = True
         progress.completed = counted
+
+
+def _recount(checkpoint: dict[str, Any], steps_per_epoch: int, accumulation: int) -> None:
+    """Has a checkpoint count batches as if its steps had been of so many.
+
+    Lightning tells by this count which batch ends a step, and which one the epoch.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    steps = (checkpoint["global_step"] - 1) % steps_per_epoch + 1
+    batches_a_step = progress["current"]["ready"] // steps
+    if batches_a_step in (0, accumulation):
+        return
+    for counted in ("total", "current"):
+        before = progress[counted]
+        ready = before["ready"] // batches_a_step * accumulation
+        # The batch that a checkpoint follows counts as processed and not yet as completed.
+        progress[counted] = {name: ready - before["ready"] + n for name, n in before.items()}

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from simmim.analysis.activations import Amplitude, Inspection, inspect_forward
@@ -66,6 +67,10 @@ def _find(trainer: pl.Trainer, task: TrainingTask, is_usual: bool) -> Finding:
     losses = torch.stack([micro_batch.loss for micro_batch in task.micro_batches])
     worst = task.micro_batches[int(losses.argmax())]  # NaN counts as the largest
     seen = inspect_forward(task.model, task.model.encoder, lambda: task.compute_loss_again(worst))
+    if isinstance(task.model, FSDPModule):
+        # The step changes each rank's part. After a forward pass alone the root keeps its whole
+        # weights, which the next forward pass would take for new.
+        task.model.reshard()
     return Finding(
         None if is_usual else _origin(task.model, worst, seen),
         [name for micro_batch in task.micro_batches for name in _identify(trainer, micro_batch)],

@@ -9,6 +9,7 @@ import torch
 
 from simmim.errors import UserError
 from simmim.resources.tracing import Backend
+from simmim.torch_device import computes_in_bf16
 
 _UNITS = {"": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -24,6 +25,7 @@ class Device(NamedTuple):
         memory: bytes that a run may take. Processes on a CPU share those of their machine.
         peak_flops: floating-point operations a second, by precision; empty: not known.
         process: bytes that the process has taken already, besides what trains.
+        has_bf16: whether it is a GPU that computes in bf16, which `trainer.precision=auto` asks for.
     """
 
     name: str
@@ -31,12 +33,13 @@ class Device(NamedTuple):
     memory: int
     peak_flops: dict[str, float]
     process: int = 0
+    has_bf16: bool = False
 
 
 def _gpu(name: str, gigabytes: float, bf16: float, float32: float) -> Device:
     """Memory and dense arithmetic as in NVIDIA's data sheets, in TFLOP/s."""
     flops = {"bf16-mixed": bf16 * 1e12, "16-mixed": bf16 * 1e12, "32-true": float32 * 1e12}
-    return Device(name, "cuda", int(gigabytes * 1e9 * (1 - _GPU_RESERVE)), flops)
+    return Device(name, "cuda", int(gigabytes * 1e9 * (1 - _GPU_RESERVE)), flops, has_bf16=True)
 
 
 DEVICES = {
@@ -73,7 +76,8 @@ def this_gpu(index: int = 0) -> Device:
         (device for name, device in DEVICES.items() if name in properties.name.lower()), None
     )
     memory = int(properties.total_memory * (1 - _GPU_RESERVE))
-    return Device(properties.name, "cuda", memory, known.peak_flops if known else {})
+    flops = known.peak_flops if known else {}
+    return Device(properties.name, "cuda", memory, flops, has_bf16=computes_in_bf16())
 
 
 def this_machine() -> Device:

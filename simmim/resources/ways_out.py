@@ -56,7 +56,7 @@ def _families(
     encoder = planner.model(asked).encoder
     is_recomputed = encoder.checkpointed_blocks == encoder.depths
     recomputed = asked if is_recomputed else replace(asked, checkpoint_blocks=encoder.depths)
-    if planner.device.backend == "cuda" and asked.precision == "32-true":
+    if planner.device.has_bf16 and asked.precision == "32-true":
         low = replace(asked, precision="bf16-mixed")
         yield "matrix products in bf16", iter([low])
         yield "bf16, more forward passes a step", _smaller_batches(low)

@@ -11,6 +11,7 @@ from pytorch_lightning.strategies import DeepSpeedStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from typing_extensions import Unpack
 
@@ -22,6 +23,9 @@ from simmim.normalisation import Normalisation
 from simmim.optim import AdamWRecipe
 from simmim.randomness import derive_seed
 from simmim.sharding import shard
+
+# Of a group of parameters, what the recipe says.
+_OF_RECIPE = ("lr", "weight_decay", "betas", "eps")
 
 
 class TrainingArguments(TypedDict):
@@ -82,6 +86,7 @@ class TrainingTask(pl.LightningModule):
         self.validated_step: int | None = None
         self.micro_batches: list[MicroBatch] = []
         self.skipped_step = False
+        self._recipe: list[dict[str, Any]] = []
         self._loaded: Sample | None = None
         self._gradient_norm: Tensor | None = None
 
@@ -89,6 +94,19 @@ class TrainingTask(pl.LightningModule):
         """Shares the weights out where the strategy says so (Lightning calls this on all ranks)."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh)
+
+    def on_train_start(self) -> None:
+        """Has a resumed run go by its own recipe where it differs from that of its checkpoint.
+
+        The optimiser and the schedule have come back with what they were made with.
+        """
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [own["lr"] for own in self._recipe]
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        groups = self.trainer.optimizers[0].param_groups
+        for group, own in zip(groups, self._recipe, strict=True):
+            group |= {**own, "initial_lr": own["lr"], "lr": own["lr"] * factor}
 
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch at this step."""
@@ -190,6 +208,10 @@ class TrainingTask(pl.LightningModule):
             # A fused step would undo fp16's scaling itself, after gradients are to be clipped.
             fused=True if precision != "16-mixed" and device in ("cpu", "cuda") else None,
         )
+        self._recipe = [
+            {name: value for name, value in group.items() if name in _OF_RECIPE}
+            for group in optimizer.param_groups
+        ]
         scheduler = self.optimization.scheduler(
             optimizer, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
         )

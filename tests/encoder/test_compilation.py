@@ -8,7 +8,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from simmim.encoder import SwinTransformer
-from simmim.encoder.compilation import compile_blocks
+from simmim.encoder.compilation import check_compile, compile_blocks
 from simmim.errors import UserError
 
 
@@ -77,3 +77,10 @@ def test_cuda_graphs_need_a_gpu() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="use default"):
         compile_blocks(create(), "reduce-overhead")
+
+
+def test_cuda_graphs_sum_no_gradients_up() -> None:
+    with pytest.raises(
+        UserError, match=r"trainer.accumulate_grad_batches is 2; use compile=default"
+    ):
+        check_compile("reduce-overhead", accumulation=2)
