@@ -22,6 +22,12 @@ from simmim.differences import STEPS, changed_options, describe, is_longer
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
 
+# What no run can go on with, and why: the order of images is that of epochs of one length, and
+# Lightning counts those of the other; the optimiser's states are by group of parameters.
+_FIXED = {
+    STEPS: "the steps of an epoch",
+    "optim.layer_decay": "which parameters the optimiser has in a group",
+}
 # How often SLURM has queued this job again, and torchrun has started its processes again.
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
@@ -101,7 +107,7 @@ def require_same_options(
 
     Raises:
         UserError: they differ in more than that the run became longer, unless `is_forced`; or in the
-            steps of an epoch.
+            steps of an epoch or the groups of the optimiser.
     """
     before = deciding_options(resumed)
     now = dict(options)
@@ -109,15 +115,14 @@ def require_same_options(
     if not changed or is_longer(before, now, changed):
         return
     shown = describe(before, now, changed)
-    # The order of the images is that of epochs of one length, and Lightning counts those of the other.
-    other_epochs = STEPS in changed
-    if is_forced and not other_epochs:
+    fixed = next((why for name, why in _FIXED.items() if name in changed), None)
+    if is_forced and fixed is None:
         warn(f"going on from {resumed} with other options, as resume_force=true says: {shown}")
         return
     force = (
-        "; resume_force=true cannot change the steps of an epoch"
-        if other_epochs
-        else ", or resume_force=true to go on with these"
+        ", or resume_force=true to go on with these"
+        if fixed is None
+        else f"; resume_force=true cannot change {fixed}"
     )
     raise UserError(
         f"{resumed} is of a run with other options: {shown}. Use those that it began with, another "

@@ -183,6 +183,8 @@ def test_a_recipe_that_was_changed_by_force_is_gone_by(run, tmp_path, monkeypatc
     run("pretrain", *OPTIONS, *changed)
     state = read_state(tmp_path / "run" / "checkpoints" / "last.ckpt")
     groups = state["optimizer_states"][0]["param_groups"]
+    with pytest.raises(UserError, match=r"cannot change which parameters the optimiser has in a"):
+        run("pretrain", *OPTIONS, *changed, "optim.layer_decay=0.8")
     assert {group["weight_decay"] for group in groups} == {0.0, 0.7}
     after = rows(tmp_path / "run")
     rates = [float(row["train/lr"]) for row in after]

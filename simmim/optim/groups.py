@@ -36,16 +36,16 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters, grouped by weight decay and learning rate.
 
-    The last layer learns at `lr`, each layer before it at `layer_decay` times the next one's.
+    The last layer learns at `lr`, each layer before it at `layer_decay` times the next one's. Groups
+    are the same for every `lr` and `weight_decay`: a checkpoint's states are by group.
     """
     last = sum(depths) + 1
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = layer_decay ** (last - layer_index(name, depths))
-            decay = weight_decay if decays(name, parameter) else 0.0
-            groups.setdefault((lr * scale, decay), []).append(parameter)
+            groups.setdefault((scale, decays(name, parameter)), []).append(parameter)
     return [
-        {"params": params, "lr": group_lr, "weight_decay": decay}
-        for (group_lr, decay), params in groups.items()
+        {"params": params, "lr": lr * scale, "weight_decay": weight_decay if decaying else 0.0}
+        for (scale, decaying), params in groups.items()
     ]

@@ -98,10 +98,12 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert group["params"] == [model.bias]
 
 
-def test_without_decay_every_parameter_is_in_the_one_group() -> None:
+def test_groups_do_not_depend_on_rate_and_weight_decay() -> None:
     model = torch.nn.Linear(3, 2)
-    [group] = parameter_groups(model, lr=1.0, weight_decay=0.0, depths=[])
-    assert set(group["params"]) == {model.weight, model.bias}
+    for weight_decay in (0.0, 0.05):
+        matrices, vectors = parameter_groups(model, lr=0.1, weight_decay=weight_decay, depths=[])
+        assert matrices == {"params": [model.weight], "lr": 0.1, "weight_decay": weight_decay}
+        assert vectors == {"params": [model.bias], "lr": 0.1, "weight_decay": 0.0}
 
 
 @pytest.mark.parametrize(
