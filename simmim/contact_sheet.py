@@ -1,6 +1,7 @@
 """Sheets of pictures: what is there, what a model sees of it, and what it fills in."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -105,6 +106,15 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     where.add_text(TILES, json.dumps(sheet.info[TILES]))
     with written_beside(path) as beside:
         sheet.save(beside, format="PNG", pnginfo=where)
+
+
+def sheets_in(folder: Path) -> dict[int, Path]:
+    """The sheets that a run has written there, `step-….png`, by step."""
+    return {
+        int(found[1]): path
+        for path in sorted(folder.glob("step-*.png"))
+        if (found := re.fullmatch(r"step-(\d+)", path.stem))
+    }
 
 
 def save_animation(sheets: Sequence[Image.Image], path: Path, seconds: float) -> None:

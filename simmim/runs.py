@@ -23,6 +23,7 @@ from simmim.callbacks import (
     WeightAverage,
     peak_memory_bytes,
 )
+from simmim.callbacks.earlier_run import EarlierRun
 from simmim.checkpoints.classifier_file import save_classifier
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.reading import resumed_step
@@ -299,6 +300,8 @@ def fit(
     for logger in trainer.loggers:
         logger.log_hyperparams(run.configuration)
     run.report.begin(stage, figures)
+    earlier = EarlierRun(run.run_dir)
+    trainer.callbacks.append(earlier)  # type: ignore[attr-defined]
     with explained_failures(
         batch_size=images.batch_size,
         num_workers=images.num_workers,
@@ -347,6 +350,7 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
+    earlier.forget()
     run.report.finish()
     assert run.writer is not None
     run.writer.release()

@@ -7,13 +7,14 @@ import torch
 from torch.utils.data import default_collate
 
 from simmim.console import warn
-from simmim.contact_sheet import contact_sheet, panels, save_sheet
+from simmim.contact_sheet import contact_sheet, panels, save_sheet, sheets_in
 from simmim.data.datamodule import ImageDataModule
 from simmim.data.samples import Sample, SampleKey, TransformedImages
 from simmim.errors import UserError
 from simmim.logs import PictureLog
 from simmim.normalisation import stretch
 from simmim.tasks.simmim import SimMIMTask
+from simmim.writing import remove
 
 
 class Reconstructions(pl.Callback):
@@ -35,6 +36,17 @@ class Reconstructions(pl.Callback):
         self.folder = Path(run_dir, "reconstructions")
         self.count = count
         self._batch: Sample | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Removes those of steps that are taken again, or by a run that begins anew."""
+        if not trainer.is_global_zero:
+            return
+        for step, path in sheets_in(self.folder).items():
+            if step > trainer.global_step:
+                try:
+                    remove(path)
+                except OSError as error:
+                    warn(f"{path} cannot be removed ({error.strerror}); it is of an earlier run")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the same images each time."""

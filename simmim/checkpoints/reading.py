@@ -24,12 +24,10 @@ from simmim.errors import UserError
 
 # What other programs wrap a state dict in, outermost first.
 _WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
-_FOLDER_FILES = (
-    "classifier.safetensors",
-    "encoder.safetensors",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
+# What a run leaves at its end, and the folder below it for what a run before it left.
+FINAL_WEIGHTS = ("classifier.safetensors", "encoder.safetensors")
+EARLIER = "earlier"
+_FOLDER_FILES = (*FINAL_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 
 class Weights(NamedTuple):
@@ -170,15 +168,20 @@ def weights_file(path: str | Path) -> Path:
         for name in _FOLDER_FILES:
             if (path / name).is_file():
                 return path / name
+        before = f", or {path / EARLIER}, of the run before it" if _has_earlier(path) else ""
         raise UserError(
             f"{path} holds none of {', '.join(_FOLDER_FILES)}; give a file of weights, "
-            "such as its checkpoints/last.ckpt"
+            f"such as its checkpoints/last.ckpt{before}"
         )
     if not path.is_file():
         raise UserError(
             f"checkpoint {path} does not exist; give a .safetensors, .ckpt or .pth file"
         )
     return path
+
+
+def _has_earlier(run_dir: Path) -> bool:
+    return any((run_dir / EARLIER / name).is_file() for name in FINAL_WEIGHTS)
 
 
 def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:

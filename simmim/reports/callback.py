@@ -19,7 +19,7 @@ from simmim.errors import UserError
 from simmim.interruption import Interrupted
 from simmim.metrics_csv import MetricsCsv
 from simmim.reports.page import REPORT, write_report
-from simmim.reports.record import RunFacts, State, write_facts
+from simmim.reports.record import FACTS, RunFacts, State, write_facts
 from simmim.summary import git_revision, package_versions
 from simmim.tasks import ClassificationTask, SimMIMTask
 from simmim.tasks.training import TrainingTask
@@ -32,7 +32,8 @@ class RunReport(pl.Callback):
     """Writes `report.html` after validations and checkpoints, and however the run ends.
 
     While the run goes on, at most a hundredth of its time goes into that. Rank 0 writes. A report that
-    cannot be written is told of once, and the run goes on.
+    cannot be written is told of once, and the run goes on. Where a run begins anew in the directory of
+    an earlier one and fails before it trains, all is as that one left it, and so is its report.
 
     Args:
         pictures: reconstructions of so many steps are shown, evenly spread.
@@ -49,6 +50,7 @@ class RunReport(pl.Callback):
         self.facts = RunFacts()
         self._attention: list[BlockAttention] = []
         self._next_time = 0.0
+        self._has_begun = False
         self._has_checkpoint = False
         self._has_warned = False
 
@@ -85,6 +87,7 @@ class RunReport(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """There is a page from the first step on."""
+        self._has_begun = True
         self._look(pl_module)
         self._write("running", trainer)
 
@@ -116,6 +119,9 @@ class RunReport(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Says how the run ended."""
+        begins_anew = not self._has_begun and trainer.ckpt_path is None
+        if begins_anew and (self.run_dir / FACTS).is_file():
+            return
         if isinstance(exception, (Interrupted, KeyboardInterrupt)):
             self._write("interrupted", trainer)
             return
@@ -141,12 +147,18 @@ class RunReport(pl.Callback):
         started = time.monotonic()
         self.facts |= {"state": state, "updated": _now()}
         loggers = trainer.loggers if trainer else []
-        row = next((log.pending for log in loggers if isinstance(log, MetricsCsv)), None)
+        log = next((log for log in loggers if isinstance(log, MetricsCsv)), None)
         attention = self._attention if trainer else None
         is_written = True
         try:
             write_facts(self.run_dir, self.facts)
-            write_report(self.run_dir, pictures=self.pictures, pending=row, attention=attention)
+            write_report(
+                self.run_dir,
+                pictures=self.pictures,
+                pending=log.pending if log else None,
+                first_step=log.first_step if log else None,
+                attention=attention,
+            )
         except Exception as error:
             # Whatever it is, training is worth more, and so is an error that the page was to tell.
             is_written = False

@@ -41,6 +41,7 @@ def write_report(
     *,
     pictures: int = 24,
     pending: Mapping[str, float] | None = None,
+    first_step: int | None = None,
     attention: Sequence[BlockAttention] | None = None,
 ) -> Path:
     """Writes `report.html` of whatever the run directory holds, beside and renamed; returns its path.
@@ -49,10 +50,11 @@ def write_report(
         run_dir: where the run writes, or wrote.
         pictures: reconstructions of so many steps, evenly spread.
         pending: a row of metrics that is not in the file yet.
+        first_step: counted from 0; rows in the file from there on will be dropped (None: all stay).
         attention: of the encoder as it is (None: as it was last written).
     """
     folder = Path(run_dir)
-    record = read_run(folder, pending)
+    record = read_run(folder, pending, first_step)
     if attention is None:
         attention = read_attention(folder)
     charts = charts_of(record)

@@ -5,7 +5,6 @@ import csv
 import itertools
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from typing_extensions import TypedDict
 
+from simmim.contact_sheet import sheets_in
 from simmim.data.skipped import SKIPPED
 from simmim.one_writer import writer_is_gone
 from simmim.writing import written_beside
@@ -67,7 +67,8 @@ class RunRecord:
 
     Attributes:
         curves: the columns of `metrics.csv`, by name.
-        summary: `summary.json`, or nothing while the run goes on.
+        summary: `summary.json`, or nothing unless the run is finished: what is there before is of
+            another run, or of this one before it was made longer.
         configuration: the resolved configuration.
         overrides: what was typed.
         sheets: contact sheets of reconstructions, by step.
@@ -135,38 +136,59 @@ class RunRecord:
         return node
 
 
-def read_run(run_dir: str | Path, pending: Mapping[str, float] | None = None) -> RunRecord:
-    """Reads what there is; `pending` is a row of metrics that is not in the file yet."""
+def read_run(
+    run_dir: str | Path,
+    pending: Mapping[str, float] | None = None,
+    first_step: int | None = None,
+) -> RunRecord:
+    """Reads what there is.
+
+    Args:
+        run_dir: where the run writes, or wrote.
+        pending: a row of metrics that is not in the file yet.
+        first_step: counted from 0; rows in the file from there on will be dropped (None: all stay).
+    """
     folder = Path(run_dir)
     facts = _read_json(folder / FACTS)
     if facts.get("state") == "running" and writer_is_gone(folder):
         facts["state"] = "interrupted"  # killed outright, it could not say so itself
+    # A run of an earlier version has no facts.
+    is_finished = facts.get("state", "finished") == "finished"
     handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
     unusual = _read_lines(folder / UNUSUAL)
     return RunRecord(
         folder,
         facts=facts,  # type: ignore[arg-type]
-        curves=read_curves(folder / "metrics.csv", pending),
-        summary=_read_json(folder / "summary.json"),
+        curves=read_curves(folder / "metrics.csv", pending, first_step, facts.get("total_steps")),
+        summary=_read_json(folder / "summary.json") if is_finished else {},
         configuration=handed_over.get("config", {}),
         overrides=handed_over.get("overrides", []),
-        sheets={
-            int(found[1]): path
-            for path in sorted(folder.glob("reconstructions/step-*.png"))
-            if (found := re.fullmatch(r"step-(\d+)", path.stem))
-        },
+        sheets=sheets_in(folder / "reconstructions"),
         skipped_steps=[line["step"] for line in unusual if line["event"] == "skipped"],
         spikes=[line["step"] for line in unusual if line["event"] == "spike"],
         unreadable=len({line["image"] for line in _read_lines(folder / SKIPPED)}),
     )
 
 
-def read_curves(path: Path, pending: Mapping[str, float] | None = None) -> dict[str, Curve]:
-    """The columns of `metrics.csv`. A figure that is not finite is nan; Lightning counts from 0."""
+def read_curves(
+    path: Path,
+    pending: Mapping[str, float] | None = None,
+    first_step: int | None = None,
+    total_steps: int | None = None,
+) -> dict[str, Curve]:
+    """The columns of `metrics.csv`, after so many steps; a figure that is not finite is nan.
+
+    Lightning counts from 0, so that a step's figures stand after one more. Those of the final weights,
+    where training ended in the middle of an epoch, stand at `total_steps` already.
+    """
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if first_step is None or (row.get("step") and float(row["step"]) < first_step)
+            ]
     if pending:
         rows.append(pending)
     curves: dict[str, Curve] = {}
@@ -174,9 +196,9 @@ def read_curves(path: Path, pending: Mapping[str, float] | None = None) -> dict[
         for name, value in row.items():
             if name in ("step", "epoch") or value in (None, "") or row.get("step") in (None, ""):
                 continue
-            number = float(value)
+            number, step = float(value), int(float(row["step"]))
             curve = curves.setdefault(name, Curve([], []))
-            curve.steps.append(int(float(row["step"])) + 1)
+            curve.steps.append(step if step == total_steps else step + 1)
             curve.values.append(number if math.isfinite(number) else math.nan)
     return curves
 

@@ -129,6 +129,45 @@ def test_what_was_passed_over_is_told(run_dir):
     assert replace(record, skipped_steps=[306, 307, 308]).skipped_in_a_row == 0
 
 
+@pytest.mark.parametrize("state", ["finished", "running", "interrupted", "failed"])
+def test_a_summary_is_shown_once_the_run_is_finished(run_dir, state):
+    """Before, it is of an earlier run in the same directory, or of this one when it was shorter."""
+    summary = {"seconds": 65.0, "images_per_second": 1e4, "peak_memory_bytes": 2.0**33}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    facts = json.loads((run_dir / "run.json").read_text())
+    (run_dir / "run.json").write_text(json.dumps(facts | {"state": state}))
+    page = write_report(run_dir).read_text()
+    shown = ("1e+04", "8.00", "1 min 05 s") if state == "finished" else ("100", "1.00", None)
+    for name, value in zip(("Throughput", "Peak memory", "Took"), shown, strict=True):
+        if value is None:
+            assert f"<dt>{name}</dt>" not in page
+        else:
+            assert f"<dt>{name}</dt><dd>{value}" in page
+    (run_dir / "run.json").unlink()  # as earlier versions left it
+    assert read_run(run_dir).summary == summary
+    assert read_run(run_dir).state == "finished"
+
+
+def test_rows_that_will_be_dropped_are_not_shown(run_dir):
+    row = {"step": 120, "train/loss": 0.5}
+    curve = read_run(run_dir, row, first_step=100).curve("train/loss")
+    assert curve.steps == [*range(10, 101, 10), 121]
+    page = write_report(run_dir, first_step=0).read_text()
+    assert embedded(page, "charts") == []
+    assert "<dt>Steps</dt>" not in page
+
+
+def test_the_validation_of_final_weights_belongs_to_the_last_step(run_dir):
+    """Within an epoch it is logged after that step, and not with it."""
+    with (run_dir / "metrics.csv").open("w") as file:
+        file.write("step,train/loss,val/loss\n298,0.8,\n299,0.7,\n300,,0.6\n")
+    record = read_run(run_dir)
+    assert record.steps == 300
+    assert record.curve("train/loss").steps == [299, 300]
+    assert record.curve("val/loss").steps == [300]
+    assert "300 <span>of 300</span>" in write_report(run_dir).read_text()
+
+
 def test_a_page_that_cannot_take_its_place_leaves_nothing(run_dir):
     for name in ("report.html", "run.json"):
         (run_dir / name).unlink(missing_ok=True)
