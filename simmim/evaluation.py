@@ -18,6 +18,7 @@ from simmim.checkpoints.class_names import imagenet_synsets
 from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
 from simmim.data.imagefolder import ImageFolder
+from simmim.data.labels import require_labels
 from simmim.data.samples import ImageSource
 from simmim.data.transforms import CenterCrop
 from simmim.encoder import SwinTransformer
@@ -136,6 +137,7 @@ def judge_classifier(
             "the data has no classes to compare answers with; put the images into one folder a "
             "class, below data.root or data.root/val"
         )
+    require_labels(images.val, "held-out")
     rows = start.find_head(classes)
     names: Sequence[str] = output_names(classes, rows, head_size, start.weights.classes)
     kept = list(range(head_size))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from simmim.console import say
 from simmim.data.content import describe_names, describe_source
+from simmim.data.labels import require_labels
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.skipped import SKIPPED
@@ -127,12 +128,15 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def require_classes(self) -> tuple[str, ...]:
-        """Names of the labels; UserError where images have none or a class is never trained on."""
+        """Names of the labels; UserError where an image has none or a class is never trained on."""
         if len(self.train.classes) < 2:
             raise UserError(
                 f"the data has {len(self.train.classes)} classes; put the images into one folder a "
-                "class, below data.root or below its train and val"
+                "class, below data.root or below its train and val, or name a data.label_column"
             )
+        require_labels(self.val, "held-out")
+        if not isinstance(self.train, ImageStream):
+            require_labels(self.train, "training")
         untrained = sorted(set(self.val.present_classes()) - set(self.train.present_classes()))
         if untrained:
             raise UserError(

@@ -77,6 +77,12 @@ class FirstImages:
         labels = sorted({image.label for image in self.images if image.label >= 0})
         return tuple(self.classes[label] for label in labels)
 
+    def unlabelled(self) -> list[int]:
+        """The images without a label, where others have one."""
+        if not self.classes:
+            return []
+        return [index for index, image in enumerate(self.images) if image.label < 0]
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)

@@ -137,6 +137,25 @@ def test_labels_and_held_out_images_come_from_streams(folder):
         assert batch.label.tolist() == (batch.image[:, 0, 0, 0] % 3).tolist()
 
 
+@pytest.mark.parametrize("content", [b"-1\n", b""])
+def test_an_image_whose_label_says_none_has_none(folder, content):
+    """A shard in a folder of its own, so that a label could be taken for its name."""
+    members = {"d/0.png": png(0), "d/0.cls": content, "d/1.png": png(1), "d/1.cls": b"b"}
+    write_tar(folder / "0.tar", members)
+    root = {"root": f"file://{folder}/0.tar", "samples_per_epoch": 2, "batch_size": 2}
+    data = open_stream(folder, **root, shuffle_buffer=1)
+    [batch] = data.train_dataloader()
+    assert batch.label.tolist() == [-1, 1]
+    on_disk = webdataset(
+        root=str(folder / "0.tar"),
+        image_size=4,
+        train_transform=torch.nn.Identity(),
+        batch_size=1,
+        num_workers=0,
+    )
+    assert on_disk.train.classes == ()
+
+
 def test_the_last_shards_are_held_out_where_no_others_are_named(folder):
     data = open_stream(folder, val_root=None, val_ratio=0.25, samples_per_epoch=48)
     held_out = [int(data.val.load(index)[0][0, 0, 0]) for index in range(len(data.val))]
