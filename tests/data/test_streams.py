@@ -9,7 +9,9 @@ import torch
 from test_shards import png, write_tar
 
 from simmim.data import webdataset
+from simmim.data.samples import SampleKey
 from simmim.data.shard_stream import ShardStream
+from simmim.data.streams import StreamedImages
 from simmim.errors import UserError
 
 SHARDS, PER_SHARD = 8, 8
@@ -85,6 +87,25 @@ def test_workers_that_live_on_read_the_next_epoch(folder):
         epochs.append([batch.image[:, 0, 0, 0].tolist() for batch in loader])
     for epoch, seen in enumerate(epochs):
         assert seen == batches(open_stream(folder, num_workers=2), epoch=epoch)
+
+
+def test_a_worker_keeps_no_part_of_an_epoch_that_is_over(folder):
+    """A resumed epoch gave it another part: each holds a shuffle buffer of images."""
+    stream = ShardStream([f"file://{folder}/{n}.tar" for n in range(8)], 64, buffer=8, seed=0)
+    left = []
+
+    def read_part(epoch, part, parts):
+        try:
+            yield from ShardStream.read_part(stream, epoch, part, parts)
+        finally:
+            left.append((epoch, part))
+
+    stream.read_part = read_part
+    images = StreamedImages(stream, torch.nn.Identity(), 0, batch_size=4, lanes=2)
+    images[SampleKey(0, 4)]
+    assert left == []
+    images[SampleKey(1, 0)]
+    assert left == [(0, 1)]
 
 
 def test_none_and_one_worker_read_alike(folder):
