@@ -269,7 +269,7 @@ def write_tables(judgement: Judgement, folder: Path) -> list[str]:
     names = judgement.names
     confusion = count_confusion(judgement.answers, judgement.judged)
     figures = by_class(judgement.answers, confusion)
-    with (folder / "per_class.csv").open("w", newline="") as file:
+    with (folder / "per_class.csv").open("w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", "correct", "top1", "top5", "most_often_taken_for"])
         for one in figures:
@@ -278,7 +278,7 @@ def write_tables(judgement: Judgement, folder: Path) -> list[str]:
                 [one.correct / one.images, one.in_top5 / one.images] if one.images else ["", ""]
             )
             writer.writerow([names[one.label], one.images, one.correct, *shares, mistaken])
-    with (folder / "confusion.csv").open("w", newline="") as file:
+    with (folder / "confusion.csv").open("w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["class", *(names[column] for column in confusion.columns)])
         for row, counts in zip(confusion.rows, confusion.counts.tolist(), strict=True):
