@@ -24,6 +24,7 @@ from simmim.data.streams import ImageStream
 from simmim.data.transforms import CenterCrop
 from simmim.data.waiting import available_cores
 from simmim.errors import UserError
+from simmim.writing import as_json
 
 # What a plan of images needs and reading them does not.
 _ANY_SIZE = 32
@@ -66,7 +67,7 @@ def check(*, data: DictConfig, processes: int | None, run_dir: str) -> dict[str,
         "damaged_shards": damaged,
         "seconds": time.monotonic() - started,
     }
-    Path(run_dir, "check.json").write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    Path(run_dir, "check.json").write_text(as_json(figures) + "\n")
     show(figures)
     say(f"written to {run_dir}")
     if figures["unreadable"] or damaged:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def run_command(stage: str) -> None:
     A mistake that the user can mend is one line on stderr and exit code 2; `HYDRA_FULL_ERROR=1`
     shows the traceback instead.
     """
+    escape_names()
     wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
     composed = handed_over()
     if composed is not None:
@@ -99,6 +101,12 @@ def run_command(stage: str) -> None:
             # Optuna's sweeper asks which trial is the best even where all have failed.
             sweeps.Sweep.report_failures()
         raise
+
+
+def escape_names() -> None:
+    """Has standard output escape what is no character, as in some names of files; errors do so."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run_composed(stage: str, composed: Composed, wants_traceback: bool) -> None:

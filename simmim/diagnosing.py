@@ -1,7 +1,6 @@
 """The analysis stage: what goes on inside an encoder, as pictures and tables."""
 
 import csv
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ from simmim.runs import open_data
 from simmim.sizes import Pair, show
 from simmim.starting import Start
 from simmim.torch_device import find_device
-from simmim.writing import written_beside
+from simmim.writing import as_json, written_beside
 
 
 def analysis(
@@ -111,7 +110,7 @@ def analysis(
         "seconds": time.monotonic() - started,
     }
     with written_beside(Path(run_dir, "analysis.json")) as beside:
-        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(as_json(content) + "\n")
     show_figures(figures)
     say(f"finished in {content['seconds']:.0f} s: {run_dir}")
     return content

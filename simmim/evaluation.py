@@ -18,6 +18,7 @@ from simmim.checkpoints.class_names import imagenet_synsets
 from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
 from simmim.data.imagefolder import ImageFolder
+from simmim.data.labels import require_labels
 from simmim.data.samples import ImageSource
 from simmim.data.transforms import CenterCrop
 from simmim.encoder import SwinTransformer
@@ -142,6 +143,7 @@ def judge_classifier(
             "the data has no classes to compare answers with; put the images into one folder a "
             "class, below data.root or data.root/val"
         )
+    require_labels(images.val, "held-out")
     rows = start.find_head(classes)
     names: Sequence[str] = output_names(classes, rows, head_size, start.weights.classes)
     kept = list(range(head_size))
@@ -273,7 +275,7 @@ def write_tables(judgement: Judgement, folder: Path) -> list[str]:
     names = judgement.names
     confusion = count_confusion(judgement.answers, judgement.judged)
     figures = by_class(judgement.answers, confusion)
-    with (folder / "per_class.csv").open("w", newline="") as file:
+    with (folder / "per_class.csv").open("w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", "correct", "top1", "top5", "most_often_taken_for"])
         for one in figures:
@@ -282,7 +284,7 @@ def write_tables(judgement: Judgement, folder: Path) -> list[str]:
                 [one.correct / one.images, one.in_top5 / one.images] if one.images else ["", ""]
             )
             writer.writerow([names[one.label], one.images, one.correct, *shares, mistaken])
-    with (folder / "confusion.csv").open("w", newline="") as file:
+    with (folder / "confusion.csv").open("w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["class", *(names[column] for column in confusion.columns)])
         for row, counts in zip(confusion.rows, confusion.counts.tolist(), strict=True):

@@ -1,6 +1,5 @@
 """The reconstruction stage: a user's pictures, what a model sees of them, and what it fills in."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from simmim.reconstruction import (
 )
 from simmim.sizes import Pair, Size, as_pair, show
 from simmim.torch_device import find_device
-from simmim.writing import written_beside
+from simmim.writing import as_json, written_beside
 
 _PATCH, _RATIO = 32, 0.6  # the paper's, where a file does not tell its own
 
@@ -169,7 +168,7 @@ def reconstruct(
         "images": entries,
     }
     with written_beside(folder / "reconstructions.json") as beside:
-        beside.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(as_json(figures) + "\n")
     say(f"{len(entries)} images: {folder / 'grid-*.png'}, {folder / 'reconstructions.json'}")
     return figures
 

@@ -1,7 +1,6 @@
 """`summary.json`: what a run came to, on one page that programs read too."""
 
 import importlib.metadata
-import json
 import math
 import platform
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import simmim
-from simmim.writing import written_beside
+from simmim.writing import as_json, written_beside
 
 _PACKAGES = ("simmim", "torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "numpy")
 
@@ -26,7 +25,7 @@ def write_summary(path: str | Path, figures: dict[str, Any]) -> dict[str, Any]:
     }
     finite = _finite(summary)
     with written_beside(path) as beside:
-        beside.write_text(json.dumps(finite, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(as_json(finite) + "\n")
     assert isinstance(finite, dict)
     return finite
 

@@ -1,12 +1,20 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, renamed."""
+"""Files that are whole or not there: written beside their place, flushed to the disk, renamed.
 
+Names of files stand in some, whose bytes may be any.
+"""
+
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PARTIAL = ".partial"
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @contextmanager
@@ -25,6 +33,12 @@ def written_beside(path: str | Path) -> Iterator[Path]:
         remove(beside)
         raise
     flush_entry(path)
+
+
+def as_json(content: Any, indent: int | None = 2) -> str:
+    """JSON in letters as they are, but for the bytes of a file name that are not UTF-8: escaped."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    return _SURROGATES.sub(lambda byte: f"\\u{ord(byte[0]):04x}", text)
 
 
 def append(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -85,6 +86,19 @@ def answers(checkpoint: Path, root: Path) -> dict[str, list[int]]:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_images_without_a_label_are_not_judged(run, tmp_path, classifier):
+    """As hubs have them in the splits of their contests."""
+    names = [f"c{number:02d}" for number in range(12)]
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    picture = Image.new("RGB", (32, 32))
+    columns = {"image": [picture] * 3, "label": [-1, 2, -1]}
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    datasets.DatasetDict({"test": dataset}).save_to_disk(tmp_path / "saved")
+    options = [f"data.root={tmp_path / 'saved'}", "data.label_column=label", "data.val_split=test"]
+    with pytest.raises(UserError, match="2 of 3 held-out images have no label"):
+        run("evaluate", *FOLDER, f"checkpoint={classifier}", "data=hf", *options)
 
 
 @pytest.mark.parametrize("file", [".", "classifier.safetensors", "checkpoints/last.ckpt"])

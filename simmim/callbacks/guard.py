@@ -13,7 +13,7 @@ from simmim.callbacks.findings import Finding, Origin, all_images, all_suspects,
 from simmim.console import warn
 from simmim.errors import UserError
 from simmim.tasks.training import StepFigures, TrainingTask
-from simmim.writing import append, written_beside
+from simmim.writing import append, as_json, written_beside
 
 # Below it, it is not the scale of the loss that makes gradients overflow in fp16.
 _SMALLEST_SCALE = 1.0
@@ -159,7 +159,7 @@ class Guard(pl.Callback):
             },
             "images": all_images(findings),
         }
-        self._waiting.append(json.dumps(record, ensure_ascii=False) + "\n")
+        self._waiting.append(as_json(record, indent=None) + "\n")
         try:
             append(self.path, "".join(self._waiting))
         except OSError as error:

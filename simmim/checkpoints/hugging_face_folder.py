@@ -1,6 +1,5 @@
 """A folder that Hugging Face's `from_pretrained` loads."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from simmim.checkpoints.hugging_face_config import (
 from simmim.checkpoints.trained import TrainedModel
 from simmim.encoder.position_bias import relative_offset_index
 from simmim.sizes import Pair
+from simmim.writing import as_json
 
 
 def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
@@ -33,8 +33,7 @@ def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
     tensors |= _derived_indices(weights, trained.encoder.window_size)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+        (folder / name).write_text(as_json(content) + "\n", encoding="utf-8")
     return f"transformers.{config['architectures'][0]}.from_pretrained({str(folder)!r})"
 
 

@@ -1,6 +1,5 @@
 """An ONNX file of an encoder or classifier, compared with PyTorch after it is written."""
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from simmim.checkpoints.trained import TrainedModel
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
+from simmim.writing import as_json
 
 TOLERANCE = 1e-4
 OLDEST_OPSET = 18
@@ -76,7 +76,7 @@ def save_onnx(trained: TrainedModel, path: Path, opset: int) -> float:
         "classes": trained.classes,
     }
     for name, fact in facts.items():
-        program.model.metadata_props[name] = json.dumps(fact, ensure_ascii=False)
+        program.model.metadata_props[name] = as_json(fact, indent=None)
     size = sum(parameter.nbytes for parameter in model.parameters())
     program.save(path, external_data=size > _LARGEST_FILE)
     difference = max(_difference(model, path, _draw(trained.encoder, batch)) for batch in (1, 3))

@@ -12,11 +12,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from simmim.console import say
+from simmim.console import say, warn
 from simmim.data.content import describe_names, describe_source
+from simmim.data.labels import require_labels
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
-from simmim.data.skipped import SKIPPED
+from simmim.data.skipped import SKIPPED, require_named
 from simmim.data.streams import ImageStream, StreamedImages
 from simmim.data.tolerance import Candidate, Reading
 from simmim.data.waiting import TimedLoader, available_cores, describe_wait
@@ -68,7 +69,21 @@ class ImageDataModule(pl.LightningDataModule):
         self.tolerance = reading.tolerance(len(train) + len(val))
         self.order = order
         self.stop_signals: Sequence[str] = ()
+        self._require_exclusion(reading.exclude)
         self.tolerance.value_type = self._find_value_type()
+
+    def _require_exclusion(self, path: str | None) -> None:
+        """UserError, or a warning where nothing is trained, if a list excludes no image of a source."""
+        if not self.tolerance.excluded or isinstance(self.train, ImageStream):
+            return
+        sources = (self.train, self.val)
+        names = (source.identifier(index) for source in sources for index in range(len(source)))
+        try:
+            require_named(path, self.tolerance.excluded, names)
+        except UserError as error:
+            if len(self.train):
+                raise
+            warn(str(error))  # it may be a list of training images alone
 
     def _find_value_type(self) -> torch.dtype | None:
         """That of the first held-out image which can be read."""
@@ -127,12 +142,15 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def require_classes(self) -> tuple[str, ...]:
-        """Names of the labels; UserError where images have none or a class is never trained on."""
+        """Names of the labels; UserError where an image has none or a class is never trained on."""
         if len(self.train.classes) < 2:
             raise UserError(
                 f"the data has {len(self.train.classes)} classes; put the images into one folder a "
-                "class, below data.root or below its train and val"
+                "class, below data.root or below its train and val, or name a data.label_column"
             )
+        require_labels(self.val, "held-out")
+        if not isinstance(self.train, ImageStream):
+            require_labels(self.train, "training")
         untrained = sorted(set(self.val.present_classes()) - set(self.train.present_classes()))
         if untrained:
             raise UserError(

@@ -1,13 +1,13 @@
 """Images of a Hugging Face dataset: by index where it is on a disk, else as a stream."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Real, Shaped
+from jaxtyping import Real
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
@@ -39,13 +39,17 @@ class HuggingFaceImages:
         self.classes = classes
         self._labels: list[int] | None = None
         if classes:
-            values = np.asarray(dataset.with_format("numpy")[columns.label][:])
-            self._labels = number_labels(values, classes)
+            # As Python's values: in another format, one null makes other numbers of them all.
+            self._labels = number_labels(dataset.with_format(None)[columns.label][:], classes)
 
     def present_classes(self) -> tuple[str, ...]:
         """The classes that some image here has."""
         labels = {label for label in self._labels or () if label >= 0}
         return tuple(sorted(self.classes[label] for label in labels))
+
+    def unlabelled(self) -> list[int]:
+        """The images without a label, where others have one."""
+        return [index for index, label in enumerate(self._labels or ()) if label < 0]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -256,7 +260,7 @@ def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Itera
     for batch in dataset.iter(_BATCH):
         labels = [-1] * len(batch[columns.image])
         if classes:
-            labels = number_labels(np.asarray(batch[columns.label]), classes)
+            labels = number_labels(batch[columns.label], classes)
         for image, label in zip(batch[columns.image], labels, strict=True):
             try:
                 data = content(image, columns.name)
@@ -309,22 +313,20 @@ def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
             f"data.label_column {label_column} of a stream has no names; "
             "use data.label_column=null, or data.streaming=false"
         )
-    values = dataset.unique(label_column)
+    values = [value for value in dataset.unique(label_column) if value is not None]
     if feature.dtype == "string":
         return tuple(sorted(values))
-    if max(values) >= max(100_000, len(dataset)):
-        raise UserError(
-            f"data.label_column {label_column} holds {max(values)}, no number of a class"
-        )
-    return tuple(map(str, range(max(values) + 1)))
+    highest = max(values, default=-1)
+    if highest >= max(100_000, len(dataset)):
+        raise UserError(f"data.label_column {label_column} holds {highest}, no number of a class")
+    return tuple(map(str, range(highest + 1)))
 
 
-def number_labels(values: Shaped[np.ndarray, " n"], classes: tuple[str, ...]) -> list[int]:
-    """Labels as places in the classes: numbers as they are, names by their place; -1 beyond."""
-    if values.dtype.kind in "iu":
-        return [int(label) if 0 <= label < len(classes) else -1 for label in values]
-    places = {name: place for place, name in enumerate(classes)}
-    return [places.get(str(label), -1) for label in values]
+def number_labels(values: Iterable[int | str | None], classes: tuple[str, ...]) -> list[int]:
+    """Labels as places in the classes: numbers as they are, names by their place; -1 for others."""
+    places: dict[int | str | None, int] = {name: place for place, name in enumerate(classes)}
+    places |= {place: place for place in range(len(classes))}
+    return [places.get(value, -1) for value in values]
 
 
 def content(image: Mapping[str, Any] | bytes, name: str) -> bytes:

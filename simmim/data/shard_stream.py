@@ -86,8 +86,10 @@ class ShardStream:
             return None
         label = -1
         if self.classes:
-            text = parse_label(sample.get("cls", b"")).decode("utf-8", "replace")
-            text = text or sample["__key__"].rpartition("/")[0].split("/", 1)[0]
+            folder = sample["__key__"].rpartition("/")[0].split("/", 1)[0]
+            text = (
+                parse_label(sample["cls"]).decode("utf-8", "replace") if "cls" in sample else folder
+            )
             label = _place(text, self.classes) if text else -1
         return Encoded(sample[suffix], f"{sample['__url__']}/{sample['__key__']}.{suffix}", label)
 

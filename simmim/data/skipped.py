@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,21 @@ def read_names(path: str | Path | None) -> frozenset[str]:
             f'line {names.index(None) + 1} of data.exclude={path} is not like {{"image": "PATH"}}'
         )
     return frozenset(name for name in names if name is not None)
+
+
+def require_named(path: str | None, excluded: Collection[str], names: Iterable[str]) -> None:
+    """Raises UserError where a list that excludes images has not one of these: it is of others."""
+    other = None
+    for name in names:
+        if name in excluded:
+            return
+        other = other or name
+    if excluded and other is not None:
+        raise UserError(
+            f"data.exclude={path} excludes nothing: of its {len(excluded):,} names, as "
+            f"{min(excluded)}, none is among the data's, as {other}; make it anew by "
+            "python -m simmim.check with this data.root, or leave data.exclude out"
+        )
 
 
 def _image_of(line: bytes) -> str | None:

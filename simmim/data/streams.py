@@ -77,6 +77,12 @@ class FirstImages:
         labels = sorted({image.label for image in self.images if image.label >= 0})
         return tuple(self.classes[label] for label in labels)
 
+    def unlabelled(self) -> list[int]:
+        """The images without a label, where others have one."""
+        if not self.classes:
+            return []
+        return [index for index, image in enumerate(self.images) if image.label < 0]
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
@@ -141,8 +147,10 @@ class StreamedImages(Dataset[Sample]):
 
     def _advance(self, epoch: int, number: int, position: int) -> None:
         """Brings a lane to a position: forwards where it can, anew for another epoch."""
+        # Another epoch may give this worker other lanes, and each keeps a buffer of images.
+        self._open = {number: lane for number, lane in self._open.items() if lane.epoch == epoch}
         lane = self._open.get(number)
-        if lane is None or lane.epoch != epoch or lane.position > position:
+        if lane is None or lane.position > position:
             part = self.rank * self.lanes + number
             lane = _Lane(epoch, self.stream, part, self.world_size * self.lanes)
             self._open[number] = lane

@@ -26,6 +26,7 @@ LABEL_SUFFIX = ".cls"
 
 # Longer labels are none.
 _LONGEST_LABEL = 256
+_NO_LABEL = b"-1"
 # Longer names are damage: an index has as many bytes for each as for the longest.
 _LONGEST_NAME = 1024
 # Of a header that holds a long name or other attributes; ordinary ones have some hundred bytes.
@@ -199,8 +200,9 @@ def is_image(suffixes: str) -> bool:
 
 
 def parse_label(content: bytes) -> bytes:
-    """What a `.cls` file says; nothing where it is too long to be a label."""
-    return b"" if len(content) > _LONGEST_LABEL else content.strip()
+    """What a `.cls` file says; nothing where that is -1, or too long to be a label."""
+    label = content.strip()
+    return b"" if label == _NO_LABEL or len(content) > _LONGEST_LABEL else label
 
 
 def _add(samples: list[_Sample], member: tarfile.TarInfo, file: BufferedReader) -> None:

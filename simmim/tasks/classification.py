@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
+from simmim.data.labels import require_label_each
 from simmim.data.mixing import Mix
 from simmim.data.samples import Sample, without_repeats
 from simmim.models import Classifier, Mode
@@ -52,6 +53,11 @@ class ClassificationTask(TrainingTask):
         if self.mode == "linear":
             self.model.encoder.eval()
         return self
+
+    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Raises UserError where an image has no label, while that asks nothing of the device."""
+        require_label_each(batch)
+        return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """Cross-entropy of a mixed batch."""

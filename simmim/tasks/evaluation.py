@@ -10,6 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from simmim.analysis.answers import Answers
+from simmim.data.labels import require_label_each
 from simmim.data.samples import Sample, without_repeats
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
@@ -45,6 +46,11 @@ class EvaluationTask(pl.LightningModule):
         self.held_out = HeldOutAccuracy(outputs)
         self._collected = _CollectedAnswers()
         self.answers: Answers | None = None
+
+    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Raises UserError where an image has no label, while that asks nothing of the device."""
+        require_label_each(batch)
+        return batch
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """One batch."""

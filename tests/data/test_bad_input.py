@@ -35,8 +35,9 @@ def listed(path: Path) -> dict[str, str]:
 
 
 def open_data(root: Path, **options):
-    given = {"root": root, "batch_size": 4, "num_workers": 0, "val_ratio": 0.2} | options
-    return imagefolder(image_size=8, train_transform=torch.nn.Identity(), **given)
+    given = {"root": root, "batch_size": 4, "num_workers": 0, "val_ratio": 0.2}
+    given |= {"train_transform": torch.nn.Identity()} | options
+    return imagefolder(image_size=8, **given)
 
 
 @pytest.mark.parametrize("way", BREAKINGS)
@@ -196,6 +197,24 @@ def test_a_list_serves_wherever_a_command_is_started(tmp_path, monkeypatch):
         num_workers=0,
     )
     assert data.train.identifier(0).startswith(f"{shards}/000.tar/")
+
+
+def test_a_list_of_other_images_is_told(tmp_path, caplog):
+    """As one that was made where the data lay before."""
+    write_folder(tmp_path / "images", 20, 4)
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"image": "/before/03.png"}\n{"image": "/before/07.png"}\n')
+    message = (
+        rf"^data\.exclude={path} excludes nothing: of its 2 names, as /before/03.png, none is "
+        rf"among the data's, as {tmp_path}/images/.*simmim\.check"
+    )
+    with pytest.raises(UserError, match=message):
+        open_data(tmp_path / "images", exclude=str(path))
+    # What is not trained on may have none of a list of training images.
+    open_data(tmp_path / "images", exclude=str(path), train_transform=None)
+    assert f"data.exclude={path} excludes nothing" in caplog.text
+    path.write_text("")
+    open_data(tmp_path / "images", exclude=str(path))
 
 
 def test_a_list_that_is_none_is_refused(tmp_path):

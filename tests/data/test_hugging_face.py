@@ -4,12 +4,18 @@ from pathlib import Path
 
 import datasets
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 from test_streams import batches
 
+from simmim import create_encoder
 from simmim.data import hf
+from simmim.data.transforms import CenterCrop
 from simmim.errors import UserError
+from simmim.models import Classifier
+from simmim.optim import AdamWRecipe
+from simmim.tasks import ClassificationTask, EvaluationTask
 
 
 def rows(numbers: range) -> datasets.Dataset:
@@ -46,6 +52,31 @@ def parquet(tmp_path_factory) -> Path:
     for part in range(4):
         rows(range(part * 16, part * 16 + 16)).to_parquet(folder / f"train-{part}.parquet")
     rows(range(100, 105)).to_parquet(folder / "test-0.parquet")
+    return folder
+
+
+LABELS = {
+    "kind": [0, None, 1, -1, 2, 0, 1, 2],
+    "word": ["x", None, "y", None, "z", "x", "y", "z"],
+    "number": [0, None, 1, -1, 2, 0, 1, 2],
+}
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory) -> Path:
+    """A folder of one parquet file a split: of eight training images two have no label."""
+    folder = tmp_path_factory.mktemp("partly")
+    kinds = {
+        "kind": datasets.ClassLabel(names=["a", "b", "c"]),
+        "word": datasets.Value("string"),
+        "number": datasets.Value("int64"),
+    }
+    features = datasets.Features({"picture": datasets.Image()} | kinds)
+    for split, places in (("train", range(8)), ("test", [0, 2, 4]), ("validation", [3, 3, 3])):
+        columns = {name: [values[place] for place in places] for name, values in LABELS.items()}
+        columns["picture"] = [Image.new("RGB", (4, 4), (place,) * 3) for place in places]
+        split_rows = datasets.Dataset.from_dict(columns, features=features)
+        split_rows.to_parquet(folder / f"{split}-0.parquet")
     return folder
 
 
@@ -169,6 +200,71 @@ def test_with_fewer_files_than_readers_each_keeps_its_share(parquet):
     data = open_data(name=str(parquet), streaming=True, val_split="test", samples_per_epoch=64)
     parts = [{image.data for image in data.train.read_part(0, part, 6)} for part in range(6)]
     assert sum(map(len, parts)) == len(set().union(*parts)) == 64
+
+
+@pytest.mark.parametrize("column", LABELS)
+def test_a_missing_label_is_one_image_s_and_trains_what_needs_none(partly, column):
+    data = open_data(name=str(partly), label_column=column, val_split="test")
+    found = [data.train.load(index)[1] for index in range(len(data.train))]
+    assert found == [0, -1, 1, -1, 2, 0, 1, 2]
+    assert len(data.train.classes) == 3
+    assert sum(len(batch.image) for batch in data.train_dataloader()) == 8
+
+
+@pytest.mark.parametrize("column", LABELS)
+def test_a_missing_label_is_told_where_labels_are_needed(partly, column):
+    given = {"name": str(partly), "label_column": column}
+    message = r"^2 of 8 training images have no label .*, as .*\[1\]; leave them out"
+    with pytest.raises(UserError, match=message):
+        open_data(**given, val_split="test").require_classes()
+    with pytest.raises(UserError, match=r"^2 of 8 held-out images .*name splits that have labels"):
+        open_data(**given, train_split="test", val_split="train").require_classes()
+
+
+def test_a_split_of_hidden_labels_makes_no_classes(partly):
+    data = open_data(name=str(partly), label_column="number", val_split="validation")
+    assert data.val.classes == ("0", "1", "2")
+    hidden = open_data(name=str(partly), label_column="number", train_split="validation")
+    assert hidden.train.classes == ()
+    with pytest.raises(UserError, match=r"0 classes; .*name a data\.label_column"):
+        hidden.require_classes()
+
+
+def create_trainer() -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return pl.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
+
+
+def training_task(model, data) -> ClassificationTask:
+    return ClassificationTask(
+        model,
+        classes=data.train.classes,
+        normalisation=data.normalisation,
+        optimization=AdamWRecipe(lr=1e-3, weight_decay=0.0),
+        batch_size=4,
+        total_steps=2,
+        steps_per_epoch=2,
+        seed=0,
+    )
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_missing_label_of_a_stream_is_told_when_it_comes(partly, is_trained):
+    given = {"streaming": True, "samples_per_epoch": 8, "train_transform": CenterCrop(32)}
+    data = open_data(name=str(partly), val_split="test", **given)
+    assert data.require_classes() == ("a", "b", "c")
+    encoder = create_encoder("swinv2_nano", image_size=32, embed_dim=8, depths=[1], num_heads=[1])
+    model, trainer = Classifier(encoder, 3), create_trainer()
+    with pytest.raises(UserError, match=r"^\d of 4 images of a batch have no label"):
+        if is_trained:
+            trainer.fit(training_task(model, data), data.train_dataloader())
+        else:
+            options = {"outputs": 3, "normalisation": data.normalisation}
+            task = EvaluationTask(model, rows=[0, 1, 2], **options)
+            trainer.validate(task, data.train_dataloader(), verbose=False)
+    held_out = open_data(name=str(partly), val_split="train", **given)
+    with pytest.raises(UserError, match=r"^2 of 8 held-out images have no label"):
+        held_out.require_classes()
 
 
 def test_a_downloaded_dataset_is_read_at_random(parquet):

@@ -9,7 +9,9 @@ import torch
 from test_shards import png, write_tar
 
 from simmim.data import webdataset
+from simmim.data.samples import SampleKey
 from simmim.data.shard_stream import ShardStream
+from simmim.data.streams import StreamedImages
 from simmim.errors import UserError
 
 SHARDS, PER_SHARD = 8, 8
@@ -87,6 +89,25 @@ def test_workers_that_live_on_read_the_next_epoch(folder):
         assert seen == batches(open_stream(folder, num_workers=2), epoch=epoch)
 
 
+def test_a_worker_keeps_no_part_of_an_epoch_that_is_over(folder):
+    """A resumed epoch gave it another part: each holds a shuffle buffer of images."""
+    stream = ShardStream([f"file://{folder}/{n}.tar" for n in range(8)], 64, buffer=8, seed=0)
+    left = []
+
+    def read_part(epoch, part, parts):
+        try:
+            yield from ShardStream.read_part(stream, epoch, part, parts)
+        finally:
+            left.append((epoch, part))
+
+    stream.read_part = read_part
+    images = StreamedImages(stream, torch.nn.Identity(), 0, batch_size=4, lanes=2)
+    images[SampleKey(0, 4)]
+    assert left == []
+    images[SampleKey(1, 0)]
+    assert left == [(0, 1)]
+
+
 def test_none_and_one_worker_read_alike(folder):
     assert batches(open_stream(folder)) == batches(open_stream(folder, num_workers=1))
 
@@ -135,6 +156,25 @@ def test_labels_and_held_out_images_come_from_streams(folder):
     assert data.train.classes == data.val.classes == ("a", "b", "c")
     for batch in data.train_dataloader():
         assert batch.label.tolist() == (batch.image[:, 0, 0, 0] % 3).tolist()
+
+
+@pytest.mark.parametrize("content", [b"-1\n", b""])
+def test_an_image_whose_label_says_none_has_none(folder, content):
+    """A shard in a folder of its own, so that a label could be taken for its name."""
+    members = {"d/0.png": png(0), "d/0.cls": content, "d/1.png": png(1), "d/1.cls": b"b"}
+    write_tar(folder / "0.tar", members)
+    root = {"root": f"file://{folder}/0.tar", "samples_per_epoch": 2, "batch_size": 2}
+    data = open_stream(folder, **root, shuffle_buffer=1)
+    [batch] = data.train_dataloader()
+    assert batch.label.tolist() == [-1, 1]
+    on_disk = webdataset(
+        root=str(folder / "0.tar"),
+        image_size=4,
+        train_transform=torch.nn.Identity(),
+        batch_size=1,
+        num_workers=0,
+    )
+    assert on_disk.train.classes == ()
 
 
 def test_the_last_shards_are_held_out_where_no_others_are_named(folder):

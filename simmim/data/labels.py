@@ -1,0 +1,42 @@
+"""Images without a label among labelled ones: where labels are needed, they are told of."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from simmim.data.samples import ImageSource, Sample
+from simmim.errors import UserError
+
+_WAY_OUT = (
+    "leave them out of the dataset, or name splits that have labels by data.train_split and "
+    "data.val_split"
+)
+
+
+@runtime_checkable
+class PartlyLabelled(ImageSource, Protocol):
+    """A source of which some images may lack a label, though it has classes."""
+
+    def unlabelled(self) -> list[int]:
+        """The places of these images."""
+
+
+def require_labels(source: ImageSource, what: str) -> None:
+    """Raises UserError where images (`what` they are) have no label, with one of them."""
+    missing = source.unlabelled() if isinstance(source, PartlyLabelled) else []
+    if missing:
+        raise UserError(
+            f"{len(missing):,} of {len(source):,} {what} images have no label (-1, null or an unknown "
+            f"name), as {source.identifier(missing[0])}; {_WAY_OUT}"
+        )
+
+
+def require_label_each(batch: Sample) -> None:
+    """The same of a batch of a stream, whose labels are known when it comes."""
+    assert isinstance(batch.label, Tensor)
+    missing = int((batch.label < 0).sum())
+    if missing:
+        raise UserError(
+            f"{missing} of {len(batch.label)} images of a batch have no label (-1, null or an unknown "
+            f"name), and others may not; {_WAY_OUT}"
+        )
