@@ -3,7 +3,7 @@
 import csv
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ def compose(stage: str, overrides: list[str]) -> DictConfig:
     """The configuration that `python -m simmim.<stage> <overrides>` runs with."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
         return hydra.compose(stage, overrides, return_hydra_config=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escapes captured names of files that are not UTF-8, which processes of xdist cannot pass on."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
