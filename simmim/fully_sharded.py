@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from simmim.checkpoints.sharded import is_distributed, load_parts, name_parameters, read_rest
+from simmim.checkpoints.distributed import load_parts
+from simmim.checkpoints.sharded import is_distributed, name_parameters, read_rest
 
 
 class FullySharded(ModelParallelStrategy):

@@ -7,6 +7,7 @@ followed until the last tensor on it is gone, in the graph of the backward pass 
 import weakref
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -183,14 +184,19 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Runs one operator and notes what it made."""
+        # Looking at a tensor is no function of the planned device.
+        with torch._C.DisableTorchFunction():
+            return self._run(func, args, kwargs or {})
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for entry in args:
             if isinstance(entry, Tensor):
                 # Weights and gradients that there were before are no part of what is made.
                 self._follow(entry.untyped_storage(), is_new=False)
-        result = _call(func, args, kwargs or {})
+        result = _call(func, args, kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
-            flops = formula(*args, **(kwargs or {}), out_val=result)
+            flops = formula(*args, **kwargs, out_val=result)
             self.flops += flops
             self.recomputed += flops if self._is_recomputing else 0
         for entry in result if isinstance(result, (tuple, list)) else (result,):
@@ -230,13 +236,18 @@ def _call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     PyTorch works out many operators' shapes there in Python, in milliseconds each.
     """
-    schema = operator._schema
-    if schema.is_mutable or any(value.alias_info for value in schema.returns):
+    outcome = _outcome(operator)
+    if outcome == "view":
         return operator(*args, **kwargs)
-    key = operator, _describe(args), _describe(tuple(kwargs.items()))
+    key = (operator, _describe(args), _describe(tuple(kwargs.items())))
     if key in _KNOWN_RESULTS:
-        return _make(_KNOWN_RESULTS[key])
+        return args[0] if outcome == "same" else _make(_KNOWN_RESULTS[key])
     result = operator(*args, **kwargs)
+    if outcome == "same":
+        # Such as `resize_` give it another shape.
+        if _describe(result) == key[1][0]:
+            _KNOWN_RESULTS[key] = None
+        return result
     # A view that its schema does not tell of, as `_unsafe_view`, is not made anew.
     taken = {entry.untyped_storage()._cdata for entry in args if isinstance(entry, Tensor)}
     made = result if isinstance(result, tuple) else (result,)
@@ -248,6 +259,16 @@ def _call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     ):
         _KNOWN_RESULTS[key] = _describe(result)
     return result
+
+
+@cache
+def _outcome(operator: Any) -> Literal["new", "same", "view"]:
+    """What an operator gives: new tensors, its first argument, or what shares another's storage."""
+    schema = operator._schema
+    if schema.is_mutable and schema.name.endswith("_"):
+        return "same"
+    shares = schema.is_mutable or any(value.alias_info for value in schema.returns)
+    return "view" if shares else "new"
 
 
 class _Described(NamedTuple):
