@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test torture slurm browser docs lint format clean setup
+.PHONY: quickstart test coverage torture slurm browser docs lint format clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
 
-test: $(READY)  ## all tests, with coverage
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+coverage: $(READY)  ## all tests, and the lines that they miss; takes twice as long
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
 
 torture: $(READY)  ## kills, faults, mutants and a soak: twenty minutes on two cores

@@ -1,6 +1,5 @@
 """The planning stage: what a run would take, on this machine's devices or on others."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from simmim.resources.devices import Device, find_device, parse_bytes, show_byte
 from simmim.resources.plans import Plan, Planner, training_days
 from simmim.resources.ways_out import WayOut, find_ways_out
 from simmim.starting import Start
+from simmim.writing import as_json
 
 # Bytes of a run's process before its model, on a CPU: a plan imports less than a run. What a plan's own
 # process held (933 MB) when it imported all that a run does; these imports alone come to 878 MB.
@@ -183,7 +183,7 @@ def plan(
         for way in ways
     ]
     path = Path(run_dir, "plan.json")
-    path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(as_json(figures) + "\n")
     say(f"written to {path}")
     return figures
 

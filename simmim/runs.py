@@ -16,6 +16,7 @@ from simmim.callbacks import (
     Amplitudes,
     Checkpoints,
     Continuation,
+    EarlierRun,
     Interruption,
     LearningRate,
     RunProgress,
@@ -23,7 +24,6 @@ from simmim.callbacks import (
     WeightAverage,
     peak_memory_bytes,
 )
-from simmim.callbacks.earlier_run import EarlierRun
 from simmim.checkpoints.classifier_file import save_classifier
 from simmim.checkpoints.encoder_file import save_encoder
 from simmim.checkpoints.reading import resumed_step
@@ -81,6 +81,7 @@ class Run(NamedTuple):
     throughput: Throughput
     checkpoints: Checkpoints
     report: RunReport
+    earlier: EarlierRun
     run_dir: str
     writer: OneWriter | None
     resumed: Path | None
@@ -108,6 +109,7 @@ def create_run(
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
     checkpoints: Checkpoints = instantiate(options["save"], run_dir=run_dir)
     report: RunReport = instantiate(options["report"], run_dir=run_dir)
+    earlier = EarlierRun(run_dir)
     trainer: pl.Trainer = instantiate(
         options["trainer"],
         clip_norm=optimization.clip_norm,
@@ -117,7 +119,7 @@ def create_run(
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
             *(instantiate(options["guard"], run_dir=run_dir), *callbacks, Continuation()),
-            *(checkpoints, Interruption(checkpoints, options["stop_signals"]), report),
+            *(checkpoints, Interruption(checkpoints, options["stop_signals"]), report, earlier),
         ],
     )
     if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(
@@ -152,6 +154,7 @@ def create_run(
         throughput,
         checkpoints,
         report,
+        earlier,
         run_dir,
         writer,
         resumed,
@@ -300,8 +303,6 @@ def fit(
     for logger in trainer.loggers:
         logger.log_hyperparams(run.configuration)
     run.report.begin(stage, figures)
-    earlier = EarlierRun(run.run_dir)
-    trainer.callbacks.append(earlier)  # type: ignore[attr-defined]
     with explained_failures(
         batch_size=images.batch_size,
         num_workers=images.num_workers,
@@ -350,7 +351,7 @@ def fit(
             "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
         },
     )
-    earlier.forget()
+    run.earlier.forget()
     run.report.finish()
     assert run.writer is not None
     run.writer.release()

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -67,6 +69,23 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+# Starts a module's command in several processes of one machine.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+
+
+def run_python(*arguments: str, cwd: Path) -> None:
+    """Runs Python with these arguments in a process of its own, which has to succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        check=False,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DEMO, run_within
+from conftest import TINY_DEMO, TORCHRUN, run_python, run_within
 from safetensors.torch import load_file
 
 from simmim.errors import UserError
@@ -29,19 +29,9 @@ def train(folder: Path, *options: str, processes: int = 1, launcher: str = "torc
     if processes == 1 and "trainer.strategy=fsdp" not in options:
         run_within(folder, "pretrain", *ALIKE, *options, "data.batch_size=8")
         return folder
-    start = [sys.executable]
-    if processes > 1 and launcher == "torchrun":
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*start, "-m", "simmim.pretrain", *ALIKE, *options, f"run_dir={folder}"]
-    done = subprocess.run(
-        [*command, f"data.batch_size={8 // processes}"],
-        cwd=folder.parent,
-        check=False,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    start = TORCHRUN if processes > 1 and launcher == "torchrun" else ("-m",)
+    own = [*options, f"data.batch_size={8 // processes}", f"run_dir={folder}"]
+    run_python(*start, "simmim.pretrain", *ALIKE, *own, cwd=folder.parent)
     return folder
 
 
@@ -130,29 +120,14 @@ def test_a_sharded_checkpoint_made_whole_goes_on_anywhere(
         run("pretrain", *ALIKE, "trainer=cpu", f"resume={sharded}", name="refused")
     whole = tmp_path / "whole.ckpt"
     # In a process of its own, which does not import Lightning.
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "simmim.export", f"checkpoint={sharded}"),
-            *("format=checkpoint", f"output={whole}", "run_dir=export"),
-        ],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
+    export = ("format=checkpoint", f"output={whole}", "run_dir=export")
+    run_python("-m", "simmim.export", f"checkpoint={sharded}", *export, cwd=tmp_path)
     folder = train(tmp_path / "on", "trainer.max_steps=20", "trainer=cpu", f"resume={whole}")
     assert_same_end(folder, runs["one"])
 
 
 def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) -> None:
     """Validation before any training, too, which a transfer begins with."""
-    start = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-    ]
     options = [option for option in ALIKE if not option.startswith("model.")]
     options += ["data.batch_size=4", "trainer.max_steps=2", "trainer.strategy=fsdp"]
     for stage, own in {
@@ -165,15 +140,8 @@ def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) ->
             "model.window_size=8",
         ],
     }.items():
-        done = subprocess.run(
-            [*start, f"simmim.{stage}", *options, *own, f"run_dir={stage}"],
-            cwd=tmp_path,
-            check=False,
-            timeout=300,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        command = (*TORCHRUN, f"simmim.{stage}", *options, *own, f"run_dir={stage}")
+        run_python(*command, cwd=tmp_path)
     assert (tmp_path / "finetune" / "checkpoints" / "last.ckpt").is_dir()
     metrics = json.loads((tmp_path / "transfer" / "summary.json").read_text())["metrics"]
     assert {"direct/top1", "val/top1"} <= metrics.keys()
@@ -192,8 +160,8 @@ def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: 
 def test_other_numbers_than_the_launchers_are_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
-            *("-m", "simmim.pretrain", *ALIKE, "trainer.devices=1", f"run_dir={tmp_path / 'run'}"),
+            *(sys.executable, *TORCHRUN, "simmim.pretrain"),
+            *(*ALIKE, "trainer.devices=1", f"run_dir={tmp_path / 'run'}"),
         ],
         cwd=tmp_path,
         check=False,

@@ -3,14 +3,12 @@
 import csv
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_DEMO
+from conftest import TINY, TINY_DEMO, TORCHRUN, run_python
 from pytorch_lightning.plugins import MixedPrecision
 from safetensors.torch import load_file
 
@@ -242,23 +240,8 @@ def test_two_processes_skip_the_same_step_as_one(run, tmp_path, images):
     options = [option for option in OPTIONS if option != "trainer=cpu"]
     options += [*data(images), "trainer.accelerator=cpu", "trainer.max_steps=4"]
     run("pretrain", *options, "trainer.devices=1", "data.batch_size=8", name="one")
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "simmim.pretrain",
-    ]
-    done = subprocess.run(
-        [sys.executable, *launch, *options, "trainer.strategy=ddp", f"run_dir={tmp_path / 'two'}"],
-        cwd=tmp_path,
-        check=False,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    shared = [*options, "trainer.strategy=ddp", f"run_dir={tmp_path / 'two'}"]
+    run_python(*TORCHRUN, "simmim.pretrain", *shared, cwd=tmp_path)
     for record, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
         for what in ("step", "suspects", "first_not_finite", "images"):
             assert record[what] == expected[what]
@@ -318,15 +301,8 @@ def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(tmp_
         ("whole", ["guard.spike_factor=null"]),
         ("shared", ["trainer.strategy=fsdp"]),
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", SPIKING, *options, *changed, f"run_dir={tmp_path / name}"],
-            cwd=tmp_path,
-            check=False,
-            timeout=300,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        own = [*options, *changed, f"run_dir={tmp_path / name}"]
+        run_python("-c", SPIKING, *own, cwd=tmp_path)
     assert [record["event"] for record in told(tmp_path / "shared")] == ["spike"]
     losses = []
     for name in ("whole", "shared"):

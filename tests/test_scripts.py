@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, run_python
 from PIL import Image
 
 from simmim.data import webdataset
@@ -87,26 +86,18 @@ def test_the_window_transfer_ablation_writes_its_table_and_plot(tmp_path):
     own = [option for option in tiny if not option.startswith("model.")]
     architecture = [option for option in tiny if "_size" not in option and "model." in option]
     shared = [*own, "data.train_size=16", "data.val_size=8", "trainer.max_steps=1"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(SCRIPTS / "window_transfer.py"),
-            "position_biases=[log_cpb]",
-            "scales=[1.5]",
-            "image_size=32",
-            "window_size=4",
-            f"pretrain=[{','.join(repr(option) for option in [*architecture, *shared])}]",
-            f"finetune=[{','.join(map(repr, shared))}]",
-            f"transfer=[{','.join(map(repr, shared))}]",
-            "out=out",
-        ],
+    run_python(
+        str(SCRIPTS / "window_transfer.py"),
+        "position_biases=[log_cpb]",
+        "scales=[1.5]",
+        "image_size=32",
+        "window_size=4",
+        f"pretrain=[{','.join(repr(option) for option in [*architecture, *shared])}]",
+        f"finetune=[{','.join(map(repr, shared))}]",
+        f"transfer=[{','.join(map(repr, shared))}]",
+        "out=out",
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     with (out / "table.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -1,6 +1,5 @@
 """The benchmark: ours and others' steps in turns, memory, loading, growth and compile time."""
 
-import json
 import os
 import platform
 import re
@@ -33,6 +32,7 @@ from simmim.benchmarking.work import (
 from simmim.console import say
 from simmim.errors import UserError
 from simmim.torch_device import find_device
+from simmim.writing import as_json
 
 Part = Literal["steps", "memory", "loading", "growth", "compile_time"]
 
@@ -103,8 +103,7 @@ def benchmark(
         figures["compile_time_seconds"] = seconds
         report.show_compile_time(seconds)
     folder = Path(run_dir)
-    text = json.dumps(figures, indent=2, ensure_ascii=False)
-    (folder / "benchmark.json").write_text(text + "\n")
+    (folder / "benchmark.json").write_text(as_json(figures) + "\n")
     report.draw(folder / "benchmark.png", figures.get("steps", []), growths)
     say(f"written to {folder / 'benchmark.json'}")
     return figures

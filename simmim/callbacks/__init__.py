@@ -3,6 +3,7 @@
 from simmim.callbacks.amplitudes import Amplitudes
 from simmim.callbacks.checkpoints import Checkpoints
 from simmim.callbacks.continuation import Continuation
+from simmim.callbacks.earlier_run import EarlierRun
 from simmim.callbacks.guard import Guard
 from simmim.callbacks.interruption import Interruption
 from simmim.callbacks.learning_rate import LearningRate
@@ -16,6 +17,7 @@ __all__ = [
     "Amplitudes",
     "Checkpoints",
     "Continuation",
+    "EarlierRun",
     "EvaluationProgress",
     "Guard",
     "Interruption",

@@ -72,7 +72,7 @@ class Continuation(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keeps where the run stood, counted in batches of as many steps as it has now."""
+        """Keeps where the run stood, counted in as many batches a step as it has now."""
         steps = int(pl_module.steps_per_epoch)  # type: ignore[arg-type]
         _recount(checkpoint, steps, trainer.accumulate_grad_batches)
         self._loops = copy.deepcopy(checkpoint["loops"])

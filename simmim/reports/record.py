@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from simmim.contact_sheet import sheets_in
 from simmim.data.skipped import SKIPPED
 from simmim.one_writer import writer_is_gone
-from simmim.writing import written_beside
+from simmim.writing import as_json, written_beside
 
 FACTS = "run.json"
 UNUSUAL = "unusual_steps.jsonl"
@@ -207,7 +207,7 @@ def write_facts(run_dir: Path, facts: RunFacts) -> None:
     """Writes `run.json`, beside and renamed."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with written_beside(run_dir / FACTS) as beside:
-        beside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        beside.write_text(as_json(facts) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

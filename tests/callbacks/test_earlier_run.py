@@ -8,8 +8,7 @@ import pytorch_lightning as pl
 from conftest import TINY_DEMO, compose
 
 from simmim import runs
-from simmim.callbacks import LearningRate, Reconstructions
-from simmim.callbacks.earlier_run import EarlierRun
+from simmim.callbacks import EarlierRun, LearningRate, Reconstructions
 from simmim.checkpoints.reading import read_weights
 from simmim.errors import UserError
 from simmim.finished import is_finished
