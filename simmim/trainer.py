@@ -75,26 +75,15 @@ def create_trainer(
     devices, num_nodes = agree_with(launch, devices, num_nodes)
     accelerator = available_accelerator(accelerator, devices)
     precision = resolve_precision(precision, accelerator)
-    if (max_epochs is None or max_epochs < 0) and max_steps < 0:
-        raise UserError(
-            "the run has no end; set trainer.max_epochs=100 or trainer.max_steps=100000"
-        )
-    for name, value in (
-        ("num_nodes", num_nodes),
-        ("accumulate_grad_batches", accumulate_grad_batches),
-        ("log_every_n_steps", log_every_n_steps),
-    ):
-        if value < 1:
-            raise UserError(f"trainer.{name} {value} is not positive; use 1 or more")
-    if check_val_every_n_epoch is not None and check_val_every_n_epoch < 1:
-        raise UserError(
-            f"trainer.check_val_every_n_epoch {check_val_every_n_epoch} is not positive; use 1 or more "
-            "(a run validates at its end in any case)"
-        )
-    if val_check_interval is not None and val_check_interval <= 0:
-        raise UserError(
-            f"trainer.val_check_interval {val_check_interval} is not positive; use batches, or null"
-        )
+    require_counts(
+        max_epochs=max_epochs,
+        max_steps=max_steps,
+        num_nodes=num_nodes,
+        accumulate_grad_batches=accumulate_grad_batches,
+        log_every_n_steps=log_every_n_steps,
+        check_val_every_n_epoch=check_val_every_n_epoch,
+        val_check_interval=val_check_interval,
+    )
     try:
         return pl.Trainer(
             accelerator=accelerator,
@@ -129,6 +118,33 @@ def create_trainer(
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"Lightning cannot run this trainer: {error}") from error
+
+
+def require_counts(
+    *,
+    max_epochs: int | None,
+    max_steps: int,
+    check_val_every_n_epoch: int | None,
+    val_check_interval: int | float | None,
+    **positive: int,
+) -> None:
+    """Raises UserError for a run without an end, and for counts that are not `positive`."""
+    if (max_epochs is None or max_epochs < 0) and max_steps < 0:
+        raise UserError(
+            "the run has no end; set trainer.max_epochs=100 or trainer.max_steps=100000"
+        )
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"trainer.{name} {value} is not positive; use 1 or more")
+    if check_val_every_n_epoch is not None and check_val_every_n_epoch < 1:
+        raise UserError(
+            f"trainer.check_val_every_n_epoch {check_val_every_n_epoch} is not positive; use 1 or more "
+            "(a run validates at its end in any case)"
+        )
+    if val_check_interval is not None and val_check_interval <= 0:
+        raise UserError(
+            f"trainer.val_check_interval {val_check_interval} is not positive; use batches, or null"
+        )
 
 
 def agree_with(
