@@ -1,6 +1,6 @@
 """The whole story on a CPU: pretrain, fine-tune (and from scratch beside it), transfer; one table.
 
-    python scripts/quickstart.py                  one seed, the README's numbers
+    python scripts/quickstart.py                  one seed, as in the README's table
     python scripts/quickstart.py --seeds 0 1 2    all of it once a seed, with means
 
 Each step is the command that a user would type, and is printed before it runs.
