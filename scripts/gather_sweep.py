@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 OF_THE_RUN = ("steps", "images_per_second", "seconds")
@@ -199,7 +200,7 @@ def print_table(headings: Sequence[str], cells: Sequence[Sequence[str]], title: 
     for at in shown:
         table.add_column(headings[at], justify="right", overflow="fold")
     for row in cells:
-        table.add_row(*(row[at] for at in shown))
+        table.add_row(*(escape(row[at]) for at in shown))
     Console().print(table)
 
 

@@ -19,7 +19,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import track
 
@@ -174,7 +174,11 @@ def shrink(content: bytes, suffix: str, max_side: int) -> tuple[bytes, str]:
     """A picture with no side longer than `max_side`, as JPEG where it was one and else as PNG."""
     if suffix == ".npy":
         return content, suffix
-    with Image.open(BytesIO(content)) as image:
+    try:
+        image = Image.open(BytesIO(content))
+    except UnidentifiedImageError:  # a TIFF of measured values
+        return content, suffix
+    with image:
         if max(image.size) <= max_side:
             return content, suffix
         picture = to_rgb(image)

@@ -1,6 +1,7 @@
 """The evaluation stage: a classifier on held-out images, or an encoder as it is."""
 
 import csv
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,16 +163,25 @@ def judge_classifier(
         outputs=len(kept),
         normalisation=start.find_normalisation(images.normalisation),
     )
+    if isinstance(images.val, ImageFolder) and images.val.root.name != "val":
+        say(
+            f"{images.val.root} has no val: all its images are judged, those that a run trained on too"
+        )
     announce(trainer, images.val, start.planned)
     trainer.validate(task, datamodule=images, verbose=False)
     assert task.answers is not None
     require_answers(task.answers, images.val)
+    metrics = held_out(trainer)
+    if not math.isfinite(metrics["val/loss"]):
+        raise UserError(
+            f"outputs of {start.source} are not finite: the model had diverged; use another"
+        )
     return Judgement(
         task.answers,
         names,
         judged=rows,
         images=len(images.val),
-        metrics=held_out(trainer),
+        metrics=metrics,
         details={"outputs": len(kept)},
     )
 
@@ -262,8 +272,6 @@ def announce(trainer: pl.Trainer, images: ImageSource, encoder: SwinTransformer)
     """Logs what is about to be judged."""
     where = f" in {images.root}" if isinstance(images, ImageFolder) else ""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
-    if isinstance(images, ImageFolder) and images.root.name != "val":
-        say(f"{images.root} has no val: all its images are judged, those that a run trained on too")
     say(
         f"{len(images)} images of {len(images.classes)} classes{where} at "
         f"{show(encoder.image_size)}, {trainer.world_size} × {kind}, {trainer.precision}"

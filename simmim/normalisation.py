@@ -30,7 +30,7 @@ class Normalisation(NamedTuple):
 
     def _on(self, images: Tensor) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
         mean, std = (
-            torch.tensor(values, device=images.device).view(-1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
         )
         return mean, std

@@ -16,8 +16,9 @@ from simmim.checkpoints.loading import (
     load_encoder_weights,
     match_weights,
 )
+from simmim.checkpoints.published import warn_of_padding
 from simmim.checkpoints.reading import Weights, read_weights
-from simmim.console import say
+from simmim.console import say, warn
 from simmim.encoder import ARCHITECTURES, SwinTransformer
 from simmim.errors import UserError
 from simmim.models import Classifier
@@ -28,6 +29,8 @@ from simmim.sizes import Pair, as_pair, show
 _FOR_PHOTOGRAPHS = [name for name in ARCHITECTURES if name != "swinv2_nano"]
 # Enough to tell the tensors of two trainings apart.
 _COMPARED_VALUES = 100
+# Standard deviations this far apart are of values in other units.
+_OTHER_UNITS = 30
 
 
 class Start:
@@ -51,6 +54,7 @@ class Start:
         require_window(self.planned)
         self._tell_windows(model)
         if self.weights is not None:
+            warn_of_padding(self.planned, self.weights.origin)
             # Shapes are compared before data is read.
             match_weights(
                 self.planned,
@@ -99,15 +103,25 @@ class Start:
         return family[: family.index(asked)][::-1] if asked in family else []
 
     def find_normalisation(self, of_data: Normalisation) -> Normalisation:
-        """That of the checkpoint, which it was trained with, where it tells; else that of the data."""
+        """That of the checkpoint, which it was trained with, where it tells; else that of the data.
+
+        The data's also where the two are for values in other units: shares of white, and counts.
+        """
         described = None if self.weights is None else self.weights.description
         if described is None:
             return of_data
         trained = Normalisation(tuple(described["mean"]), tuple(described["std"]))
-        if trained != of_data and len(trained.mean) == len(of_data.mean):
-            say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
-            return trained
-        return of_data
+        if trained == of_data or len(trained.mean) != len(of_data.mean):
+            return of_data
+        scales = [theirs / own for theirs, own in zip(trained.std, of_data.std, strict=True)]
+        if max(*scales, *(1 / scale for scale in scales)) > _OTHER_UNITS:
+            warn(
+                f"normalised by the data's own mean {of_data.mean}, std {of_data.std}: the checkpoint "
+                f"was trained on values in other units, of mean {trained.mean}, std {trained.std}"
+            )
+            return of_data
+        say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
+        return trained
 
     def digest(self) -> str | None:
         """Tells these weights from others, wherever their file lies; None from scratch.

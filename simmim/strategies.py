@@ -11,6 +11,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
 from torch.nn.parallel import DistributedDataParallel
 
+from simmim.console import warn
 from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
 from simmim.trainer_options import require_known
@@ -94,6 +95,17 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
         return Launch("srun", int(environment["SLURM_STEP_NUM_TASKS"]) // nodes, nodes)
     return None
+
+
+def warn_of_stale_store(environment: Mapping[str, str] = os.environ) -> None:
+    """Tells where processes that torchrun starts again would be given the addresses of those before."""
+    restarts = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts > 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        warn(
+            f"torchrun --max_restarts={restarts} gives processes that it starts again the addresses of "
+            "those before (github.com/pytorch/pytorch/issues/135712), and they may wait for each other "
+            "in vain; set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"
+        )
 
 
 def launch_environments(launch: Launch | None) -> list[ClusterEnvironment]:

@@ -20,6 +20,7 @@ from simmim.strategies import (
     find_launch,
     launch_environments,
     lightning_precision,
+    warn_of_stale_store,
 )
 from simmim.trainer_options import resolve_precision
 
@@ -72,6 +73,7 @@ def create_trainer(
             processes that were started, an unknown precision or strategy, or no end to the run.
     """
     launch = find_launch()
+    warn_of_stale_store()
     devices, num_nodes = agree_with(launch, devices, num_nodes)
     accelerator = available_accelerator(accelerator, devices)
     precision = resolve_precision(precision, accelerator)

@@ -223,6 +223,36 @@ def test_images_are_normalised_as_the_classifier_was_trained(run, tmp_path, clas
     assert "normalised as the checkpoint was trained: mean (0.5" in caplog.text
 
 
+def test_values_in_other_units_keep_their_own_normalisation(run, tmp_path, classifier, caplog):
+    """As counts of a sensor, where the weights were trained on colours."""
+    names = load_classifier(classifier).classes
+    root = labelled(tmp_path / "images", list(names))
+    units = ["data.mean=[1200,1100,900]", "data.std=[500,450,400]"]
+    data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
+    run("evaluate", *FOLDER, *data, *units)
+    assert "normalised by the data's own mean (1200, 1100, 900)" in caplog.text
+
+
+def test_a_classifier_that_diverged_is_not_judged(run, tmp_path, classifier):
+    trained = load_classifier(classifier)
+    trained.model.head.linear.weight.data[0] = torch.nan
+    save_classifier(trained.model, classifier, trained.classes)
+    root = labelled(tmp_path / "images", list(trained.classes))
+    data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
+    with pytest.raises(UserError, match="are not finite: the model had diverged; use another"):
+        run("evaluate", *FOLDER, *data)
+
+
+def test_parts_of_a_set_are_no_classes(run, tmp_path, classifier):
+    for part in ("train", "test"):
+        labelled(tmp_path / "images" / part, ["cat", "dog"])
+    data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "mode=knn", "knn.k=1"]
+    with pytest.raises(
+        UserError, match="the classes would be test, train, the parts of a data set"
+    ):
+        run("evaluate", *FOLDER, *data, f"checkpoint={classifier}")
+
+
 def test_another_size_and_window(run, fine_tuned):
     sizes = ["model.image_size=64", "model.window_size=8"]
     summary = run("evaluate", *EVALUATE, *sizes, f"checkpoint={fine_tuned}")

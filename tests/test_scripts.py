@@ -240,6 +240,20 @@ def test_shards_of_a_flat_folder_have_no_labels_and_smaller_pictures_if_asked(tm
     assert {tuple(data.val.load(index)[0].shape) for index in (0, 1)} == {(3, 16, 32), (3, 8, 16)}
 
 
+def test_a_tiff_of_measured_values_is_packed_as_it_is(tmp_path):
+    """Pillow, which makes pictures smaller, does not read it."""
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).normal(size=(40, 40, 3)).astype(np.float32)
+        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", values, photometric="rgb")
+    make_shards(tmp_path / "images", tmp_path / "shards", workers=1, max_side=20)
+    data = webdataset(
+        root=str(tmp_path / "shards"), image_size=8, batch_size=1, train_transform=None
+    )
+    assert data.val.load(0)[0].shape == (3, 40, 40)
+
+
 def test_shards_are_not_written_over_others(tmp_path):
     images(tmp_path / "images")
     (tmp_path / "empty").mkdir()

@@ -12,7 +12,13 @@ from simmim.errors import UserError
 from simmim.fully_sharded import FullySharded
 from simmim.planned_run import create_setting
 from simmim.resources.devices import Device
-from simmim.strategies import Launch, create_strategy, find_launch, lightning_precision
+from simmim.strategies import (
+    Launch,
+    create_strategy,
+    find_launch,
+    lightning_precision,
+    warn_of_stale_store,
+)
 from simmim.trainer import agree_with, count_devices
 from simmim.trainer_options import resolve_precision
 
@@ -65,6 +71,16 @@ def test_other_numbers_than_the_launchers_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         agree_with(Launch("srun", 4, 2), devices, num_nodes)
+
+
+def test_restarts_that_would_find_old_addresses_are_told_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    warn_of_stale_store({"TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    warn_of_stale_store({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "False"})
+    assert not caplog.text
+    warn_of_stale_store({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in caplog.text
 
 
 def test_a_strategy_is_found_by_its_name() -> None:

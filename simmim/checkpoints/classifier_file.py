@@ -63,7 +63,9 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
             f"init.checkpoint={path}, or read it with simmim.load_encoder"
         )
     model = Classifier(SwinTransformer(**weights.description["arguments"]), weights.num_classes)
-    load_classifier_weights(model, weights.tensors, source=str(path))
+    load_classifier_weights(
+        model, weights.tensors, source=str(path), window_sizes=weights.window_sizes
+    )
     description = weights.description
     normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
     return TrainedClassifier(model, weights.classes, normalisation)

@@ -64,5 +64,7 @@ def load_encoder(path: str | Path) -> SwinTransformer:
             "build it with simmim.create_encoder and load simmim.checkpoints' conversion into it"
         )
     encoder = SwinTransformer(**weights.description["arguments"])
-    load_encoder_weights(encoder, weights.encoder, source=str(path))
+    load_encoder_weights(
+        encoder, weights.encoder, source=str(path), window_sizes=weights.window_sizes
+    )
     return encoder

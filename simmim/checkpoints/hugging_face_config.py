@@ -149,7 +149,7 @@ def describe_folder(folder: Path) -> EncoderDescription:
         given = config.get("pretrained_window_sizes") or [0] * len(encoder.depths)
         windows = [size or own for size, own in zip(given, encoder.window_sizes, strict=False)]
         encoder = SwinTransformer(**arguments, pretrained_window_sizes=windows)
-    description = describe_encoder(encoder, _read_normalisation(folder))
+    description = describe_encoder(encoder, _read_normalisation(folder, encoder.in_channels))
     if any("ImageClassification" in name for name in config.get("architectures") or ()):
         labels = config.get("id2label") or {}
         names = tuple(labels[number] for number in sorted(labels, key=int))
@@ -195,13 +195,20 @@ def _kind(model: SwinTransformer | Classifier | SimMIM) -> str:
     return "ForMaskedImageModeling" if isinstance(model, SimMIM) else "Model"
 
 
-def _read_normalisation(folder: Path) -> Normalisation:
+def _read_normalisation(folder: Path, channels: int) -> Normalisation:
+    """That of the preprocessor; without one, ImageNet's, whose average is that of other channels."""
     path = folder / PREPROCESSOR
     content = _read(path) if path.is_file() else {}
+    known = channels == len(IMAGENET_MEAN)
     mean, std = (
-        content.get(key, default)
-        for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
+        content.get(key, of_colours if known else [sum(of_colours) / len(of_colours)] * channels)
+        for key, of_colours in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
     )
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(
+            f"{path} has {len(mean)} means and {len(std)} standard deviations, and the model takes "
+            f"{channels} channels; give one for each"
+        )
     return Normalisation(tuple(mean), tuple(std))
 
 

@@ -16,6 +16,7 @@ from simmim.models import Classifier
 from simmim.sizes import Pair, as_pair
 
 _LISTED = 8
+_OF_BLOCKS = re.compile(r"stages\.\d+\.(blocks|merging)\.")
 
 
 class Initialisation(NamedTuple):
@@ -58,7 +59,8 @@ def load_encoder_weights(
     file's name in messages.
 
     Raises:
-        UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing.
+        UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing, or one
+            of blocks that it does not have.
     """
     fitted, coverage = match_weights(
         encoder, tensors, source=source, strict=strict, window_sizes=window_sizes
@@ -108,6 +110,14 @@ def match_weights(
             f"{source} lacks {len(coverage.missing)} of the encoder's {len(own)} tensors"
             f"{_listed(coverage.missing)}; set model= to the architecture that it was trained with, "
             "or, in training, init.strict=false to leave them at their initial values"
+        )
+    # An encoder of fewer blocks or norms takes all that it has from a larger one, and is another.
+    homeless = tuple(name for name in coverage.unexpected if _OF_BLOCKS.match(name))
+    if strict and homeless:
+        raise UserError(
+            f"{source} holds {len(homeless)} tensors of blocks that the encoder does not have"
+            f"{_listed(homeless)}; set model= to the architecture that it was trained with, or, in "
+            "training, init.strict=false to leave them out"
         )
     return fitted, coverage
 
@@ -159,6 +169,8 @@ def fit(
 ) -> Tensor:
     """The tensor as the encoder's `own` is shaped, where there is a right way; else as it is."""
     if table := re.match(r"stages\.(\d+)\..*position_bias\.table$", name):
+        if window_sizes is None and tensor.shape == own.shape:
+            return tensor
         stage = int(table[1])
         trained = (
             square_window(tensor) if window_sizes is None else as_pair(window_sizes[stage], name)

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from simmim.console import warn
 from simmim.encoder import SwinTransformer
 from simmim.encoder.blocks import SwinBlock
 from simmim.errors import UserError
@@ -37,14 +38,32 @@ def published_family(encoder: SwinTransformer, program: str) -> Family:
             f"{program} has no norms on the main branch (model.main_branch_norm_every="
             f"{encoder.main_branch_norm_every}, as in swinv2_h and swinv2_g); {_WAY_OUT}"
         )
-    for block in blocks(encoder):
-        # There, padding is attended to.
-        if block.grid.padded_size != block.grid.feature_size:
-            raise UserError(
-                f"{program} pads in another way, and the window {show(block.grid.window_size)} does "
-                f"not divide the feature map {show(block.grid.feature_size)}; {_WAY_OUT}"
-            )
+    if padded := find_padding(encoder):
+        raise UserError(f"{program} pads in another way, and {padded}; {_WAY_OUT}")
     return families[0]
+
+
+def warn_of_padding(encoder: SwinTransformer, origin: str) -> None:
+    """Tells of weights that compute something else in their program: there, padding is attended to."""
+    padded = find_padding(encoder)
+    if padded and origin != "simmim":
+        warn(
+            f"{padded}: simmim masks the padding that this takes and {origin} models attend to it, so "
+            "outputs differ from theirs; choose model.image_size and model.window_size that need none, "
+            "or fine-tune"
+        )
+
+
+def find_padding(encoder: SwinTransformer) -> str | None:
+    """The first window that does not divide its feature map, in words; None where all do."""
+    for block in blocks(encoder):
+        grid = block.grid
+        if grid.padded_size != grid.feature_size:
+            return (
+                f"the window {show(grid.window_size)} does not divide the feature map "
+                f"{show(grid.feature_size)}"
+            )
+    return None
 
 
 def blocks(encoder: SwinTransformer) -> list[SwinBlock]:

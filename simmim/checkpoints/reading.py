@@ -27,6 +27,8 @@ _WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
 # What a run leaves at its end, and the folder below it for what a run before it left.
 FINAL_WEIGHTS = ("classifier.safetensors", "encoder.safetensors")
 EARLIER = "earlier"
+# The second is that of V1 from version 5 of transformers on.
+_OF_HUGGING_FACE = (".attention.self.", ".attention.q_proj.", ".continuous_position_bias_mlp.")
 _FOLDER_FILES = (*FINAL_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 
@@ -261,10 +263,10 @@ def _dialect(
 ) -> tuple[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
     """Whose names these are."""
     names = set(tensors)
-    if any(
-        ".attention.self." in name or ".continuous_position_bias_mlp." in name for name in names
-    ):
+    if any(marker in name for name in names for marker in _OF_HUGGING_FACE):
         return "Hugging Face", from_hf
+    if any(re.match(r"(encoder\.)?stages\.\d+\.blocks\.\d+\.attention\.", name) for name in names):
+        return "simmim", dict
     if any(re.search(r"layers\.\d+\.blocks\.\d+\.attn\.", name) for name in names):
         # In timm, patch merging belongs to the stage after it, so the first has none.
         first_merges = any("layers.0.downsample." in name for name in names)

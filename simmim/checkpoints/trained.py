@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from simmim.checkpoints.loading import load_classifier_weights, load_encoder_weights
+from simmim.checkpoints.published import warn_of_padding
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
@@ -43,12 +44,14 @@ def load_trained(path: str | Path) -> TrainedModel:
     description = weights.description
     normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
     encoder = SwinTransformer(**description["arguments"])
+    windows = weights.window_sizes
+    warn_of_padding(encoder, weights.origin)
     model: SwinTransformer | Classifier | SimMIM = encoder
     if weights.num_classes is not None:
         model = Classifier(encoder, weights.num_classes)
-        load_classifier_weights(model, weights.tensors, source=str(path))
+        load_classifier_weights(model, weights.tensors, source=str(path), window_sizes=windows)
     else:
-        load_encoder_weights(encoder, weights.encoder, source=str(path))
+        load_encoder_weights(encoder, weights.encoder, source=str(path), window_sizes=windows)
         model = _with_reconstruction(encoder, weights.tensors, str(path))
     return TrainedModel(model.eval(), weights.classes, normalisation)
 

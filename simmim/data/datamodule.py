@@ -27,6 +27,7 @@ from simmim.normalisation import Normalisation
 
 # Of so many held-out images the first that can be read tells the type of all values.
 _MOST_TRIED = 100
+_PARTS_OF_A_SET = {"train", "val", "valid", "validation", "test", "unlabeled", "unlabelled"}
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -147,6 +148,11 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(
                 f"the data has {len(self.train.classes)} classes; put the images into one folder a "
                 "class, below data.root or below its train and val, or name a data.label_column"
+            )
+        if "train" in self.train.classes and _PARTS_OF_A_SET.issuperset(self.train.classes):
+            raise UserError(
+                f"the classes would be {', '.join(self.train.classes)}, the parts of a data set; call "
+                "the one to validate on val, beside train, or set data.root to one of them"
             )
         require_labels(self.val, "held-out")
         if not isinstance(self.train, ImageStream):

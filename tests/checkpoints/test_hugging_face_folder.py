@@ -33,7 +33,11 @@ def create(name: str = "swinv2_t", **changes: Any) -> SwinTransformer:
 
 def save(model: nn.Module, folder: Path, classes: tuple[str, ...] = ()) -> Any:
     """Writes a model with drawn weights; returns it with all else."""
-    trained: Any = TrainedModel(randomise(model), classes, Normalisation())
+    encoder: Any = getattr(model, "encoder", model)
+    normalisation = Normalisation()
+    if encoder.in_channels != 3:
+        normalisation = Normalisation(*((share,) * encoder.in_channels for share in (0.4, 0.2)))
+    trained: Any = TrainedModel(randomise(model), classes, normalisation)
     save_hugging_face(trained, folder)
     return trained
 
@@ -192,3 +196,47 @@ def test_a_damaged_configuration_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json .*copy it again"):
         read_weights(tmp_path)
+
+
+def test_windows_that_do_not_divide_the_map_are_told_of(tmp_path, caplog):
+    """Their models attend to the padding that this takes."""
+    for window_size, tells in ((8, False), (7, True)):
+        config = transformers.SwinConfig(
+            **{"image_size": 64, "embed_dim": 32, "depths": [1, 1], "num_heads": [1, 2]},
+            window_size=window_size,
+        )
+        folder = tmp_path / str(window_size)
+        transformers.SwinModel(config).save_pretrained(folder)
+        caplog.clear()
+        load_trained(folder)
+        assert ("the window 7 does not divide the feature map 16" in caplog.text) == tells
+
+
+def test_other_channels_without_a_preprocessor_are_normalised_alike(tmp_path):
+    config = transformers.Swinv2Config(
+        **{"image_size": 64, "window_size": 4, "embed_dim": 32, "depths": [1, 1]},
+        **{"num_heads": [1, 2], "num_channels": 1},
+    )
+    transformers.Swinv2Model(config).save_pretrained(tmp_path)
+    normalisation = load_trained(tmp_path).normalisation
+    assert normalisation.mean == pytest.approx((0.449,), abs=1e-3)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+    with pytest.raises(
+        UserError, match="has 3 means and 1 standard deviations, and the model takes 1"
+    ):
+        load_trained(tmp_path)
+
+
+def test_a_state_dict_of_theirs_is_theirs(tmp_path):
+    config = transformers.SwinConfig(
+        **{
+            "image_size": 64,
+            "window_size": 4,
+            "embed_dim": 32,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+        }
+    )
+    weights = transformers.SwinForImageClassification(config).state_dict()
+    torch.save(weights, tmp_path / "theirs.pth")
+    assert read_weights(tmp_path / "theirs.pth").origin == "Hugging Face"

@@ -156,3 +156,37 @@ def test_a_foreign_file_does_not_rebuild_an_encoder(tmp_path):
     path = save(tiny(), to_timm, tmp_path / "timm.pth")
     with pytest.raises(UserError, match="does not say what encoder it holds"):
         simmim.load_encoder(path)
+
+
+def test_a_smaller_encoder_does_not_pass_for_the_file(tmp_path):
+    """A deeper file has all of its tensors, in the same shapes."""
+    for larger in ({"depths": [1, 2]}, {"main_branch_norm_every": 1}):
+        tensors = tiny(**larger).state_dict()
+        with pytest.raises(UserError, match=r"holds \d+ tensors of blocks .* \(stages\.\d\.blocks"):
+            load_encoder_weights(tiny(), tensors, source="file")
+        coverage = load_encoder_weights(tiny(), tensors, source="file", strict=False)
+        assert coverage.unexpected and not coverage.missing
+
+
+def test_a_table_of_an_oblong_window_is_no_table_of_a_square_one(tmp_path):
+    """Five by one tokens have nine offsets, as two by two have."""
+    strip = simmim.create_encoder(
+        "swin_t",
+        **{"image_size": (32, 160), "window_size": (4, 5), "embed_dim": 32},
+        **{"depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]},
+    ).eval()
+    assert strip.window_sizes[3] == (1, 5)
+    for name, parameter in strip.named_parameters():
+        if "table" in name:
+            torch.nn.init.normal_(parameter)
+    save_encoder(strip, tmp_path / "strip.safetensors")
+    again = simmim.load_encoder(tmp_path / "strip.safetensors").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in strip.state_dict().items())
+
+
+def test_a_bare_state_dict_has_our_names(tmp_path):
+    encoder = tiny()
+    torch.save(encoder.state_dict(), tmp_path / "bare.pth")
+    weights = read_weights(tmp_path / "bare.pth")
+    assert weights.origin == "simmim"
+    assert weights.encoder.keys() == encoder.state_dict().keys()

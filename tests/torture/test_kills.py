@@ -100,6 +100,8 @@ def test_two_processes_survive_as_torchrun_starts_them_again(tmp_path: Path) -> 
         ]
         folder.mkdir()
         environment = os.environ | {"SIMMIM_SAMPLES": str(folder / "samples.txt")}
+        # Processes that are started again would be given the addresses of those before.
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         output = (folder / "output.txt").open("w")
         return subprocess.Popen(
