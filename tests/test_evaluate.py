@@ -225,8 +225,11 @@ def test_images_are_normalised_as_the_classifier_was_trained(run, tmp_path, clas
 
 def test_values_in_other_units_keep_their_own_normalisation(run, tmp_path, classifier, caplog):
     """As counts of a sensor, where the weights were trained on colours."""
-    names = load_classifier(classifier).classes
-    root = labelled(tmp_path / "images", list(names))
+    for name in load_classifier(classifier).classes:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        values = np.random.default_rng(0).normal(1000, 400, (3, 40, 40)).astype(np.float32)
+        np.save(tmp_path / "images" / name / "0.npy", values)
+    root = tmp_path / "images"
     units = ["data.mean=[1200,1100,900]", "data.std=[500,450,400]"]
     data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
     run("evaluate", *FOLDER, *data, *units)

@@ -72,6 +72,11 @@ class ImageDataModule(pl.LightningDataModule):
         self.stop_signals: Sequence[str] = ()
         self._require_exclusion(reading.exclude)
         self.tolerance.value_type = self._find_value_type()
+        if self.tolerance.value_type == torch.uint8 and max(normalisation.mean) > 1:
+            raise UserError(
+                f"data.mean {list(normalisation.mean)} is above 1, and white is 1 where images are of "
+                "8 bits; divide data.mean and data.std by 255"
+            )
 
     def _require_exclusion(self, path: str | None) -> None:
         """UserError, or a warning where nothing is trained, if a list excludes no image of a source."""

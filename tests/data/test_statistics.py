@@ -76,3 +76,13 @@ def test_a_file_of_statistics_takes_the_place_of_mean_and_std(tmp_path):
             imagefolder(**options, mean=mean, std=std)
     with pytest.raises(UserError, match="leave constant bands out"):
         imagefolder(**options, mean=[1.0, 2.0], std=[1.0, 0.0])
+
+
+def test_a_mean_of_levels_is_refused_for_images_of_8_bits(tmp_path):
+    """As other programs have it: these values are shares of white."""
+    for number in range(3):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    options = {"root": tmp_path, "image_size": 8, "batch_size": 1, "train_transform": None}
+    levels = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+    with pytest.raises(UserError, match=r"data.mean \[123.675, .* by 255"):
+        imagefolder(**options, **levels)
