@@ -41,6 +41,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     Attributes:
         stop_signals: names of those that the run listens to; its workers do not.
+
+    Raises:
+        UserError: a batch of no image, an exclusion of none, or a mean above 1 for images of 8 bits.
     """
 
     def __init__(
