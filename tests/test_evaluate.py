@@ -233,6 +233,7 @@ def test_values_in_other_units_keep_their_own_normalisation(run, tmp_path, class
     units = ["data.mean=[1200,1100,900]", "data.std=[500,450,400]"]
     data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
     run("evaluate", *FOLDER, *data, *units)
+    assert "normalised as the checkpoint" not in caplog.text
     assert "normalised by the data's own mean (1200, 1100, 900)" in caplog.text
 
 
@@ -254,6 +255,14 @@ def test_parts_of_a_set_are_no_classes(run, tmp_path, classifier):
         UserError, match="the classes would be test, train, the parts of a data set"
     ):
         run("evaluate", *FOLDER, *data, f"checkpoint={classifier}")
+
+
+def test_neighbours_are_asked_of_held_out_images_alone(run, tmp_path, classifier, caplog):
+    root = labelled(tmp_path / "images", ["cat", "dog"], count=20)
+    data = ["data=imagefolder", f"data.root={root}", f"checkpoint={classifier}"]
+    summary = run("evaluate", *FOLDER, *data, "mode=knn", "knn.k=1", "data.val_ratio=0.1")
+    assert (summary["images"], summary["training_images"]) == (4, 36)
+    assert "all its images are judged" not in caplog.text
 
 
 def test_another_size_and_window(run, fine_tuned):

@@ -127,6 +127,11 @@ def gather(sweep: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> list[
         return list(csv.DictReader(file))
 
 
+def test_values_in_brackets_are_no_markup(capsys):
+    gather_sweep.print_table(["trainer.x", "val/loss"], [["[a,b]", "0.5"]], "sweep")
+    assert "[a,b]" in capsys.readouterr().out
+
+
 def test_a_sweeps_table_has_what_differs_and_names_what_is_missing(tmp_path, monkeypatch, capsys):
     for lr, seed, loss in (("1e-2", 0, 0.6), ("1e-2", 1, 0.8), ("1e-3", 0, 0.5), ("1e-3", 1, None)):
         leave_job(tmp_path, f"{lr}-{seed}", [f"optim.lr={lr}", f"seed={seed}", "data=demo"], loss)
