@@ -136,12 +136,12 @@ class WindowAttention(nn.Module):
         """Whether attention goes chunk by chunk.
 
         Left to itself, on a CPU where the bias needs a gradient: PyTorch's fused kernel there gives
-        none. The compiler sees more in attention that it can read.
+        none.
         """
         if self.backend != "auto":
             return self.backend == "chunked"
         is_learning = torch.is_grad_enabled() and bias.requires_grad
-        return is_learning and qkv.is_cpu and not torch.compiler.is_compiling()
+        return is_learning and qkv.is_cpu
 
     def scale(
         self,

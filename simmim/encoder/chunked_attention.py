@@ -7,6 +7,8 @@ the weights, once, and queries, keys and values as the products take them: nothi
 """
 
 import itertools
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +34,12 @@ def attend_in_chunks(
 
     The logit is `cos(q, k) · factor + bias`, or `q · k / √d + bias` without a factor. Normalisation,
     bias and softmax are in float32, products of matrices in the type of `qkv`.
+
+    To `torch.compile` it is one operator, which compiles what is done with a chunk: the compiler
+    would go over all windows at once.
     """
+    if torch.compiler.is_compiling():
+        return _compiled_attention(qkv, bias, mask, factor)[0]
     attended: Tensor = _ChunkedAttention.apply(qkv, bias, mask, factor)
     return attended
 
@@ -42,46 +49,132 @@ class _ChunkedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, bias: Tensor, mask: Tensor | None, factor: Tensor | None
     ) -> Tensor:
-        attended = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-        all_windows, all_images = _cut(qkv, bias)
-        kept: list[Tensor] = []
-        # Autocast would take the chunks' float32 for what it is to cast down.
-        with torch.autocast("cpu", enabled=False):
-            for windows in all_windows:
-                own_bias = bias
-                if mask is not None:
-                    own_bias = bias.masked_fill(mask[windows].unsqueeze(1), -torch.inf)
-                for images in all_images:
-                    chunk = _Chunk.create(qkv[images, windows], own_bias, factor)
-                    _split(attended[images, windows], 1, len(bias))[0] = chunk.attended
-                    kept += chunk
+        attended, kept = _attend(qkv, bias, mask, factor, _attend_chunk)
         ctx.save_for_backward(bias, factor, *kept)
-        ctx.qkv_shape = qkv.shape
-        ctx.places = list(itertools.product(all_windows, all_images))
         return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         bias, factor, *kept = ctx.saved_tensors
-        qkv_gradient = gradient.new_empty(ctx.qkv_shape)
-        wide = _wide(gradient)
-        bias_gradient = torch.zeros_like(bias, dtype=wide)
-        factor_gradient = None if factor is None else torch.zeros_like(factor, dtype=wide)
         # To what follows functions (`resources.tracing`), a backward pass is operators alone.
-        with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
-            for number, (windows, images) in enumerate(ctx.places):
-                chunk = _Chunk(*kept[3 * number : 3 * number + 3])
-                chunk.backward(
-                    gradient[images, windows],
-                    qkv_gradient[images, windows],
-                    bias_gradient,
-                    factor,
-                    factor_gradient,
-                )
-        if factor is not None and factor_gradient is not None:
-            factor_gradient = factor_gradient.to(factor.dtype)
-        return qkv_gradient, bias_gradient.to(bias.dtype), None, factor_gradient
+        with torch._C.DisableTorchFunction():
+            of_qkv, of_bias, of_factor = _differentiate(
+                gradient, bias, factor, kept, _differentiate_chunk
+            )
+            return of_qkv, of_bias, None, None if factor is None else of_factor
+
+
+@torch.library.custom_op("simmim::attend_in_chunks", mutates_args=())
+def _compiled_attention(
+    qkv: Tensor, bias: Tensor, mask: Tensor | None, factor: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    return _attend(qkv, bias, mask, factor, _compile(_attend_chunk))
+
+
+@torch.library.custom_op("simmim::attend_in_chunks_backward", mutates_args=())
+def _compiled_gradient(
+    gradient: Tensor, bias: Tensor, factor: Tensor | None, kept: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _differentiate(gradient, bias, factor, kept, _compile(_differentiate_chunk))
+
+
+@_compiled_attention.register_fake
+def _(
+    qkv: Tensor, bias: Tensor, mask: Tensor | None, factor: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    return _attend(qkv, bias, mask, factor, _attend_chunk)
+
+
+@_compiled_gradient.register_fake
+def _(
+    gradient: Tensor, bias: Tensor, factor: Tensor | None, kept: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _differentiate(gradient, bias, factor, kept, _differentiate_chunk)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    _, bias, _, factor = inputs
+    ctx.save_for_backward(bias, factor, *output[1])
+
+
+def _use_kept(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    bias, factor, *kept = ctx.saved_tensors
+    of_qkv, of_bias, of_factor = _compiled_gradient(gradient, bias, factor, kept)
+    return of_qkv, of_bias, None, None if factor is None else of_factor
+
+
+_compiled_attention.register_autograd(_use_kept, setup_context=_keep)
+
+
+@cache
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(function, dynamic=False)
+    return compiled
+
+
+def _attend(
+    qkv: Tensor,
+    bias: Tensor,
+    mask: Tensor | None,
+    factor: Tensor | None,
+    attend_chunk: Callable[..., tuple[Tensor, ...]],
+) -> tuple[Tensor, list[Tensor]]:
+    """The output, and what each chunk keeps, one after the other."""
+    attended = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    all_windows, all_images = _cut(qkv, bias)
+    kept: list[Tensor] = []
+    # Autocast would take the chunks' float32 for what it is to cast down.
+    with torch.autocast("cpu", enabled=False):
+        for windows in all_windows:
+            own_bias = bias
+            if mask is not None:
+                own_bias = bias.masked_fill(mask[windows].unsqueeze(1), -torch.inf)
+            for images in all_images:
+                by_head, *chunk = attend_chunk(qkv[images, windows], own_bias, factor)
+                _split(attended[images, windows], 1, len(bias))[0] = by_head
+                kept += chunk
+    return attended, kept
+
+
+def _differentiate(
+    gradient: Tensor,
+    bias: Tensor,
+    factor: Tensor | None,
+    kept: Sequence[Tensor],
+    differentiate_chunk: Callable[..., None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `qkv`, bias and factor; without a factor the last has no elements."""
+    of_qkv = gradient.new_empty(*gradient.shape[:3], 3 * gradient.shape[3])
+    wide = _wide(gradient)
+    of_bias = torch.zeros_like(bias, dtype=wide)
+    of_factor = gradient.new_zeros(0 if factor is None else len(factor), dtype=wide)
+    kept_by_chunk = zip(*(iter(kept),) * len(_Chunk._fields), strict=True)
+    places = itertools.product(*_cut(of_qkv, bias))
+    with torch.autocast("cpu", enabled=False):
+        for (windows, images), chunk in zip(places, kept_by_chunk, strict=True):
+            differentiate_chunk(
+                chunk,
+                gradient[images, windows],
+                of_qkv[images, windows],
+                of_bias,
+                factor,
+                of_factor,
+            )
+    return (
+        of_qkv,
+        of_bias.to(bias.dtype),
+        of_factor.to(bias.dtype if factor is None else factor.dtype),
+    )
+
+
+def _attend_chunk(qkv: Tensor, bias: Tensor, factor: Tensor | None) -> tuple[Tensor, ...]:
+    chunk = _Chunk.create(qkv, bias, factor)
+    return chunk.attended, *chunk
+
+
+def _differentiate_chunk(kept: tuple[Tensor, Tensor, Tensor], *gradients: Any) -> None:
+    _Chunk(*kept).backward(*gradients)
 
 
 class _Chunk(NamedTuple):
@@ -106,7 +199,8 @@ class _Chunk(NamedTuple):
     ) -> "_Chunk":
         """Normalises and scales queries and keys, and compares them."""
         heads, tokens = bias.shape[-3:-1]
-        parts = _split(qkv, 3, heads).contiguous()
+        # Changed in place below: never the input itself, which a single token may be laid out as.
+        parts = _split(qkv, 3, heads).clone(memory_format=torch.contiguous_format)
         if factor is None:
             root = torch.tensor([parts.shape[-1] ** 0.5, 1.0], dtype=_wide(qkv), device=qkv.device)
             lengths = root.view(2, 1, 1, 1, 1, 1)
@@ -132,7 +226,7 @@ class _Chunk(NamedTuple):
         qkv_gradient: Float[Tensor, "b windows tokens qkv_c"],
         bias_gradient: Float[Tensor, "heads tokens tokens"],
         factor: Float[Tensor, " heads"] | None,
-        factor_gradient: Float[Tensor, " heads"] | None,
+        factor_gradient: Float[Tensor, " _heads"],
     ) -> None:
         """Writes the gradient of queries, keys and values, and adds to the others."""
         parts, lengths, weights = self
@@ -149,7 +243,7 @@ class _Chunk(NamedTuple):
         torch.bmm(low.mT, query, out=of_key)
         torch.bmm(weights.mT, of_output, out=of_value)
         of_directions = of_parts[:2].to(wide)
-        if factor is not None and factor_gradient is not None:
+        if factor is not None:
             # What changes a direction's length alone changes nothing but the factor.
             directions = parts[:2].to(wide)
             along = (of_directions * directions).sum(dim=-1, keepdim=True)
@@ -158,7 +252,7 @@ class _Chunk(NamedTuple):
             along[0] /= factor.view(-1, 1, 1)
             of_directions.addcmul_(directions, along, value=-1)
         gradients = _split(qkv_gradient, 3, len(bias_gradient))
-        torch.div(of_directions, lengths, out=gradients[:2])
+        gradients[:2] = of_directions / lengths
         gradients[2] = of_parts[2]
 
 

@@ -48,6 +48,9 @@ def compile_blocks(encoder: SwinTransformer, mode: Compile, **options: Any) -> N
     # All blocks share one function's cache, whose limit is meant for one module.
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _KINDS_A_STAGE * len(encoder.depths))
+    # As without a compiler: a backward pass would be compiled under the autocast that its forward pass
+    # left, as the position bias does.
+    torch._functorch.config.backward_pass_autocast = "off"
     if mode == "reduce-overhead":
         # CUDA graphs' memory is taken anew with each call of a compiled function, unless a step is said
         # to go on: a block would lose its input, which is the output of the one before.

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from simmim.encoder import SwinTransformer
+from simmim.encoder import SwinTransformer, chunked_attention
+from simmim.encoder.attention import Similarity, WindowAttention
 from simmim.encoder.compilation import check_compile, compile_blocks
+from simmim.encoder.windows import attention_mask, fit_window
 from simmim.errors import UserError
 
 
@@ -18,6 +20,12 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def plain_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done with a chunk is not compiled, which takes seconds."""
+    monkeypatch.setattr(chunked_attention, "_compile", lambda function: function)
 
 
 def create(**changes) -> SwinTransformer:
@@ -38,13 +46,15 @@ def create(**changes) -> SwinTransformer:
     return encoder
 
 
-def run(encoder: SwinTransformer) -> list[torch.Tensor]:
+def run(encoder: SwinTransformer, *, is_bf16: bool = False) -> list[torch.Tensor]:
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-    features = encoder(images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        features = encoder(images)
     parameters = list(encoder.parameters())
     return [features, *torch.autograd.grad((features**3).mean(), parameters)]
 
 
+@pytest.mark.usefixtures("plain_chunks")
 @pytest.mark.parametrize("checkpoint_blocks", ["none", "all"])
 def test_compiled_blocks_equal_the_reference(checkpoint_blocks: str) -> None:
     torch.compiler.reset()
@@ -58,6 +68,44 @@ def test_compiled_blocks_equal_the_reference(checkpoint_blocks: str) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.usefixtures("plain_chunks")
+def test_compiled_position_biases_learn_in_float32_under_autocast() -> None:
+    """Their gradients are those of the same encoder without a compiler, where bf16 would round them."""
+    torch.compiler.reset()
+    encoder, plain = create(), create()
+    compile_blocks(encoder, "default", backend="aot_eager")
+    names = ["features", *(name for name, _ in plain.named_parameters())]
+    results = zip(names, run(encoder, is_bf16=True), run(plain, is_bf16=True), strict=True)
+    for name, ours, expected in results:
+        if "position_bias" in name:
+            assert (ours - expected).norm() < 1e-5 * expected.norm(), name
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_compiled_chunks_equal_the_reference(
+    monkeypatch: pytest.MonkeyPatch, similarity: Similarity
+) -> None:
+    """Chunks of two windows of three images: of the same place, and one that is left over."""
+    torch.compiler.reset()
+    mask = attention_mask(fit_window((9, 8), (5, 3), shifted=True))
+    assert mask is not None
+    two_windows = 2 * 2 * 15 * 15 * 4 // torch.get_num_threads()
+    monkeypatch.setattr(chunked_attention, "_LOGIT_BYTES", two_windows)
+    windows = torch.randn(3, len(mask), 15, 64, generator=torch.Generator().manual_seed(0))
+    results = []
+    for backend in ("auto", "reference"):
+        torch.manual_seed(0)
+        layer = WindowAttention(64, 2, (5, 3), (5, 3), similarity=similarity, backend=backend)
+        if backend == "auto":
+            layer.compile(backend="aot_eager", fullgraph=True)
+        attended = layer(windows, mask)
+        weights = [parameter for name, parameter in layer.named_parameters() if name != "k_bias"]
+        results.append([attended, *torch.autograd.grad((attended**3).sum(), weights)])
+    for ours, expected in zip(*results, strict=True):
+        assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("plain_chunks")
 def test_deeper_encoders_compile_no_more() -> None:
     """Whatever the depth: blocks differ by drop path's rate, which is no other code."""
     counts = []
