@@ -44,7 +44,7 @@ STEPS = "steps an epoch"
 READERS = "readers of the stream (devices × data.num_workers)"
 _NOTHING = "nothing"
 # Options that came later, and what runs without them did.
-_ADDED = {"head": "linear", "loss_region": "masked"}
+_ADDED = {"head": "linear", "loss_region": "masked", "data.decode": "workers"}
 
 Options = dict[str, Any]
 

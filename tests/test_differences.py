@@ -32,3 +32,5 @@ def test_single_options_that_only_tell_or_speed_up_make_no_difference():
 def test_options_that_came_later_differ_from_what_runs_did_before_alone():
     assert changed_options({"seed": 0}, {"seed": 0, "head": "linear"}) == []
     assert changed_options({"seed": 0}, {"seed": 0, "loss_region": "image"}) == ["loss_region"]
+    assert changed_options({"seed": 0}, {"seed": 0, "data.decode": "workers"}) == []
+    assert changed_options({"seed": 0}, {"seed": 0, "data.decode": "device"}) == ["data.decode"]

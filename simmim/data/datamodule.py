@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader
 
 from simmim.console import say, warn
 from simmim.data.content import describe_names, describe_source
+from simmim.data.device_decoding import UndecodedImages, UndecodedLoader, pack, require_decoder
 from simmim.data.labels import require_labels
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.skipped import SKIPPED, require_named
 from simmim.data.streams import ImageStream, StreamedImages
 from simmim.data.tolerance import Candidate, Reading
+from simmim.data.transforms import CropFirst
 from simmim.data.waiting import TimedLoader, available_cores, describe_wait
 from simmim.errors import UnreadableImageError, UserError
 from simmim.interruption import ignore_signals
@@ -71,6 +73,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.normalisation = normalisation
         self.seed = seed
         self.tolerance = reading.tolerance(len(train) + len(val))
+        self.decode = reading.decode
         self.order = order
         self.stop_signals: Sequence[str] = ()
         self._require_exclusion(reading.exclude)
@@ -206,7 +209,7 @@ class ImageDataModule(pl.LightningDataModule):
             most_workers=max(1, available_cores() // devices),
         )
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> DataLoader[Sample] | UndecodedLoader:
         """Shuffled, augmented batches; a resumed run goes on at the next one."""
         place = self._rank_and_world_size()
         length = len(self.train)
@@ -240,7 +243,11 @@ class ImageDataModule(pl.LightningDataModule):
             )
         else:
             images = TransformedImages(self.train, self.train_transform, self.seed, self.tolerance)
-        return self._loader(images, sampler)
+        if self.decode == "workers":
+            return self._loader(images, sampler)
+        require_decoder(self._device())
+        assert isinstance(self.train_transform, CropFirst)
+        return self._loader(UndecodedImages(images, self.train_transform), sampler)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Every held-out image once, in order."""
@@ -261,25 +268,28 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(
         self,
-        images: TransformedImages | StreamedImages,
+        images: TransformedImages | StreamedImages | UndecodedImages,
         sampler: TrainSampler | EvaluationSampler,
         *,
         persistent: bool = True,
         generator: torch.Generator | None = None,
-    ) -> DataLoader[Sample]:
-        workers: dict[str, Any] = (
-            {"persistent_workers": persistent, "prefetch_factor": 4} if self.num_workers else {}
-        )
-        return TimedLoader(
-            images,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=generator,
-            worker_init_fn=partial(start_worker, self.stop_signals),
-            **workers,
-        )
+    ) -> DataLoader[Any]:
+        options: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "sampler": sampler,
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "generator": generator,
+            "worker_init_fn": partial(start_worker, self.stop_signals),
+        }
+        if self.num_workers:
+            options |= {"persistent_workers": persistent, "prefetch_factor": 4}
+        if isinstance(images, UndecodedImages):
+            return UndecodedLoader(images, collate_fn=pack, **options)
+        return TimedLoader(images, **options)
+
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _rank_and_world_size(self) -> dict[str, Any]:
         if self.trainer is None:

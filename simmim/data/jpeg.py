@@ -37,6 +37,14 @@ def upright_colour_size(data: bytes) -> Pair | None:
     return height, width
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether any decoder may have a picture of which `upright_colour_size` told the size.
+
+    Its colours are YCbCr, and its end is there.
+    """
+    return data.endswith(b"\xff\xd9") and simplejpeg.decode_jpeg_header(data)[2] == "YCbCr"
+
+
 def _is_upright(data: bytes) -> bool:
     """Whether neither EXIF nor XMP, which Pillow reads too, turns the picture."""
     metadata = _before_scan(data)

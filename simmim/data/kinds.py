@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from simmim.data.datamodule import ImageDataModule, check_loading
 from simmim.data.demo import DemoImages
+from simmim.data.device_decoding import require_crop_alone
 from simmim.data.hugging_face import Columns, index_splits, load_named, load_saved, stream_splits
 from simmim.data.imagefolder import FolderSplits, ImageFolder, held_out_folder, split_folder
 from simmim.data.samples import ImageSource, Transform
@@ -85,6 +86,8 @@ def imagefolder(
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
+    if reading.decode == "device":
+        require_crop_alone(train_transform, channels)
     if train_transform is None:
         held_out = held_out_folder(root, channels)
         folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
@@ -142,6 +145,8 @@ def webdataset(
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
+    if reading.decode == "device":
+        require_crop_alone(train_transform, channels)
     root, val_root = sort_roots(root, val_root)
     shards = find_shards(root)
     val_shards = [] if val_root is None else find_shards(val_root, "data.val_root")
@@ -230,6 +235,8 @@ def hf(
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
+    if reading.decode == "device":
+        require_crop_alone(train_transform, channels)
     if root is not None:
         if streaming:
             raise UserError("data.streaming=true is for data.name; a data.root is read at random")

@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from simmim.data.device_decoding import UndecodedBatch
 from simmim.data.samples import ImageSource, Sample
 from simmim.errors import UserError
 
@@ -31,7 +32,7 @@ def require_labels(source: ImageSource, what: str) -> None:
         )
 
 
-def require_label_each(batch: Sample) -> None:
+def require_label_each(batch: Sample | UndecodedBatch) -> None:
     """The same of a batch of a stream, whose labels are known when it comes."""
     assert isinstance(batch.label, Tensor)
     missing = int((batch.label < 0).sum())

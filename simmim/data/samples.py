@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simmim.data.pictures import CroppingTransform, Picture, Pixels
-from simmim.data.tolerance import Candidate, Tolerance
+from simmim.data.tolerance import Candidate, Image, Tolerance
 from simmim.randomness import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
@@ -117,19 +117,28 @@ class TransformedImages(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """Loads and transforms one image."""
-        chosen = self.tolerance.first_readable(self._candidates(key), key.epoch)
-        is_counted = not (key.is_padding or chosen.is_replacement)
-        return Sample(chosen.image, chosen.label, key.sample_index if is_counted else -1)
+        return Sample(*self.read(key, self.transform))
 
-    def _candidates(self, key: SampleKey) -> Iterator[Candidate]:
+    def read(self, key: SampleKey, transform: Callable[[Picture], Image]) -> tuple[Image, int, int]:
+        """The same by another transform: what it makes of the picture, its label and index."""
+        chosen = self.tolerance.first_readable(self._candidates(key, transform), key.epoch)
+        is_counted = not (key.is_padding or chosen.is_replacement)
+        return chosen.image, chosen.label, key.sample_index if is_counted else -1
+
+    def _candidates(
+        self, key: SampleKey, transform: Callable[[Picture], Image]
+    ) -> Iterator[Candidate[Image]]:
         for turn in range(len(self)):
             place = (key.sample_index + turn) % len(self)
-            yield Candidate(self.source.identifier(place), partial(self._read, place, key))
+            read = partial(self._read, place, key, transform)
+            yield Candidate(self.source.identifier(place), read)
 
-    def _read(self, place: int, key: SampleKey) -> tuple[Real[Tensor, "c h w"], int]:
+    def _read(
+        self, place: int, key: SampleKey, transform: Callable[[Picture], Image]
+    ) -> tuple[Image, int]:
         picture, label = self._open(place)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
-            return self.transform(picture), label
+            return transform(picture), label
 
     def _open(self, place: int) -> tuple[Picture, int]:
         if self._files is not None:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from simmim.data.decode import open_encoded
 from simmim.data.pictures import Picture
 from simmim.data.samples import Sample, SampleKey, Transform, on_pictures, seeded
-from simmim.data.tolerance import Candidate, Tolerance
+from simmim.data.tolerance import Candidate, Image, Tolerance
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
 
@@ -137,13 +137,18 @@ class StreamedImages(Dataset[Sample]):
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """The sample at a place of the epoch."""
+        return Sample(*self.read(key, self.transform))
+
+    def read(self, key: SampleKey, transform: Callable[[Picture], Image]) -> tuple[Image, int, int]:
+        """The same by another transform: what it makes of the picture, its label and index."""
         batch, place = divmod(key.sample_index, self.batch_size * self.world_size)
         turn, lane = divmod(batch, self.lanes)
         self._advance(key.epoch, lane, turn * self.batch_size + place % self.batch_size)
         reader = self._open[lane]
-        chosen = self.tolerance.first_readable(self._candidates(reader, key), key.epoch)
+        candidates = self._candidates(reader, key, transform)
+        chosen = self.tolerance.first_readable(candidates, key.epoch)
         is_repeat = key.is_padding or chosen.is_replacement or reader.look_ahead(0)[1]
-        return Sample(chosen.image, chosen.label, -1 if is_repeat else key.sample_index)
+        return chosen.image, chosen.label, -1 if is_repeat else key.sample_index
 
     def _advance(self, epoch: int, number: int, position: int) -> None:
         """Brings a lane to a position: forwards where it can, anew for another epoch."""
@@ -156,15 +161,19 @@ class StreamedImages(Dataset[Sample]):
             self._open[number] = lane
         lane.pass_to(position)
 
-    def _candidates(self, lane: "_Lane", key: SampleKey) -> Iterator[Candidate]:
+    def _candidates(
+        self, lane: "_Lane", key: SampleKey, transform: Callable[[Picture], Image]
+    ) -> Iterator[Candidate[Image]]:
         for distance in count():
             encoded, _ = lane.look_ahead(distance)
-            yield Candidate(encoded.name, partial(self._read, encoded, key))
+            yield Candidate(encoded.name, partial(self._read, encoded, key, transform))
 
-    def _read(self, encoded: Encoded, key: SampleKey) -> tuple[Real[Tensor, "c h w"], int]:
+    def _read(
+        self, encoded: Encoded, key: SampleKey, transform: Callable[[Picture], Image]
+    ) -> tuple[Image, int]:
         picture = encoded.open(self.stream.channels)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
-            return self.transform(picture), encoded.label
+            return transform(picture), encoded.label
 
 
 class _Lane:

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypedDict
+from typing import Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Real
-from torch import Tensor
 
 from simmim.data.limits import Limits, limited
 from simmim.data.skipped import SkippedImages, read_names
@@ -14,6 +12,7 @@ from simmim.data.unreadable import patiently, unreadable
 from simmim.errors import UnreadableImageError, UserError
 
 OnError = Literal["skip", "raise"]
+Decode = Literal["workers", "device"]
 
 # A source with so many unreadable images in a row is no source.
 _MOST_REPLACEMENTS = 100
@@ -30,19 +29,34 @@ class ReadingOptions(TypedDict, total=False):
     min_side: int
     max_aspect: float
     exclude: str | None
+    decode: Decode
 
 
-class Candidate(NamedTuple):
+@runtime_checkable
+class Typed(Protocol):
+    """An image: a tensor, or what will be one."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its values."""
+
+
+Image = TypeVar("Image", bound=Typed)
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[Image]):
     """An image that may be a sample: its name, and how it is read (with its label)."""
 
     name: str
-    read: Callable[[], tuple[Real[Tensor, "c h w"], int]]
+    read: Callable[[], tuple[Image, int]]
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen(Generic[Image]):
     """An image and label, and whether others came before it that could not be read."""
 
-    image: Real[Tensor, "c h w"]
+    image: Image
     label: int
     is_replacement: bool
 
@@ -69,7 +83,7 @@ class Tolerance:
         self.skipped = skipped or SkippedImages(most=2**63, of=2**63)
         self.value_type = value_type
 
-    def first_readable(self, candidates: Iterator[Candidate], epoch: int) -> Chosen:
+    def first_readable(self, candidates: Iterator[Candidate[Image]], epoch: int) -> Chosen[Image]:
         """The first that can be read; those before it are noted.
 
         Raises:
@@ -96,7 +110,7 @@ class Tolerance:
                 return Chosen(image, label, is_replacement=turn > 0)
         raise UserError(f"no image can be read, {failed} in a row were tried: {last}")
 
-    def read(self, candidate: Candidate) -> tuple[Real[Tensor, "c h w"], int]:
+    def read(self, candidate: Candidate[Image]) -> tuple[Image, int]:
         """One image and its label, within the limits and of the type of all.
 
         Raises:
@@ -124,6 +138,7 @@ class Reading:
             read, the run stops.
         max_pixels: see `Limits`, as the next two.
         exclude: a list of images that are not tried (`skipped.read_names`).
+        decode: who decodes the JPEG files that are trained on (`device_decoding`).
 
     Raises:
         UserError: a value that cannot be, or no such list.
@@ -135,6 +150,7 @@ class Reading:
     min_side: int = Limits.min_side
     max_aspect: float = Limits.max_aspect
     exclude: str | None = None
+    decode: Decode = "workers"
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:

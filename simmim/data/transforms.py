@@ -167,9 +167,13 @@ class RandomFlip(nn.Module):
         super().__init__()
         self.probability = probability
 
+    def choose(self) -> bool:
+        """Draws whether an image is flipped."""
+        return torch.rand(1).item() < self.probability
+
     def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h w"]:
         """Flips one image."""
-        return image.flip(-1) if torch.rand(1).item() < self.probability else image
+        return image.flip(-1) if self.choose() else image
 
 
 class RandAugment(nn.Module):

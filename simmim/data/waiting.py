@@ -3,16 +3,17 @@
 import os
 import time
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
-
-from simmim.data.samples import Sample
 
 # A run that waits for less of its time would hardly be faster.
 MUCH = 0.1
 
+Item = TypeVar("Item")
 
-class TimedLoader(DataLoader[Sample]):
+
+class TimedLoader(DataLoader[Item]):
     """A loader that sums up how long its reader had to wait.
 
     Attributes:
@@ -21,9 +22,9 @@ class TimedLoader(DataLoader[Sample]):
 
     waited_seconds = 0.0
 
-    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches."""
-        batches: Iterator[Sample] = super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
         while True:
             started = time.perf_counter()
             batch = next(batches, None)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
+from simmim.data.device_decoding import UndecodedBatch
 from simmim.data.labels import require_label_each
 from simmim.data.mixing import Mix
 from simmim.data.samples import Sample, without_repeats
@@ -54,7 +55,9 @@ class ClassificationTask(TrainingTask):
             self.model.encoder.eval()
         return self
 
-    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+    def on_before_batch_transfer(
+        self, batch: Sample | UndecodedBatch, dataloader_idx: int
+    ) -> Sample | UndecodedBatch:
         """Raises UserError where an image has no label, while that asks nothing of the device."""
         require_label_each(batch)
         return super().on_before_batch_transfer(batch, dataloader_idx)

@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 
 from simmim.checkpoints.description import describe_encoder
 from simmim.console import warn
+from simmim.data.device_decoding import UndecodedBatch
 from simmim.data.samples import Sample
 from simmim.models import Classifier, SimMIM
 from simmim.normalisation import Normalisation
@@ -47,7 +48,7 @@ class TrainingArguments(TypedDict):
 class MicroBatch(NamedTuple):
     """A part of a step: the batch as the loader made it, its number in the epoch, and its loss."""
 
-    batch: Sample
+    batch: Sample | UndecodedBatch
     number: int
     loss: Float[Tensor, ""]
 
@@ -87,7 +88,7 @@ class TrainingTask(pl.LightningModule):
         self.micro_batches: list[MicroBatch] = []
         self.skipped_step = False
         self._recipe: list[dict[str, Any]] = []
-        self._loaded: Sample | None = None
+        self._loaded: Sample | UndecodedBatch | None = None
         self._gradient_norm: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -112,7 +113,9 @@ class TrainingTask(pl.LightningModule):
         """The loss of one batch at this step."""
         raise NotImplementedError
 
-    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+    def on_before_batch_transfer(
+        self, batch: Sample | UndecodedBatch, dataloader_idx: int
+    ) -> Sample | UndecodedBatch:
         """Keeps the batch outside the device until its step is taken, for a second look."""
         if self.trainer.training:
             self._loaded = batch
