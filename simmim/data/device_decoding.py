@@ -254,6 +254,11 @@ def require_crop_alone(transform: Transform | None, channels: int) -> None:
 
 def require_decoder(device: torch.device) -> None:
     """Raises UserError for a device that does not decode a picture of known shades as it should."""
+    if not hasattr(torchvision.io, "decode_jpeg"):  # deprecated since 0.29
+        raise UserError(
+            "data.decode=device needs torchvision.io.decode_jpeg, and torchvision "
+            f"{torchvision.__version__} has none; use data.decode=workers, or an earlier torchvision"
+        )
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     shades = np.stack(np.broadcast_arrays(ramp, ramp[:, None], ramp[::-1]), -1)
     known = simplejpeg.encode_jpeg(np.ascontiguousarray(shades), quality=95)

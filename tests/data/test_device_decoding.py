@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -176,6 +177,22 @@ def test_damage_is_listed_and_replaced_as_ever(folder: Path, num_workers: int) -
     assert compare(*found).max() < 1.5
 
 
+def test_files_broken_at_random_are_listed_as_by_workers(folder: Path) -> None:
+    """Both decoders fill in for much of the damage, and give up at the same files."""
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        data = bytearray(as_jpeg(photograph(48, 60), progressive=number % 2 == 0))
+        for place in generator.integers(data.index(b"\xff\xda") + 14, len(data) - 2, 20):
+            data[place] = generator.integers(256)
+        write(folder / f"train/a/broken{number}.jpg", bytes(data))
+    lists = []
+    for decode in ("workers", "device"):
+        epoch(open_data(folder, decode, max_bad_fraction=1.0))
+        lists.append(listed(folder))
+    assert lists[0] == lists[1]
+    assert 5 < len(lists[0]) < 55
+
+
 def test_damage_that_the_device_meets_ends_a_run_that_is_to_be_strict(folder: Path) -> None:
     write(folder / "train/b/3.jpg", without_a_table(as_jpeg(photograph(50, 61))))
     with pytest.raises(UnreadableImageError, match=r"cannot read image .*train/b/3\.jpg"):
@@ -295,6 +312,14 @@ def test_a_device_without_a_decoder_is_refused(
         r"cpu cannot decode JPEG files \(torchvision not compiled .*\); use data.decode=workers"
     )
     with pytest.raises(UserError, match=reason):
+        open_data(folder, "device").train_dataloader()
+
+
+def test_a_torchvision_that_has_no_decoder_any_more_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(torchvision.io, "decode_jpeg")
+    with pytest.raises(UserError, match=r"torchvision .* has none; use data\.decode=workers"):
         open_data(folder, "device").train_dataloader()
 
 
