@@ -150,7 +150,7 @@ def run_stage(stage: str, config: DictConfig, run_dir: str, overrides: Sequence[
     """
     # Loader workers and other programs share the cores: a thread that spins for long while it waits
     # for the others keeps them from running, and one that sleeps at once is slow to wake. GNU's OpenMP
-    # spins for about 50 µs (quickstart on two cores, three rounds: 1.07 to 1.10 times the images a
+    # spins for less than 0.1 ms (the demo on two cores, three rounds: 1.07 to 1.10 times the images a
     # second of sleeping at once, 1.04 to 1.17 times those of its own choice), others not at all.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"

@@ -45,8 +45,8 @@ def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 def measure_growth(model: str, device: torch.device, *, rounds: int, quick: bool) -> list[Growth]:
     """SimMIM steps of one model: over areas, then over batches, then over depths of stage three.
 
-    Areas from 256 px, as in the paper (Swin V2, table 1): the gradients of all weights take the same
-    time at any size, and would be most of it at a small one.
+    Areas from 256 px, as in the paper (Swin V2, table 1): what takes the same time at any size, such as
+    gradients of the position biases and casts of weights, weighs most on small ones.
     """
     sides = [64, 128] if quick else [256, 384, 512, 768]
     batches = [1, 2] if quick else [2, 4, 8, 16]

@@ -23,6 +23,7 @@ from simmim.data.jpeg import decode_whole, is_plain
 from simmim.data.pictures import Box, Picture, resize
 from simmim.data.samples import Sample, SampleKey, Transform, TransformedImages
 from simmim.data.streams import StreamedImages
+from simmim.data.tolerance import Decode
 from simmim.data.transforms import CropFirst, RandomFlip
 from simmim.data.waiting import TimedLoader
 from simmim.errors import UserError
@@ -231,12 +232,12 @@ def show(part: Part, picture: UInt8[Tensor, "3 _ _"], size: Pair) -> UInt8[Tenso
     return image.flip(-1) if part.is_mirrored else image
 
 
-def require_crop_alone(transform: Transform | None, channels: int) -> None:
+def require_crop_alone(decode: Decode, transform: Transform | None, channels: int) -> None:
     """Raises UserError for an augmentation, or channels, that JPEG files cannot be left undecoded for.
 
-    None stands for no training, where nothing is left to the device.
+    A `transform` None stands for no training, where nothing is left to the device.
     """
-    if transform is None:
+    if decode == "workers" or transform is None:
         return
     if channels != 3:
         raise UserError(

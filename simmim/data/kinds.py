@@ -86,8 +86,7 @@ def imagefolder(
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
-    if reading.decode == "device":
-        require_crop_alone(train_transform, channels)
+    require_crop_alone(reading.decode, train_transform, channels)
     if train_transform is None:
         held_out = held_out_folder(root, channels)
         folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
@@ -145,8 +144,7 @@ def webdataset(
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
-    if reading.decode == "device":
-        require_crop_alone(train_transform, channels)
+    require_crop_alone(reading.decode, train_transform, channels)
     root, val_root = sort_roots(root, val_root)
     shards = find_shards(root)
     val_shards = [] if val_root is None else find_shards(val_root, "data.val_root")
@@ -235,8 +233,7 @@ def hf(
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
     require_channels(train_transform, channels)
-    if reading.decode == "device":
-        require_crop_alone(train_transform, channels)
+    require_crop_alone(reading.decode, train_transform, channels)
     if root is not None:
         if streaming:
             raise UserError("data.streaming=true is for data.name; a data.root is read at random")
