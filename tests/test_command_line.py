@@ -66,6 +66,7 @@ MISTAKES = {
     "optim.schedule=linear": "optim.schedule=linear is unknown; use cosine or multistep",
     "data=imagefolder": "set data.root=DIR",
     "trainer.devices=1000": "trainer.devices=1000 is more than this machine's",
+    "data.pictures=maps": "data.pictures=maps is unknown; use textures or mosaics",
     "trainer.precision=8": "trainer.precision=8 is unknown; use auto",
     "trainer.max_epochs=null": "the run has no end",
     "target_window=46": "target window 46 must be odd",

@@ -10,18 +10,21 @@ middle of the picture, x points to the right, y upwards, and the shorter side ru
 """
 
 import math
-import zlib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch.utils.data import Dataset
 
+from simmim.data.draws import create_generator, draw_label
+from simmim.data.mosaics import MOSAIC_CLASSES, render_mosaic
 from simmim.data.shapes import SHAPE_REACH, SHAPES
 from simmim.data.textures import TEXTURES, Plane, coverage, ramp
 from simmim.errors import UserError
 
+Pictures = Literal["textures", "mosaics"]
 DEMO_CLASSES: tuple[str, ...] = tuple(TEXTURES)
 MIN_SIDE = 16
 
@@ -114,17 +117,9 @@ def render(
     holds every class once. The seed and the index are 0 or more. The ground's texture is
     ``detail`` times finer.
     """
-    block, turn = divmod(index, len(DEMO_CLASSES))
-    order = _generator(seed, split, "labels", block).permutation(len(DEMO_CLASSES))
-    label = int(order[turn])
-    scene = _compose(_generator(seed, split, "scenes", index), DEMO_CLASSES[label], detail)
+    label = draw_label(seed, split, index, len(DEMO_CLASSES))
+    scene = _compose(create_generator(seed, split, "scenes", index), DEMO_CLASSES[label], detail)
     return _draw(scene, image_size), label
-
-
-def _generator(seed: int, split: str, purpose: str, index: int) -> np.random.Generator:
-    # Python's own hash of a string differs from process to process.
-    key = [seed, zlib.crc32(split.encode()), zlib.crc32(purpose.encode()), index]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def _compose(rng: np.random.Generator, texture: str, detail: float) -> Scene:
@@ -283,10 +278,12 @@ def _light(scene: Scene, x: Row, y: Column) -> Plane:
 class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     """The first ``size`` demo pictures of a split, at ``image_size`` (height, width) in pixels.
 
-    At ``detail`` 1 every picture shows as many periods of its texture, whatever its size; at
+    ``pictures`` are ``textures``, as here, or ``mosaics``, as in `simmim.data.mosaics`. At ``detail`` 1
+    every picture shows as many periods of its texture, or as many tiles, whatever its size; at
     ``detail`` 3 three times as many: as a photograph of three times the size shows more.
 
-    Raises `UserError` (a ValueError) for a size, an image size, a seed or a detail that is too small.
+    Raises `UserError` (a ValueError) for unknown pictures, and for a size, an image size, a seed or a
+    detail that is too small.
     """
 
     def __init__(
@@ -297,7 +294,12 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
         image_size: tuple[int, int],
         seed: int = 0,
         detail: float = 1.0,
+        pictures: Pictures = "textures",
     ) -> None:
+        if pictures not in get_args(Pictures):
+            raise UserError(
+                f"data.pictures={pictures} is unknown; use {' or '.join(get_args(Pictures))}"
+            )
         if size < 1:
             raise UserError(
                 f"demo size is {size}; it must be at least 1: ask for one picture or more"
@@ -314,7 +316,10 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
                 f"demo detail is {detail}; it must be more than 0: 1 is the usual, 3 shows textures "
                 "three times as fine"
             )
-        self.classes = DEMO_CLASSES
+        self.classes, self._render = {
+            "textures": (DEMO_CLASSES, render),
+            "mosaics": (MOSAIC_CLASSES, render_mosaic),
+        }[pictures]
         self._split = split
         self._size = size
         self._image_size = image_size
@@ -335,7 +340,9 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     def load(self, index: int) -> tuple[UInt8[torch.Tensor, "3 h w"], int]:
         """The picture and its label, a place in `classes`; IndexError where there is none."""
         self._check(index)
-        picture, label = render(self._seed, self._split, index, self._image_size, self._detail)
+        picture, label = self._render(
+            self._seed, self._split, index, self._image_size, self._detail
+        )
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), label
 
     def identifier(self, index: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import Unpack
 
 from simmim.data.datamodule import ImageDataModule, check_loading
-from simmim.data.demo import DemoImages
+from simmim.data.demo import DemoImages, Pictures
 from simmim.data.device_decoding import require_crop_alone
 from simmim.data.hugging_face import Columns, index_splits, load_named, load_saved, stream_splits
 from simmim.data.imagefolder import FolderSplits, ImageFolder, held_out_folder, split_folder
@@ -33,16 +33,19 @@ def demo(
     batch_size: int,
     train_transform: Transform | None,
     detail: float = 1.0,
+    pictures: Pictures = "textures",
     num_workers: int | None = None,
     seed: int = 0,
 ) -> ImageDataModule:
     """Pictures that simmim draws itself, with the texture of the ground as their label.
 
-    `train_size` and `val_size` are numbers of pictures; textures are `detail` times finer.
+    `train_size` and `val_size` are numbers of pictures; `pictures` and `detail` as `DemoImages`'.
     """
     size = as_pair(image_size, "model.image_size")
     train, val = (
-        DemoImages(split=split, size=count, image_size=size, seed=seed, detail=detail)
+        DemoImages(
+            split=split, size=count, image_size=size, seed=seed, detail=detail, pictures=pictures
+        )
         for split, count in (("train", train_size), ("val", val_size))
     )
     return ImageDataModule(
