@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from simmim.encoder.chunked_attention import attend_in_chunks
 from simmim.encoder.fused_attention import fused_attention, require_head_dim
+from simmim.encoder.linear import Linear
 from simmim.encoder.position_bias import ContinuousPositionBias, TablePositionBias
 from simmim.encoder.recomputation import recompute
 from simmim.sizes import Pair
@@ -77,7 +78,7 @@ class WindowAttention(nn.Module):
             self.logit_scale = nn.Parameter(torch.full((num_heads,), math.log(10)))
         else:
             self.k_bias = nn.Parameter(torch.zeros(channels))
-        self.projection = nn.Linear(channels, channels)
+        self.projection = Linear(channels, channels)
         self.position_bias = create_position_bias(
             position_bias, num_heads, window_size, pretrained_window_size
         )

@@ -12,6 +12,7 @@ from simmim.encoder.attention import (
     Similarity,
     WindowAttention,
 )
+from simmim.encoder.linear import Linear
 from simmim.encoder.patches import Norm, PatchMerging
 from simmim.encoder.recomputation import recompute
 from simmim.encoder.windows import WindowGrid, attention_mask, merge_windows, partition_windows
@@ -23,9 +24,9 @@ class Mlp(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = Linear(channels, hidden_channels)
         self.activation = nn.GELU()
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Transforms each token by itself."""

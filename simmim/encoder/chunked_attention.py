@@ -131,9 +131,8 @@ def _attend(
             if mask is not None:
                 own_bias = bias.masked_fill(mask[windows].unsqueeze(1), -torch.inf)
             for images in all_images:
-                by_head, *chunk = attend_chunk(qkv[images, windows], own_bias, factor)
-                _split(attended[images, windows], 1, len(bias))[0] = by_head
-                kept += chunk
+                output = attended[images, windows]
+                kept += attend_chunk(qkv[images, windows], own_bias, factor, output)
     return attended, kept
 
 
@@ -168,26 +167,40 @@ def _differentiate(
     )
 
 
-def _attend_chunk(qkv: Tensor, bias: Tensor, factor: Tensor | None) -> tuple[Tensor, ...]:
+def _attend_chunk(
+    qkv: Tensor, bias: Tensor, factor: Tensor | None, attended: Tensor
+) -> tuple[Tensor, ...]:
+    """Writes the output of a chunk, and returns what is kept of it."""
     chunk = _Chunk.create(qkv, bias, factor)
-    return chunk.attended, *chunk
+    by_head = torch.bmm(chunk.weights, chunk.value.flatten(0, 2))
+    _split(attended, 1, bias.shape[-3])[0] = by_head.view(chunk.value.shape)
+    return chunk
 
 
-def _differentiate_chunk(kept: tuple[Tensor, Tensor, Tensor], *gradients: Any) -> None:
+def _differentiate_chunk(kept: tuple[Tensor, ...], *gradients: Any) -> None:
     _Chunk(*kept).backward(*gradients)
 
 
 class _Chunk(NamedTuple):
     """Some windows' attention: what is kept of it.
 
+    Queries, keys and values are tensors of their own: of slices that are written in place, the
+    compiler would compute all three for each.
+
     Attributes:
-        parts: queries, keys and values as the products take them: queries and keys over `lengths`.
-        lengths: of queries and keys, over what their products are multiplied by; float32 or wider.
+        query: as the products take it: over `query_length`.
+        key: the same, over `key_length`.
+        value: as it came.
+        query_length: of queries, over what their products are multiplied by; float32 or wider.
+        key_length: of keys.
         weights: of every pair of tokens.
     """
 
-    parts: Float[Tensor, "3 b windows heads tokens d"]
-    lengths: Float[Tensor, "2 _b _windows heads _tokens 1"]
+    query: Float[Tensor, "b windows heads tokens d"]
+    key: Float[Tensor, "b windows heads tokens d"]
+    value: Float[Tensor, "b windows heads tokens d"]
+    query_length: Float[Tensor, "_b _windows _heads _tokens 1"]
+    key_length: Float[Tensor, "_b _windows _heads _tokens 1"]
     weights: Float[Tensor, "maps tokens tokens"]
 
     @classmethod
@@ -200,25 +213,21 @@ class _Chunk(NamedTuple):
         """Normalises and scales queries and keys, and compares them."""
         heads, tokens = bias.shape[-3:-1]
         # Changed in place below: never the input itself, which a single token may be laid out as.
-        parts = _split(qkv, 3, heads).clone(memory_format=torch.contiguous_format)
+        query, key, value = (
+            part.clone(memory_format=torch.contiguous_format) for part in _split(qkv, 3, heads)
+        )
         if factor is None:
-            root = torch.tensor([parts.shape[-1] ** 0.5, 1.0], dtype=_wide(qkv), device=qkv.device)
-            lengths = root.view(2, 1, 1, 1, 1, 1)
+            query_length = query.new_full((1,) * 5, query.shape[-1] ** 0.5, dtype=_wide(qkv))
+            key_length = torch.ones_like(query_length)
         else:
-            lengths = torch.linalg.vector_norm(parts[:2], dim=-1, keepdim=True, dtype=_wide(qkv))
-            lengths.clamp_(min=_SMALLEST_NORM)
-            lengths[0] /= factor.view(-1, 1, 1)
-        parts[:2] /= lengths
-        query, key, _ = parts.flatten(1, 3)
-        logits = torch.bmm(query, key.mT).to(_wide(qkv))
-        logits.view(*parts.shape[1:4], tokens, tokens).add_(bias)
-        return cls(parts, lengths, logits.softmax(dim=-1).to(qkv.dtype))
-
-    @property
-    def attended(self) -> Float[Tensor, "b windows heads tokens d"]:
-        """The sums of values."""
-        by_head = torch.bmm(self.weights, self.parts[2].flatten(0, 2))
-        return by_head.view(self.parts.shape[1:])
+            query_length = _lengths(query) / factor.view(-1, 1, 1)
+            key_length = _lengths(key)
+        query /= query_length
+        key /= key_length
+        logits = torch.bmm(query.flatten(0, 2), key.flatten(0, 2).mT).to(_wide(qkv))
+        logits.view(*query.shape[:3], tokens, tokens).add_(bias)
+        weights = logits.softmax(dim=-1).to(qkv.dtype)
+        return cls(query, key, value, query_length, key_length, weights)
 
     def backward(
         self,
@@ -229,31 +238,31 @@ class _Chunk(NamedTuple):
         factor_gradient: Float[Tensor, " _heads"],
     ) -> None:
         """Writes the gradient of queries, keys and values, and adds to the others."""
-        parts, lengths, weights = self
-        wide = bias_gradient.dtype
-        query, key, value = parts.flatten(1, 3)
+        wide, shape, weights = bias_gradient.dtype, self.query.shape, self.weights
+        query, key, value = (part.flatten(0, 2) for part in self[:3])
         of_output = _split(gradient, 1, len(bias_gradient)).flatten(0, 3)
         of_weights = torch.bmm(of_output, value.mT).to(wide)
         of_logits = torch.ops.aten._softmax_backward_data(of_weights, weights.to(wide), -1, wide)
         bias_gradient += of_logits.view(-1, *bias_gradient.shape).sum(dim=0)
         low = of_logits.to(weights.dtype)
-        of_parts = torch.empty_like(parts)
-        of_query, of_key, of_value = of_parts.flatten(1, 3)
-        torch.bmm(low, key, out=of_query)
-        torch.bmm(low.mT, query, out=of_key)
-        torch.bmm(weights.mT, of_output, out=of_value)
-        of_directions = of_parts[:2].to(wide)
+        of_query = torch.bmm(low, key).view(shape).to(wide)
+        of_key = torch.bmm(low.mT, query).view(shape).to(wide)
+        gradients = _split(qkv_gradient, 3, len(bias_gradient))
+        gradients[2] = torch.bmm(weights.mT, of_output).view(shape)
         if factor is not None:
             # What changes a direction's length alone changes nothing but the factor.
-            directions = parts[:2].to(wide)
-            along = (of_directions * directions).sum(dim=-1, keepdim=True)
-            along[0] /= factor.view(-1, 1, 1)
-            factor_gradient += along[0].sum(dim=(0, 1, 3, 4))
-            along[0] /= factor.view(-1, 1, 1)
-            of_directions.addcmul_(directions, along, value=-1)
-        gradients = _split(qkv_gradient, 3, len(bias_gradient))
-        gradients[:2] = of_directions / lengths
-        gradients[2] = of_parts[2]
+            along = (of_query * self.query).sum(dim=-1, keepdim=True) / factor.view(-1, 1, 1)
+            factor_gradient += along.sum(dim=(0, 1, 3, 4))
+            of_query = of_query - self.query * (along / factor.view(-1, 1, 1))
+            of_key = of_key - self.key * (of_key * self.key).sum(dim=-1, keepdim=True)
+        gradients[0] = of_query / self.query_length
+        gradients[1] = of_key / self.key_length
+
+
+def _lengths(vectors: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
+    wide = _wide(vectors)
+    lengths = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=wide)
+    return lengths.clamp(min=_SMALLEST_NORM)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
