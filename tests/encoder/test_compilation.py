@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from simmim.encoder import SwinTransformer, chunked_attention
 from simmim.encoder.attention import Similarity, WindowAttention
 from simmim.encoder.compilation import check_compile, compile_blocks
+from simmim.encoder.linear import Linear
 from simmim.encoder.windows import attention_mask, fit_window
 from simmim.errors import UserError
 
@@ -69,8 +71,12 @@ def test_compiled_blocks_equal_the_reference(checkpoint_blocks: str) -> None:
 
 
 @pytest.mark.usefixtures("plain_chunks")
-def test_compiled_position_biases_learn_in_float32_under_autocast() -> None:
+def test_compiled_position_biases_learn_in_float32_under_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Their gradients are those of the same encoder without a compiler, where bf16 would round them."""
+    # Compiled, a bias is added to a product that has been rounded: all gradients would differ by that.
+    monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
     torch.compiler.reset()
     encoder, plain = create(), create()
     compile_blocks(encoder, "default", backend="aot_eager")
@@ -79,6 +85,26 @@ def test_compiled_position_biases_learn_in_float32_under_autocast() -> None:
     for name, ours, expected in results:
         if "position_bias" in name:
             assert (ours - expected).norm() < 1e-5 * expected.norm(), name
+
+
+@pytest.mark.parametrize(("is_bf16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
+def test_a_compiled_linear_layer_equals_pytorchs(is_bf16: bool, tolerance: float) -> None:
+    torch.manual_seed(0)
+    layer = Linear(24, 40)
+    plain = nn.Linear(24, 40)
+    plain.load_state_dict(layer.state_dict())
+    layer.compile(backend="aot_eager")
+    features = torch.randn(2, 3, 5, 24, requires_grad=True)
+    results = []
+    for module in (layer, plain):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            output = module(features)
+        results.append(
+            [output, *torch.autograd.grad(output.square().sum(), [features, *module.parameters()])]
+        )
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        assert (ours - expected).norm() < tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
