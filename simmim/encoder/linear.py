@@ -15,7 +15,8 @@ class Linear(nn.Linear):
 
     def forward(self, features: Float[Tensor, "*rows c"]) -> Float[Tensor, "*rows out_c"]:
         """Transforms the last dimension."""
-        if not (torch.compiler.is_compiling() and features.is_cpu):
+        is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+        if not (is_compiled and features.is_cpu):
             return super().forward(features)
         product = F.linear(features, self.weight)
         return product + self.bias.to(product.dtype)
