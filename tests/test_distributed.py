@@ -19,6 +19,8 @@ ALIKE = [
     *(option for option in TINY_DEMO if not option.startswith(("trainer=", "data.train_size"))),
     *("data.train_size=48", "data.val_size=7", "trainer.accelerator=cpu"),
     *("trainer.max_epochs=10", "trainer.log_every_n_steps=1", "save.monitor=null"),
+    # With less, AdamW makes whole steps of gradients that are little more than rounding.
+    "optim.eps=1e-5",
 ]
 Train = Callable[..., Path]
 
@@ -44,8 +46,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     weights, reference = (load_file(run / "encoder.safetensors") for run in (folder, expected))
     assert weights.keys() == reference.keys()
     for name, tensor in reference.items():
-        # AdamW makes whole steps of gradients that are little more than rounding.
-        torch.testing.assert_close(weights[name], tensor, atol=1e-4, rtol=0)
+        torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=0)
     metrics, goal = (
         json.loads((run / "summary.json").read_text())["metrics"] for run in (folder, expected)
     )
