@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,7 +13,8 @@ from simmim.encoder.attention import (
     Similarity,
     WindowAttention,
 )
-from simmim.encoder.linear import Linear
+from simmim.encoder.gelu import gelu_after
+from simmim.encoder.linear import Linear, is_compiled_on_cpu
 from simmim.encoder.patches import Norm, PatchMerging
 from simmim.encoder.recomputation import recompute
 from simmim.encoder.windows import WindowGrid, attention_mask, merge_windows, partition_windows
@@ -30,6 +32,9 @@ class Mlp(nn.Module):
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Transforms each token by itself."""
+        if is_compiled_on_cpu(features) and torch.is_grad_enabled():
+            product = F.linear(features, self.fc1.weight)
+            return self.fc2(gelu_after(product, self.fc1.bias))
         return self.fc2(self.activation(self.fc1(features)))
 
 

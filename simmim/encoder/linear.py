@@ -6,6 +6,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 
+def is_compiled_on_cpu(tensor: Tensor) -> bool:
+    """Whether `torch.compile` traces what is done with it on a CPU, and not for an export."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and tensor.is_cpu
+
+
 class Linear(nn.Linear):
     """`nn.Linear`, and to `torch.compile` on a CPU a product and a sum.
 
@@ -15,8 +20,7 @@ class Linear(nn.Linear):
 
     def forward(self, features: Float[Tensor, "*rows c"]) -> Float[Tensor, "*rows out_c"]:
         """Transforms the last dimension."""
-        is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-        if not (is_compiled and features.is_cpu):
+        if not is_compiled_on_cpu(features):
             return super().forward(features)
         product = F.linear(features, self.weight)
         return product + self.bias.to(product.dtype)
