@@ -1,15 +1,22 @@
 """Compiled blocks compute what they did, are compiled once a kind, and keep their names."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jaxtyping
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from simmim.encoder import SwinTransformer, chunked_attention
-from simmim.encoder.attention import Similarity, WindowAttention
+from simmim.encoder import SwinTransformer, blocks, chunked_attention, gelu, linear
+from simmim.encoder.attention import (
+    PositionBias,
+    Similarity,
+    WindowAttention,
+    create_position_bias,
+)
+from simmim.encoder.blocks import Mlp
 from simmim.encoder.compilation import check_compile, compile_blocks
 from simmim.encoder.linear import Linear
 from simmim.encoder.windows import attention_mask, fit_window
@@ -25,9 +32,10 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.fixture
-def plain_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done with a chunk is not compiled, which takes seconds."""
+def plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What operators do with a chunk and in a GELU is not compiled, which takes seconds."""
     monkeypatch.setattr(chunked_attention, "_compile", lambda function: function)
+    monkeypatch.setattr(gelu, "_compile", lambda: gelu._compute)
 
 
 def create(**changes) -> SwinTransformer:
@@ -56,7 +64,7 @@ def run(encoder: SwinTransformer, *, is_bf16: bool = False) -> list[torch.Tensor
     return [features, *torch.autograd.grad((features**3).mean(), parameters)]
 
 
-@pytest.mark.usefixtures("plain_chunks")
+@pytest.mark.usefixtures("plain_operators")
 @pytest.mark.parametrize("checkpoint_blocks", ["none", "all"])
 def test_compiled_blocks_equal_the_reference(checkpoint_blocks: str) -> None:
     torch.compiler.reset()
@@ -70,13 +78,14 @@ def test_compiled_blocks_equal_the_reference(checkpoint_blocks: str) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.usefixtures("plain_chunks")
+@pytest.mark.usefixtures("plain_operators")
 def test_compiled_position_biases_learn_in_float32_under_autocast(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Their gradients are those of the same encoder without a compiler, where bf16 would round them."""
-    # Compiled, a bias is added to a product that has been rounded: all gradients would differ by that.
-    monkeypatch.setattr(Linear, "forward", nn.Linear.forward)
+    # Compiled, biases are added to what has been rounded, and slopes are: all gradients differ by that.
+    monkeypatch.setattr(linear, "is_compiled_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(blocks, "is_compiled_on_cpu", lambda tensor: False)
     torch.compiler.reset()
     encoder, plain = create(), create()
     compile_blocks(encoder, "default", backend="aot_eager")
@@ -88,12 +97,15 @@ def test_compiled_position_biases_learn_in_float32_under_autocast(
 
 
 @pytest.mark.parametrize(("is_bf16", "tolerance"), [(False, 1e-5), (True, 1e-2)])
-def test_a_compiled_linear_layer_equals_pytorchs(is_bf16: bool, tolerance: float) -> None:
+@pytest.mark.parametrize("create_layer", [lambda: Linear(24, 40), lambda: Mlp(24, 40)])
+def test_a_compiled_layer_equals_pytorchs(
+    create_layer: Callable[[], nn.Module], is_bf16: bool, tolerance: float
+) -> None:
+    torch.compiler.reset()
     torch.manual_seed(0)
-    layer = Linear(24, 40)
-    plain = nn.Linear(24, 40)
+    layer, plain = create_layer(), create_layer()
     plain.load_state_dict(layer.state_dict())
-    layer.compile(backend="aot_eager")
+    layer.compile(backend="aot_eager", fullgraph=True)
     features = torch.randn(2, 3, 5, 24, requires_grad=True)
     results = []
     for module in (layer, plain):
@@ -105,6 +117,43 @@ def test_a_compiled_linear_layer_equals_pytorchs(is_bf16: bool, tolerance: float
     for ours, expected in zip(*results, strict=True):
         assert ours.dtype == expected.dtype
         assert (ours - expected).norm() < tolerance * expected.norm()
+
+
+def test_a_compiled_mlp_without_gradients_is_pytorchs_own() -> None:
+    torch.compiler.reset()
+    mlp = Mlp(24, 40)
+    features = torch.randn(2, 3, 5, 24)
+    expected = mlp(features)
+    mlp.compile(backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(mlp(features), expected)
+
+
+def test_gelu_and_its_slope_are_the_error_functions() -> None:
+    hidden = torch.linspace(-12, 12, 100_001)
+    product, bias = (hidden - 0.5).requires_grad_(), torch.tensor([0.5], requires_grad=True)
+    exact = (product + bias).detach().double().requires_grad_()
+    value = gelu.gelu_after(product.unsqueeze(1), bias).squeeze(1)
+    slope, of_bias = torch.autograd.grad(value.sum(), (product, bias))
+    expected = F.gelu(exact)
+    (expected_slope,) = torch.autograd.grad(expected.sum(), exact)
+    assert ((value - expected).abs() <= 2e-7 * exact.abs().clamp(min=1)).all()
+    assert ((slope - expected_slope).abs() <= 4e-7).all()
+    torch.testing.assert_close(of_bias, slope.sum(dim=0, keepdim=True))
+
+
+@pytest.mark.parametrize("kind", ["log_cpb", "table"])
+def test_compiled_position_biases_equal_their_own(kind: PositionBias) -> None:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    module = create_position_bias(kind, 3, (5, 4), (5, 4))
+    parameters = list(module.parameters())
+    weights = torch.randn(3, 20, 20)
+    expected = [bias := module(), *torch.autograd.grad((bias * weights).sum(), parameters)]
+    module.compile(backend="aot_eager", fullgraph=True)
+    ours = [bias := module(), *torch.autograd.grad((bias * weights).sum(), parameters)]
+    for own, reference in zip(ours, expected, strict=True):
+        torch.testing.assert_close(own, reference)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
@@ -131,7 +180,7 @@ def test_compiled_chunks_equal_the_reference(
         assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.usefixtures("plain_chunks")
+@pytest.mark.usefixtures("plain_operators")
 def test_deeper_encoders_compile_no_more() -> None:
     """Whatever the depth: blocks differ by drop path's rate, which is no other code."""
     counts = []
