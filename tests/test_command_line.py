@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from simmim import command_line
 from simmim.command_line import config_directory
 
 
@@ -157,3 +159,30 @@ def test_a_file_that_vanishes_is_named_in_one_line(folders):
 
 def test_configuration_directory_has_a_root_for_the_command():
     assert (config_directory() / "pretrain.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "own", "expected"),
+    [("pretrain", None, "PASSIVE"), ("pretrain", "ACTIVE", "ACTIVE"), ("benchmark", None, None)],
+)
+def test_threads_sleep_soon_but_in_a_benchmark_or_where_one_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    stage: str,
+    own: str | None,
+    expected: str | None,
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # what the stage sets is undone
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+
+    def note(run_dir: str) -> None:
+        assert run_dir == str(tmp_path)
+        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(command_line, "find_stage", lambda name: note)
+    command_line.run_stage(stage, OmegaConf.create({}), str(tmp_path))
+    assert seen == [expected]
