@@ -4,16 +4,51 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test coverage torture slurm browser docs lint format clean setup
+# The versions that set-up installs, for pip and uv alike; `make lock` writes them.
+LOCK := requirements/lock.txt
+LOCKED := --constraint $(LOCK) --build-constraint $(LOCK)
+# DeepSpeed compiles nothing while it is installed.
+export DS_BUILD_OPS := 0
+# Interpreters of pyenv are found too, and none is downloaded.
+UV := UV_PYTHON_DOWNLOADS=never \
+  PATH="$$PATH$(subst $() ,,$(patsubst %,:%,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin)))" $(BIN)/uv
+
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# What a changed package or interpreter breaks first, in three minutes.
+FAST := tests/encoder tests/checkpoints tests/data tests/optim tests/tasks tests/test_masking.py \
+  tests/test_losses.py tests/test_normalisation.py tests/test_command_line.py
+
+.PHONY: quickstart test fast newest oldest pythons coverage torture slurm browser docs lint format lock clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+fast: $(READY)  ## the tests that a changed package or interpreter breaks first; three minutes
+	$(BIN)/python $(PYTEST) $(FAST)
+
+# Runs the fast tests in .venv-$(1), which is made anew: by Python $(2), with the versions that $(3) chooses.
+define fast_in
+	$(UV) venv --quiet --clear --python $(2) .venv-$(1)
+	$(UV) pip install --quiet --python .venv-$(1) $(3) --editable ".[test]"
+	.venv-$(1)/bin/python $(PYTEST) $(FAST)
+endef
+
+newest: $(READY)  ## fast tests on the newest Python, with today's versions of all packages
+	$(call fast_in,newest,3.13,--upgrade)
+
+oldest: $(READY)  ## fast tests on the oldest Python, with the lowest versions that pyproject.toml allows
+	$(call fast_in,oldest,3.10,--resolution lowest-direct)
+
+pythons: python3.10 python3.11 python3.12 python3.13  ## fast tests on each Python, with locked versions
+
+python3.%: $(READY)
+	$(call fast_in,3.$*,3.$*,$(LOCKED))
 
 coverage: $(READY)  ## all tests, and the lines that they miss; takes twice as long
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python $(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
 torture: $(READY)  ## kills, faults, mutants and a soak: twenty minutes on two cores
 	$(BIN)/python -m pytest -m torture -n 2 --dist worksteal tests/torture
@@ -41,13 +76,22 @@ format: $(READY)  ## rewrite the code as lint wants it
 
 setup: $(READY)
 
-$(READY): pyproject.toml
-	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
-	  { rm -rf $(VENV); echo "no virtual environment can be made: install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+# Where uv does not come through, pip may: it has mirrors and proxies of its own configured.
+$(READY): pyproject.toml $(LOCK) | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(LOCKED) --editable ".[dev]" || \
+	  $(BIN)/python -m pip install --quiet $(LOCKED) --editable ".[dev]"
 	touch $@
 
+$(BIN)/uv:
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no virtual environment can be made: install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) pip uv
+
+lock: | $(BIN)/uv  ## pin what pyproject.toml requires in requirements/lock.txt; UPGRADE=--upgrade: today's versions
+	$(UV) pip compile --quiet --universal --python-version 3.10 --all-extras $(UPGRADE) \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
+	  pyproject.toml requirements/lock.in --output-file $(LOCK)
+
 clean:  ## remove what the tools leave behind; runs in outputs/ stay
-	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.*
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* .venv-*
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
