@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from simmim.data.auto_augment import create_policy
 from simmim.data.pictures import Box, Picture, Pixels
 from simmim.data.samples import Transform
 from simmim.errors import UserError
-from simmim.normalisation import IMAGENET_MEAN
 from simmim.sizes import Pair, Size, as_pair
 
 
@@ -51,8 +51,9 @@ def strong_augmentation(
     """The augmentation that Swin is fine-tuned with (Swin V1, section 4.1), by timm.
 
     `scale`, `ratio` and `flip` are as in `light_augmentation`.
-    `rand_augment` is timm's policy string (None: without); `random_erasing` the probability that a
-    rectangle is filled with noise. Mixup and CutMix act on batches and stand elsewhere.
+    `rand_augment` is a policy of timm (`rand-…`, `augmix-…`, `original`, `v0`; None: without);
+    `random_erasing` the probability that a rectangle is filled with noise. Mixup and CutMix act on
+    batches and stand elsewhere.
 
     Raises:
         UserError: ranges outside their bounds.
@@ -64,7 +65,7 @@ def strong_augmentation(
     light = light_augmentation(image_size, scale, ratio, flip)
     steps = list(light.steps)
     if rand_augment is not None:
-        steps.append(RandAugment(rand_augment))
+        steps.append(RandAugment(rand_augment, light.crop.size))
     if random_erasing > 0:
         steps.append(NoiseErasing(random_erasing))
     return CropFirst(light.crop, *steps)
@@ -177,19 +178,11 @@ class RandomFlip(nn.Module):
 
 
 class RandAugment(nn.Module):
-    """timm's RandAugment on uint8 tensors; holes that a rotation leaves are ImageNet's mean colour."""
+    """A policy of timm on uint8 tensors, with the options that `create_policy` gives it."""
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, image_size: Size) -> None:
         super().__init__()
-        from timm.data.auto_augment import rand_augment_transform
-
-        mean = tuple(round(255 * value) for value in IMAGENET_MEAN)
-        try:
-            self.policy = rand_augment_transform(policy, {"img_mean": mean})
-        except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(
-                f"augmentation.rand_augment={policy} is no policy of timm; use rand-m9-mstd0.5-inc1"
-            ) from error
+        self.policy = create_policy(policy, as_pair(image_size, "model.image_size"))
 
     def forward(self, image: UInt8[Tensor, "3 h w"]) -> UInt8[Tensor, "3 h w"]:
         """Augments one image."""
