@@ -20,7 +20,7 @@ from simmim.analysis.nearest_neighbours import NeighbourVote
 from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
 from simmim.data import ImageDataModule
-from simmim.data.samples import without_repeats
+from simmim.data.samples import is_counted
 from simmim.data.transforms import CenterCrop
 from simmim.diagnostics import (
     DIAGNOSTICS,
@@ -198,7 +198,7 @@ def load_images(data: ImageDataModule, count: int, seed: int) -> Real[Tensor, "b
     """So many held-out images, or all that there are, as they are stored."""
     chosen = choose_images(len(data.val), count, seed)
     batches = [
-        without_repeats(batch).images for batch in data.evaluation_dataloader(data.val, chosen)
+        batch.image[is_counted(batch)] for batch in data.evaluation_dataloader(data.val, chosen)
     ]
     images = torch.cat(batches)
     if len(images) == 0:

@@ -23,6 +23,16 @@ def masked_l1(
     return difference.sum() / (mask.sum() * target.shape[1])
 
 
+def masked_l1_by_image(
+    prediction: Float[Tensor, "b c H W"],
+    target: Float[Tensor, "b c H W"],
+    mask: Bool[Tensor, "b H W"],
+) -> Float[Tensor, " b"]:
+    """The same of each image by itself."""
+    difference = (prediction.float() - target.float()).abs() * mask.unsqueeze(1)
+    return difference.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2)) * target.shape[1])
+
+
 def image_l1(
     prediction: Float[Tensor, "b c H W"], target: Float[Tensor, "b c H W"]
 ) -> Float[Tensor, ""]:

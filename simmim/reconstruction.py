@@ -10,6 +10,7 @@ from simmim.losses import (
     LocalStatistics,
     local_statistics,
     masked_l1,
+    masked_l1_by_image,
     nearest_visible,
     visible_mean,
 )
@@ -103,10 +104,4 @@ def _compare(
     mask: Bool[Tensor, "b H W"],
 ) -> MaskedL1:
     guesses = (prediction, visible_mean(target, mask), nearest_visible(target, mask))
-    rows = [slice(row, row + 1) for row in range(len(target))]
-    return MaskedL1(
-        *(
-            torch.stack([masked_l1(guess[row], target[row], mask[row]) for row in rows])
-            for guess in guesses
-        )
-    )
+    return MaskedL1(*(masked_l1_by_image(guess, target, mask) for guess in guesses))

@@ -10,17 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DEMO, TORCHRUN, run_python, run_within
+from conftest import TINY_DEMO, TORCHRUN, rows, run_python, run_within
 from safetensors.torch import load_file
 
 from simmim.errors import UserError
 
 ALIKE = [
     *(option for option in TINY_DEMO if not option.startswith(("trainer=", "data.train_size"))),
-    *("data.train_size=48", "data.val_size=7", "trainer.accelerator=cpu"),
+    # Of nine held-out images, the last batch of the second of two processes has but a repeat.
+    *("data.train_size=48", "data.val_size=9", "trainer.accelerator=cpu"),
     *("trainer.max_epochs=10", "trainer.log_every_n_steps=1", "save.monitor=null"),
-    # With less, AdamW makes whole steps of gradients that are little more than rounding.
-    "optim.eps=1e-5",
+    # L1's gradient jumps where a prediction meets its target, which rounding decides. Of about 15,000
+    # masked numbers one then moves the gradient of a weight by 2/15,000 of its own slope. With an eps
+    # this large AdamW steps in proportion to gradients, so that a weight moves by 1e-2 of that, 1e-6,
+    # and the loss by less; with a small one it would take a whole step of what is little more than
+    # rounding.
+    *("optim.eps=1", "optim.lr=0.01", "optim.warmup_steps=0"),
 ]
 Train = Callable[..., Path]
 
@@ -46,7 +51,7 @@ def assert_same_end(folder: Path, expected: Path) -> None:
     weights, reference = (load_file(run / "encoder.safetensors") for run in (folder, expected))
     assert weights.keys() == reference.keys()
     for name, tensor in reference.items():
-        torch.testing.assert_close(weights[name], tensor, atol=1e-6, rtol=0)
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)
     metrics, goal = (
         json.loads((run / "summary.json").read_text())["metrics"] for run in (folder, expected)
     )
@@ -55,9 +60,9 @@ def assert_same_end(folder: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """20 steps in each way, with checkpoints after 10."""
+    """20 steps in each way, with checkpoints after each."""
     folder = tmp_path_factory.mktemp("distributed")
-    saved = ["trainer.max_steps=20", "save.every_n_steps=10", "save.keep=2"]
+    saved = ["trainer.max_steps=20", "save.every_n_steps=1", "save.keep=20"]
     return {
         "one": train(folder / "one", *saved, "trainer=cpu"),
         "ddp": train(folder / "ddp", *saved, "trainer.strategy=ddp", processes=2),
@@ -81,10 +86,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp file"])
 def test_two_processes_train_as_one_does(runs: dict[str, Path], strategy: str) -> None:
-    """Masks, order and augmentation included; seven held-out images do not divide by two."""
+    """Masks, order and augmentation included; nine held-out images do not divide by two."""
     assert len(losses(runs["one"])) == 20
     assert losses(runs[strategy]) == pytest.approx(losses(runs["one"]), abs=1e-5)
     assert_same_end(runs[strategy], runs["one"])
+
+
+def first_gradients(folder: Path) -> list[torch.Tensor]:
+    """Those of the first step, a tenth of which is AdamW's first moment after it."""
+    path = folder / "checkpoints" / "step-00000001.ckpt"
+    states = torch.load(path, weights_only=True)["optimizer_states"][0]
+    numbers = [number for group in states["param_groups"] for number in group["params"]]
+    return [10 * states["state"][number]["exp_avg"] for number in numbers]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp file"])
+def test_two_processes_come_to_the_gradients_of_one(runs: dict[str, Path], strategy: str) -> None:
+    norms = [float(rows(runs[run])[0]["train/gradient_norm"]) for run in (strategy, "one")]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    gradients, goal = first_gradients(runs[strategy]), first_gradients(runs["one"])
+    assert sum(float(gradient.norm()) for gradient in goal) > 0.1
+    for gradient, wanted in zip(gradients, goal, strict=True):
+        torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +171,22 @@ def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) ->
     assert {"direct/top1", "val/top1"} <= metrics.keys()
     whole = load_file(tmp_path / "transfer" / "classifier.safetensors")
     assert whole["head.linear.weight"].shape[0] == 12
+
+
+def test_fsdp_shares_all_out_and_takes_the_memory_that_is_planned(
+    tmp_path: Path, run: Callable[..., dict[str, Any]]
+) -> None:
+    options = ["model=swinv2_t", "data.batch_size=2", "data.train_size=8", "data.val_size=2"]
+    options += ["data.num_workers=0", "trainer.accelerator=cpu", "trainer.strategy=fsdp"]
+    options += ["trainer.max_steps=2", "reconstructions.count=0", "logger=csv"]
+    planned = run("plan", *options, "plan.device=cpu", "trainer.devices=2")["needed_bytes"]
+    script = str(Path(__file__).with_name("shares.py"))
+    run_python(*TORCHRUN[:-1], script, "pretrain", *options, "run_dir=train", cwd=tmp_path)
+    for rank in range(2):
+        shares = json.loads((tmp_path / f"shares-{rank}.json").read_text())
+        assert shares["parameters"] == pytest.approx(shares["whole"] / 2, rel=1e-3)
+        assert shares["states"] == pytest.approx(shares["whole"], rel=1e-3)
+        assert planned == pytest.approx(shares["peak_memory_bytes"], rel=0.15)
 
 
 def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Real
+from jaxtyping import Bool, Int, Real
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -42,20 +42,14 @@ class Sample(NamedTuple):
     sample_index: Int[Tensor, "*b"] | int
 
 
-class Batch(NamedTuple):
-    """Samples without the repeats that only even out the ranks; there may be none."""
+def is_counted(batch: Sample) -> Bool[Tensor, " b"]:
+    """Which images count in a held-out figure, not being repeats; there may be none.
 
-    images: Real[Tensor, "n c h w"]
-    labels: Int[Tensor, " n"]
-    sample_index: Int[Tensor, " n"]
-
-
-def without_repeats(batch: Sample) -> Batch:
-    """What counts in a held-out figure."""
-    assert isinstance(batch.label, Tensor)
+    All are to go through the model first: where ranks share its weights out, none may sit a forward
+    pass out.
+    """
     assert isinstance(batch.sample_index, Tensor)
-    counted = batch.sample_index >= 0
-    return Batch(batch.image[counted], batch.label[counted], batch.sample_index[counted])
+    return batch.sample_index >= 0
 
 
 @runtime_checkable

@@ -20,8 +20,10 @@ class HeldOutAccuracy(nn.Module):
         self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
 
     def update(self, logits: Float[Tensor, "n outputs"], labels: Int[Tensor, " n"]) -> None:
-        """Counts one batch."""
-        self.loss.update(F.cross_entropy(logits, labels), float(len(labels)))
+        """Counts one batch, which may have no image that counts."""
+        if len(labels) == 0:
+            return
+        self.loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.top1.update(logits, labels)
         self.top5.update(logits, labels)
 

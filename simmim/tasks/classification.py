@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from simmim.data.device_decoding import UndecodedBatch
 from simmim.data.labels import require_label_each
 from simmim.data.mixing import Mix
-from simmim.data.samples import Sample, without_repeats
+from simmim.data.samples import Sample, is_counted
 from simmim.models import Classifier, Mode
 from simmim.tasks.accuracy import HeldOutAccuracy
 from simmim.tasks.training import TrainingArguments, TrainingTask
@@ -73,10 +73,10 @@ class ClassificationTask(TrainingTask):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Counts right answers; repeats that only even out the ranks do not count."""
-        images, labels, _ = without_repeats(batch)
-        if len(labels):
-            logits = self.model(self.normalisation.normalise(images)).float()
-            self.held_out.update(logits, labels)
+        assert isinstance(batch.label, Tensor)
+        counted = is_counted(batch)
+        logits = self.model(self.normalisation.normalise(batch.image)).float()
+        self.held_out.update(logits[counted], batch.label[counted])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures."""

@@ -11,7 +11,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from simmim.analysis.answers import Answers
 from simmim.data.labels import require_label_each
-from simmim.data.samples import Sample, without_repeats
+from simmim.data.samples import Sample, is_counted
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 from simmim.tasks.accuracy import HeldOutAccuracy
@@ -54,13 +54,10 @@ class EvaluationTask(pl.LightningModule):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """One batch."""
-        images, labels, _ = without_repeats(batch)
-        if len(labels) == 0:
-            # Ranks gather what they collected: none may come without types.
-            self._collected.update(labels, labels, labels.bool())
-            return
-        outputs = self.rows[labels]
-        logits = self.model(self.normalisation.normalise(images)).float()
+        assert isinstance(batch.label, Tensor)
+        counted = is_counted(batch)
+        logits = self.model(self.normalisation.normalise(batch.image)).float()[counted]
+        outputs = self.rows[batch.label[counted]]
         self.held_out.update(logits, outputs)
         first5 = logits.topk(min(5, logits.shape[1])).indices
         in_top5 = (first5 == outputs[:, None]).any(dim=1)

@@ -8,12 +8,13 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import Unpack
 
-from simmim.data.samples import Sample, without_repeats
+from simmim.data.samples import Sample, is_counted
 from simmim.losses import (
     LossRegion,
     check_target_window,
     image_l1,
     masked_l1,
+    masked_l1_by_image,
     nearest_visible,
     visible_mean,
 )
@@ -105,17 +106,17 @@ class SimMIMTask(TrainingTask):
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Held-out loss, and those of each image's visible mean and of the nearest visible pixels."""
-        images, _, index = without_repeats(batch)
-        if len(images) == 0:
-            return
-        result = self.reconstruct_held_out(images, index)
-        baseline = masked_l1(visible_mean(result.target, result.mask), result.target, result.mask)
-        weight = float(len(images))
-        self.val_loss.update(result.loss, weight)
-        self.val_baseline.update(baseline, weight)
+        assert isinstance(batch.sample_index, Tensor)
+        counted = is_counted(batch)
+        result = self.reconstruct_held_out(batch.image, batch.sample_index)
+
+        def measure(guess: Float[Tensor, "b c H W"]) -> Float[Tensor, " n"]:
+            return masked_l1_by_image(guess, result.target, result.mask)[counted]
+
+        self.val_loss.update(measure(result.prediction))
+        self.val_baseline.update(measure(visible_mean(result.target, result.mask)))
         if self._loss_of_copying is None:
-            copied = nearest_visible(result.target, result.mask)
-            self.val_copying.update(masked_l1(copied, result.target, result.mask), weight)
+            self.val_copying.update(measure(nearest_visible(result.target, result.mask)))
 
     def on_validation_epoch_end(self) -> None:
         """Logs the held-out figures."""

@@ -94,7 +94,9 @@ class TrainingTask(pl.LightningModule):
     def configure_model(self) -> None:
         """Shares the weights out where the strategy says so (Lightning calls this on all ranks)."""
         if self.device_mesh is not None:
-            shard(self.model, self.device_mesh)
+            # Lightning's mesh has a dimension for tensor parallelism too, and FSDP takes two dimensions
+            # for copies of the model, each shared out over the second.
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
         """Has a resumed run go by its own recipe where it differs from that of its checkpoint.

@@ -1,0 +1,63 @@
+"""Held-out batches with repeats: every rank runs the model forward, and repeats do not count."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from simmim.data.samples import Sample
+from simmim.encoder import SwinTransformer
+from simmim.masking import RandomMaskGenerator
+from simmim.models import Classifier, SimMIM
+from simmim.normalisation import Normalisation
+from simmim.optim import AdamWRecipe
+from simmim.tasks import ClassificationTask, EvaluationTask, SimMIMTask
+from simmim.tasks.training import TrainingArguments
+
+
+def create_task(kind: str) -> Any:
+    torch.manual_seed(0)
+    encoder = SwinTransformer(
+        embed_dim=8, depths=(1,), num_heads=(2,), image_size=(16, 16), window_size=4, patch_size=4
+    )
+    arguments: TrainingArguments = {
+        "normalisation": Normalisation(),
+        "optimization": AdamWRecipe(lr=1e-3, weight_decay=0.0),
+        "batch_size": 3,
+        "total_steps": 1,
+        "steps_per_epoch": 1,
+        "seed": 0,
+    }
+    if kind == "pretraining":
+        masks = RandomMaskGenerator((16, 16), 4, ratio=0.5)
+        task: Any = SimMIMTask(SimMIM(encoder), mask_generator=masks, **arguments)
+    elif kind == "classification":
+        task = ClassificationTask(Classifier(encoder, 6), classes=tuple("abcdef"), **arguments)
+    else:
+        task = EvaluationTask(
+            Classifier(encoder, 6), rows=range(6), outputs=6, normalisation=Normalisation()
+        )
+    return task.eval()
+
+
+def figures(task: Any) -> list[float]:
+    if isinstance(task, SimMIMTask):
+        metrics = [task.val_loss, task.val_baseline, task.val_copying]
+    else:
+        metrics = [*task.held_out.metrics.values()]
+    return [float(metric.compute()) for metric in metrics]
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "classification", "evaluation"])
+@torch.no_grad()
+def test_a_batch_of_repeats_goes_through_the_model_and_does_not_count(kind: str) -> None:
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    labels, repeats = torch.tensor([1, 3, 5]), torch.tensor([-1, -1, -1])
+    without, with_repeats = create_task(kind), create_task(kind)
+    without.validation_step(Sample(images[:2], labels[:2], torch.tensor([4, 7])), 0)
+    seen: list[int] = []
+    with_repeats.model.register_forward_hook(lambda *_: seen.append(1))
+    with_repeats.validation_step(Sample(images, labels, torch.tensor([4, 7, -1])), 0)
+    with_repeats.validation_step(Sample(images, labels, repeats), 1)
+    assert len(seen) == 2
+    assert figures(with_repeats) == pytest.approx(figures(without), rel=1e-6)
