@@ -29,11 +29,14 @@ class Normalisation(NamedTuple):
         return ((images.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def _on(self, images: Tensor) -> tuple[Float[Tensor, "c 1 1"], Float[Tensor, "c 1 1"]]:
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        mean, std = (_send(values, images.device).view(-1, 1, 1) for values in self)
         return mean, std
+
+
+def _send(values: tuple[float, ...], device: torch.device) -> Float[Tensor, " c"]:
+    """To the device, without waiting for it: a GPU fetches pinned memory by itself."""
+    there = torch.tensor(values, dtype=torch.float32, pin_memory=device.type == "cuda")
+    return there.to(device, non_blocking=device.type != "mps")  # which would not keep `there` alive
 
 
 def stretch(images: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b c h w"]:

@@ -42,12 +42,13 @@ class Amplitudes(pl.Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Float[Tensor, ""]
     ) -> None:
-        """Logs what the forward pass showed."""
+        """Has what the forward pass showed logged with the step's loss."""
+        assert isinstance(pl_module, TrainingTask)
         self._looking.close()
         if not self._seen:
             return
         means = trainer.strategy.reduce(torch.stack([*self._seen.values()]), reduce_op="mean")
         assert isinstance(means, Tensor)
-        for name, mean in zip(self._seen, means, strict=True):
-            pl_module.log(f"amplitude/{name}", mean, batch_size=1)
+        names = [f"amplitude/{name}" for name in self._seen]
+        pl_module.to_log |= dict(zip(names, means, strict=True))
         self._seen = {}

@@ -12,7 +12,7 @@ from simmim.analysis.spikes import SpikeDetector
 from simmim.callbacks.findings import Finding, Origin, all_images, all_suspects, find, first
 from simmim.console import warn
 from simmim.errors import UserError
-from simmim.tasks.training import StepFigures, TrainingTask
+from simmim.tasks.training import TrainingTask
 from simmim.writing import append, as_json, written_beside
 
 # Below it, it is not the scale of the loss that makes gradients overflow in fp16.
@@ -73,7 +73,8 @@ class Guard(pl.Callback):
         figures = pl_module.measure_step(optimizer)
         if figures is None:
             return
-        loss, norm = _read(figures)
+        # A norm that is not known counts as finite.
+        loss, norm = figures.loss, figures.gradient_norm or 0.0
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             if self.spikes.begins(loss):
@@ -167,14 +168,6 @@ class Guard(pl.Callback):
                 warn(f"{self.path} cannot be written to ({error.strerror}); it waits for room")
             return
         self._waiting = []
-
-
-def _read(figures: StepFigures) -> tuple[float, float]:
-    """Both figures in one transfer from the device; a norm that is not known counts as finite."""
-    if figures.gradient_norm is None:
-        return float(figures.loss), 0.0
-    loss, norm = torch.stack([figures.loss.float(), figures.gradient_norm.float()]).tolist()
-    return loss, norm
 
 
 def _scale(trainer: pl.Trainer) -> float:

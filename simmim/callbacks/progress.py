@@ -80,7 +80,6 @@ class RunProgress(_Reporter):
             return
         now = time.monotonic()
         if self._progress is not None:
-            # Reading the loss waits for the device.
             if now - self._last_line >= _SECONDS_BETWEEN_REDRAWS:
                 self._last_line = now
                 self._draw(self._progress, trainer, now)

@@ -3,16 +3,19 @@
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EMAWeightAveraging
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from simmim.errors import UserError
 from simmim.tasks.training import TrainingTask
 
 
-class WeightAverage(EMAWeightAveraging):
-    """Lightning's EMA, which leaves the trained weights in place until the last checkpoint stands.
+class WeightAverage(WeightAveraging):
+    """Lightning's average, which leaves the trained weights in place until the last checkpoint stands.
 
-    A run that is made longer goes on from those, not from their average.
+    A run that is made longer goes on from those, not from their average. All weights are averaged at
+    once, and nothing waits for the device.
 
     Args:
         decay: share of the average that stays at each step, in (0, 1).
@@ -24,13 +27,15 @@ class WeightAverage(EMAWeightAveraging):
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
             raise UserError(f"ema.decay {decay} is not in (0, 1); use 0.9999, or null for none")
-        # Derived tables are no weights: they are copied, not averaged.
-        super().__init__(decay=decay, use_buffers=False)
+        super().__init__(use_buffers=False)
+        self._average = get_ema_multi_avg_fn(decay)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings the average to the device, where the model has only come after `setup`."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
+        # Asked in each step whether it is 0.
+        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(
         self,
@@ -44,8 +49,21 @@ class WeightAverage(EMAWeightAveraging):
         assert isinstance(pl_module, TrainingTask)
         if pl_module.skipped_step:
             self._latest_update_step = trainer.global_step
+        elif trainer.global_step > self._latest_update_step:
+            self._update(pl_module)
+            self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _update(self, trained: pl.LightningModule) -> None:
+        """`AveragedModel.update_parameters` without buffers: they are derived tables, and constant."""
+        average = self._average_model
+        assert average is not None
+        averaged, current = list(average.module.parameters()), list(trained.parameters())
+        if average.n_averaged == 0:
+            torch._foreach_copy_(averaged, current)
         else:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self._average(averaged, current, average.n_averaged)
+        average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the weights as they are: see `on_fit_end`."""

@@ -54,14 +54,14 @@ class MicroBatch(NamedTuple):
 
 
 class StepFigures(NamedTuple):
-    """Of a step that is about to be taken, the same on all ranks.
+    """Of a step that is about to be taken, the same on all ranks; read from the device.
 
     `loss` is the mean over its micro-batches and over all ranks; `gradient_norm` is that before
     clipping, or None under DeepSpeed, which holds the gradients.
     """
 
-    loss: Float[Tensor, ""]
-    gradient_norm: Float[Tensor, ""] | None
+    loss: float
+    gradient_norm: float | None
 
 
 class TrainingTask(pl.LightningModule):
@@ -70,6 +70,7 @@ class TrainingTask(pl.LightningModule):
     Attributes:
         figures: names of the held-out figures that it logs.
         micro_batches: those of the step that is under way.
+        to_log: figures on the device, by name, to be read and logged together with the step's loss.
         skipped_step: whether the last step changed nothing.
     """
 
@@ -86,6 +87,7 @@ class TrainingTask(pl.LightningModule):
         self.seed = arguments["seed"]
         self.validated_step: int | None = None
         self.micro_batches: list[MicroBatch] = []
+        self.to_log: dict[str, Float[Tensor, ""]] = {}
         self.skipped_step = False
         self._recipe: list[dict[str, Any]] = []
         self._loaded: Sample | UndecodedBatch | None = None
@@ -153,22 +155,36 @@ class TrainingTask(pl.LightningModule):
             return self.compute_loss(batch, micro_batch.number)
 
     def measure_step(self, optimizer: torch.optim.Optimizer) -> StepFigures | None:
-        """Loss and gradient norm of the step, logged too; None if micro-batches are to come."""
+        """Loss and gradient norm of the step, logged too; None if micro-batches are to come.
+
+        All that is logged of a step is read here, in one transfer: nothing else in a step waits for
+        the device.
+        """
         # DeepSpeed's strategy asks after each micro-batch.
         if len(self.micro_batches) < self.trainer.accumulate_grad_batches:
             return None
         mine = torch.stack([micro_batch.loss for micro_batch in self.micro_batches]).mean()
         loss = self.trainer.strategy.reduce(mine, reduce_op="mean")
         assert isinstance(loss, Tensor)
-        self.log("train/loss", loss)
+        figures = {"train/loss": loss}
         self._gradient_norm = None
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
             gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
             norm = get_total_norm(gradients)
             self._gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            self.log("train/gradient_norm", self._gradient_norm)
+            figures["train/gradient_norm"] = self._gradient_norm
+        figures |= self.to_log
+        self.to_log = {}
+        values = torch.stack([figure.float() for figure in figures.values()]).tolist()
+        read = dict(zip(figures, values, strict=True))
+        self.log_dict(read, batch_size=1)
         self.skipped_step = False
-        return StepFigures(loss, self._gradient_norm)
+        return StepFigures(read["train/loss"], read.get("train/gradient_norm"))
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Logs a number without sending it to the device and back, as Lightning would."""
+        held = torch.tensor(float(value)) if isinstance(value, (int, float)) else value
+        super().log(name, held, *args, **kwargs)
 
     def skip_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets the optimiser pass: without gradients it changes neither weights nor its state."""
