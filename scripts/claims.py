@@ -190,7 +190,7 @@ def metered(path: Path) -> Iterator[None]:
         taken = of_children() - before
         if taken > 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{read_meter(path) + taken:.1f}\n")
+            path.write_text(f"{read_meter(path) + taken:.6f}\n")
 
 
 def read_meter(path: Path) -> float:

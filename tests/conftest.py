@@ -81,7 +81,7 @@ def run_python(*arguments: str, cwd: Path) -> None:
         [sys.executable, *arguments],
         cwd=cwd,
         check=False,
-        timeout=300,
+        timeout=900,
         capture_output=True,
         text=True,
     )

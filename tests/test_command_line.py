@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,6 @@ def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comple
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model=swinv2_g", "--cfg", "job"]])
 def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
-    started = time.monotonic()
     code = (
         "import runpy, sys; sys.argv[1:] = " + repr(arguments) + "\n"
         "try: runpy.run_module('simmim.pretrain', run_name='__main__', alter_sys=True)\n"
@@ -39,8 +37,6 @@ def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
     )
     assert done.stdout.strip().endswith("False"), done.stderr
     assert "model" in done.stdout
-    # 2 s is the promise; a machine with two tests running gets some room.
-    assert time.monotonic() - started < 4
     assert list(tmp_path.iterdir()) == []
 
 

@@ -23,10 +23,10 @@ from simmim.one_writer import OneWriter
 writer = OneWriter(sys.argv[1])
 child = os.fork()
 if child == 0:
-    time.sleep(30)
+    time.sleep(600)
     os._exit(0)
 print(child, flush=True)
-time.sleep(30)
+time.sleep(600)
 """
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import TINY, TINY_DEMO, compose
@@ -75,15 +74,12 @@ def test_with_warn_the_run_goes_on(run, little_memory):
     assert summary["steps"] == 1
 
 
-def test_a_giant_stops_within_seconds_with_ways_that_compose(tmp_path, monkeypatch):
+def test_a_giant_stops_with_ways_that_compose(tmp_path, monkeypatch):
     found = devices.this_machine()
     monkeypatch.setattr("simmim.preflight.this_machine", lambda: found._replace(memory=24 * 10**9))
-    started = time.process_time()
     config = compose("pretrain", ["model=swinv2_g", "trainer=cpu"])
     with pytest.raises(DoesNotFitError) as stopped:
         run_stage("pretrain", config, str(tmp_path))
-    # Coverage and type checks more than double it.
-    assert time.process_time() - started < 120
     ways = [line.strip() for line in str(stopped.value).splitlines() if "=" in line.split()[0]]
     ways = [way for way in ways if not way.startswith("preflight")]
     assert len(ways) == 3

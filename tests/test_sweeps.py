@@ -271,11 +271,11 @@ config = OmegaConf.create({{"run_dir": "."}})
 processes.run_apart("pretrain", Composed(Path("x"), config, [], config))
 """
     sweep = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     sweep.terminate()
-    assert sweep.wait(60) == 75
+    assert sweep.wait(300) == 75
     assert (tmp_path / "saved").exists()
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from simmim.errors import UserError
 from simmim.tasks.training import TrainingTask
@@ -28,7 +27,7 @@ class WeightAverage(WeightAveraging):
         if not 0 < decay < 1:
             raise UserError(f"ema.decay {decay} is not in (0, 1); use 0.9999, or null for none")
         super().__init__(use_buffers=False)
-        self._average = get_ema_multi_avg_fn(decay)
+        self.decay = decay
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings the average to the device, where the model has only come after `setup`."""
@@ -58,11 +57,11 @@ class WeightAverage(WeightAveraging):
         """`AveragedModel.update_parameters` without buffers: they are derived tables, and constant."""
         average = self._average_model
         assert average is not None
-        averaged, current = list(average.module.parameters()), list(trained.parameters())
+        averaged, current = (tuple(model.parameters()) for model in (average.module, trained))
         if average.n_averaged == 0:
             torch._foreach_copy_(averaged, current)
         else:
-            self._average(averaged, current, average.n_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - self.decay)
         average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

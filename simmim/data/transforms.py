@@ -199,17 +199,26 @@ class NoiseErasing(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.erase = v2.RandomErasing(probability, value=0)
+        self.probability = probability
+        self.rectangle = v2.RandomErasing(value="random")
 
     def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h w"]:
         """Erases from one image."""
-        # Where a marked copy was erased, noise of the normalised image's variance comes in.
-        kept = self.erase(torch.ones_like(image)).bool()
-        noise = torch.randn(image.shape)
+        if torch.rand(1).item() >= self.probability:
+            return image
+        drawn = self.rectangle.make_params([image])
+        if drawn["v"] is None:  # no rectangle fitted into a narrow image
+            return image
+        noise: Tensor = drawn[
+            "v"
+        ]  # of the rectangle's size, and of the normalised image's variance
         if image.dtype == torch.uint8:
             noise = (noise * 57 + 114).clamp(0, 255).to(torch.uint8)
         else:
             # Floats have units of their own: those of the image.
             std, mean = torch.std_mean(image, dim=(1, 2), keepdim=True)
             noise = noise * std + mean
-        return torch.where(kept, image, noise)
+        erased = image.clone()
+        top, left = drawn["i"], drawn["j"]
+        erased[:, top : top + noise.shape[1], left : left + noise.shape[2]] = noise
+        return erased

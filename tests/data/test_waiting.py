@@ -30,9 +30,11 @@ def test_a_loader_counts_the_time_that_its_reader_waits(workers: int) -> None:
     loader = TimedLoader(Slow(), batch_size=1, num_workers=workers)
     assert [int(batch) for batch in loader] == [0, 1, 2, 3]
     first = loader.waited_seconds
-    assert first > 4 * 0.02
+    # A worker may get ahead of its reader.
+    least = 4 * 0.02 if workers == 0 else 0.0
+    assert first > least
     assert [int(batch) for batch in loader] == [0, 1, 2, 3]
-    assert loader.waited_seconds > first + 4 * 0.02
+    assert loader.waited_seconds > first + least
 
 
 def test_time_between_batches_is_no_waiting() -> None:
