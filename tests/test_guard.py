@@ -294,15 +294,20 @@ main()
 """
 
 
-def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(tmp_path):
+def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(
+    run, tmp_path, monkeypatch
+):
     options = [option for option in [*OPTIONS, *TINY_DEMO] if option != "trainer=cpu"]
     options += ["trainer.accelerator=cpu", "trainer.max_steps=12", "trainer.devices=1"]
-    for name, changed in (
-        ("whole", ["guard.spike_factor=null"]),
-        ("shared", ["trainer.strategy=fsdp"]),
-    ):
-        own = [*options, *changed, f"run_dir={tmp_path / name}"]
-        run_python("-c", SPIKING, *own, cwd=tmp_path)
+    shared = [*options, "trainer.strategy=fsdp", f"run_dir={tmp_path / 'shared'}"]
+    run_python("-c", SPIKING, *shared, cwd=tmp_path)
+    compute_loss = SimMIMTask.compute_loss
+
+    def spike(task, batch, batch_idx):
+        return compute_loss(task, batch, batch_idx) * (20 if task.global_step == 6 else 1)
+
+    monkeypatch.setattr(SimMIMTask, "compute_loss", spike)
+    run("pretrain", *options, "guard.spike_factor=null", name="whole")
     assert [record["event"] for record in told(tmp_path / "shared")] == ["spike"]
     losses = []
     for name in ("whole", "shared"):
