@@ -27,8 +27,8 @@ class AdamWRecipe:
         layer_decay: each layer's rate over that of the layer after it (1: all learn alike).
         clip_norm: gradients are scaled down to this norm (None: never).
         warmup_epochs, warmup_steps: length of the linear warm-up; steps, where given, win.
-        warmup_factor: share of the peak rate at the first step.
-        final_factor: share of the peak rate at the end of the cosine.
+        warmup_factor: share of the peak rate at the first step, the same rate for all layers.
+        final_factor: share of the peak rate at the end of the cosine, the same rate for all layers.
         milestones: epochs after each of which `multistep` multiplies the rate by `gamma`.
 
     Raises:
@@ -113,20 +113,31 @@ class AdamWRecipe:
         self, optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: float
     ) -> LambdaLR:
         """The schedule, to be stepped after every optimiser step."""
-        return LambdaLR(optimizer, self.factors(total_steps, steps_per_epoch))
+        peak_lr = optimizer.defaults["lr"]
+        return LambdaLR(
+            optimizer,
+            [
+                self.factors(total_steps, steps_per_epoch, group["lr"] / peak_lr)
+                for group in optimizer.param_groups
+            ],
+        )
 
-    def factors(self, total_steps: int, steps_per_epoch: float) -> Schedule:
-        """Share of the peak rate at each step."""
+    def factors(self, total_steps: int, steps_per_epoch: float, scale: float = 1.0) -> Schedule:
+        """Share of its own peak rate at each step, of a layer that peaks at `scale` times the last's.
+
+        Warm-up begins and the cosine ends at rates that all layers have in common, as in the official
+        code: a cosine may end above the peak of a layer that `layer_decay` slows down to less.
+        """
         warmup_steps = (
             round(self.warmup_epochs * steps_per_epoch)
             if self.warmup_steps is None
             else self.warmup_steps
         )
         if self.schedule == "cosine":
-            after = cosine(total_steps, warmup_steps, self.final_factor)
+            after = cosine(total_steps, warmup_steps, self.final_factor / scale)
         else:
             after = multistep([round(m * steps_per_epoch) for m in self.milestones], self.gamma)
-        return with_warmup(after, warmup_steps, self.warmup_factor)
+        return with_warmup(after, warmup_steps, self.warmup_factor / scale)
 
 
 def describe_lr(recipe: AdamWRecipe, *, devices: int, batch_size: int, accumulation: int) -> str:

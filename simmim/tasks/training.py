@@ -108,10 +108,10 @@ class TrainingTask(pl.LightningModule):
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, LambdaLR)
         scheduler.base_lrs = [own["lr"] for own in self._recipe]
-        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
         groups = self.trainer.optimizers[0].param_groups
-        for group, own in zip(groups, self._recipe, strict=True):
-            group |= {**own, "initial_lr": own["lr"], "lr": own["lr"] * factor}
+        for group, own, factor in zip(groups, self._recipe, scheduler.lr_lambdas, strict=True):
+            lr = own["lr"] * factor(scheduler.last_epoch)
+            group |= {**own, "initial_lr": own["lr"], "lr": lr}
 
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
         """The loss of one batch at this step."""

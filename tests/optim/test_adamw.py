@@ -6,6 +6,7 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 from simmim.encoder import SwinTransformer, create_encoder
 from simmim.errors import UserError
@@ -262,3 +263,35 @@ def test_layer_decay_follows_the_true_depth() -> None:
     parameters = dict(model.named_parameters())
     for name, layer in expected.items():
         assert rate[id(parameters[name])] == pytest.approx(peak * 0.5 ** (last - layer)), name
+
+
+def test_warm_up_begins_and_the_cosine_ends_at_one_rate_for_all_layers() -> None:
+    """As timm's scheduler, by which SimMIM's encoders are officially fine-tuned."""
+    chosen = recipe(
+        lr_batch_size=None,
+        layer_decay=0.5,
+        warmup_steps=4,
+        warmup_factor=0.02,
+        final_factor=0.05,
+    )
+    model = Classifier(encoder(), 10)
+    optimizers = [chosen.optimizer(model, 64, depths=model.encoder.depths) for _ in range(2)]
+    ours = chosen.scheduler(optimizers[0], total_steps=20, steps_per_epoch=10)
+    theirs = CosineLRScheduler(
+        optimizers[1],
+        t_initial=16,
+        lr_min=0.05 * 1e-4,
+        warmup_lr_init=0.02 * 1e-4,
+        warmup_t=4,
+        cycle_limit=1,
+        t_in_epochs=False,
+        warmup_prefix=True,
+    )
+    for step in range(21):
+        theirs.step_update(step)
+        rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-9), step
+        if step in (0, 20):
+            assert rates[0] == pytest.approx([rates[0][0]] * len(rates[0]))
+        optimizers[0].step()
+        ours.step()
