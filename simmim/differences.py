@@ -44,7 +44,12 @@ STEPS = "steps an epoch"
 READERS = "readers of the stream (devices × data.num_workers)"
 _NOTHING = "nothing"
 # Options that came later, and what runs without them did.
-_ADDED = {"head": "linear", "loss_region": "masked", "data.decode": "workers"}
+_ADDED = {
+    "head": "linear",
+    "loss_region": "masked",
+    "data.decode": "workers",
+    "augmentation.interpolation": "bicubic",
+}
 
 Options = dict[str, Any]
 

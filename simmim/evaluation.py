@@ -91,6 +91,7 @@ def evaluate(
         )
     vote, regression = instantiate(knn), instantiate(linear)
     start = Start(model, Initialisation(checkpoint))
+    data = start.crop_as_validated(data)
     judge: pl.Trainer = instantiate(
         trainer, clip_norm=None, run_dir=run_dir, loggers=[], callbacks=[EvaluationProgress()]
     )

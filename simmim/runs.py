@@ -330,7 +330,9 @@ def fit(
     if isinstance(task, ClassificationTask):
         path = folder / "classifier.safetensors"
         assert isinstance(task.model, Classifier)
-        save_classifier(task.model, path, task.classes, task.normalisation, weights)
+        save_classifier(
+            task.model, path, task.classes, task.normalisation, weights, task.held_out_crop
+        )
     best = {"step": run.checkpoints.best_step, run.checkpoints.monitor: run.checkpoints.best_value}
     summary = write_summary(
         folder / "summary.json",

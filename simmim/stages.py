@@ -116,6 +116,7 @@ def finetune(
         mode=mode,
         mixup=instantiate(mixing, num_classes=len(classes), batch_size=images.batch_size),
         label_smoothing=mixing.label_smoothing,
+        held_out_crop=images.held_out_crop(),
         **arguments,
     )
     announce(run, task.model, images)
@@ -144,6 +145,7 @@ def transfer(
     average = instantiate(ema)
     of_stage = {"model": model, "init": init, "mixing": mixing, "ema": ema}
     run = create_run(options, of_stage, average)
+    options["data"] = start.crop_as_validated(options["data"])
     images = create_data(options, start.planned, run)
     classes = images.require_classes()
     rows = start.find_head(classes)
@@ -156,6 +158,7 @@ def transfer(
         classes=classes,
         mixup=instantiate(mixing, num_classes=len(classes), batch_size=images.batch_size),
         label_smoothing=mixing.label_smoothing,
+        held_out_crop=images.held_out_crop(),
         **arguments,
     )
     announce(run, task.model, images)

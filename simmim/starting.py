@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from simmim.checkpoints.class_names import head_rows
 from simmim.checkpoints.loading import (
@@ -123,6 +123,17 @@ class Start:
         say(f"normalised as the checkpoint was trained: mean {trained.mean}, std {trained.std}")
         return trained
 
+    def crop_as_validated(self, data: DictConfig) -> DictConfig:
+        """`data` with held-out images shown as the checkpoint was validated, if `data` does not say."""
+        described = None if self.weights is None else self.weights.description
+        crop = None if described is None else described.get("held_out_crop")
+        if crop is None or any(data.get(name) is not None for name in crop):
+            return data
+        if crop != {"crop_ratio": 1.0, "squash": False}:
+            shown = " ".join(f"data.{name}={as_typed(value)}" for name, value in crop.items())
+            say(f"held-out images are shown as the checkpoint was validated: {shown}")
+        return OmegaConf.create({**data, **crop})
+
     def digest(self) -> str | None:
         """Tells these weights from others, wherever their file lies; None from scratch.
 
@@ -214,6 +225,11 @@ class Start:
     def _report(self, coverage: Coverage) -> None:
         assert self.weights is not None
         say(f"from {self.source} ({self.weights.origin}): {coverage}")
+
+
+def as_typed(value: object) -> str:
+    """`0.875`, `true`."""
+    return str(value).lower()
 
 
 def show_all(sizes: Sequence[Sequence[int]]) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from simmim.checkpoints.classifier_file import load_classifier, save_classifier
+from simmim.checkpoints.reading import read_weights
 from simmim.data.transforms import CenterCrop
 from simmim.errors import UserError
 from simmim.evaluation import output_names
@@ -28,7 +29,9 @@ FOLDER = [option for option in EVALUATE if "_size=" not in option or "batch" in 
 
 @pytest.fixture
 def fine_tuned(run, tmp_path) -> Path:
-    run("finetune", *SCRATCH, "trainer.max_steps=4", "data.val_size=30", name="fine-tuned")
+    """A run that was validated otherwise than by default."""
+    options = ["trainer.max_steps=4", "data.val_size=30", "data.crop_ratio=0.6"]
+    run("finetune", *SCRATCH, *options, name="fine-tuned")
     return tmp_path / "fine-tuned"
 
 
@@ -83,6 +86,10 @@ def answers(checkpoint: Path, root: Path) -> dict[str, list[int]]:
     return said
 
 
+def load_description(run_dir: Path) -> dict:
+    return dict(read_weights(run_dir).description)
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -110,6 +117,19 @@ def test_a_runs_own_figures_again(run, tmp_path, fine_tuned, file):
     assert found["metrics"]["val/loss"] == pytest.approx(expected["val/loss"], rel=1e-6)
     assert found == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (found["images"], found["unreadable_images"], found["classes"]) == (30, 0, 12)
+
+
+def test_held_out_images_are_shown_as_the_data_says_where_it_does(run, tmp_path, fine_tuned):
+    crop = load_description(fine_tuned)["held_out_crop"]
+    assert crop == {"crop_ratio": 0.6, "squash": False}
+    losses = [
+        run("evaluate", *EVALUATE, f"checkpoint={fine_tuned}", "data.val_size=30", *options)[
+            "metrics"
+        ]["val/loss"]
+        for options in ([], ["data.crop_ratio=1"], ["data.squash=true"])
+    ]
+    # The drawn pictures are square: the largest crop is the whole.
+    assert losses[0] != losses[1] == losses[2]
 
 
 def test_tables_count_every_image_once(run, tmp_path, fine_tuned):

@@ -53,6 +53,7 @@ LAYERS = [
     ["logs"],
     [
         "normalisation",
+        "held_out_crop",
         "randomness",
         "torch_device",
         "sizes",

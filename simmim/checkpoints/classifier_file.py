@@ -12,6 +12,7 @@ from simmim.checkpoints.loading import load_classifier_weights
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.held_out_crop import HeldOutCrop
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 
@@ -33,15 +34,19 @@ def save_classifier(
     classes: Sequence[str],
     normalisation: Normalisation = Normalisation(),
     weights: Mapping[str, Tensor] | None = None,
+    held_out_crop: HeldOutCrop | None = None,
 ) -> None:
     """Writes the classifier's weights with their description, `classes` by name included, as metadata.
 
-    `weights` are its whole state dict where the classifier itself holds a part of it.
+    `weights` are its whole state dict where the classifier itself holds a part of it, `held_out_crop`
+    is how it was validated, which evaluation goes by.
     """
     whole = classifier.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     description = describe_encoder(classifier.encoder, normalisation)
     description["classes"] = list(classes)
+    if held_out_crop is not None:
+        description["held_out_crop"] = held_out_crop
     save_described(tensors, path, description)
 
 

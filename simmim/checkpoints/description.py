@@ -5,6 +5,7 @@ from typing import Any
 from typing_extensions import NotRequired, TypedDict
 
 from simmim.encoder import SwinTransformer
+from simmim.held_out_crop import HeldOutCrop
 from simmim.normalisation import Normalisation
 
 FORMAT_VERSION = 1
@@ -19,6 +20,7 @@ class EncoderDescription(TypedDict):
     mean: list[float]
     std: list[float]
     classes: NotRequired[list[str]]
+    held_out_crop: NotRequired[HeldOutCrop]
 
 
 def describe_encoder(encoder: SwinTransformer, normalisation: Normalisation) -> EncoderDescription:

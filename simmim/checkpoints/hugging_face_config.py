@@ -4,6 +4,7 @@ They are written by hand: that needs no version of transformers, and all of them
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from simmim.checkpoints.description import EncoderDescription, describe_encoder
 from simmim.checkpoints.published import SWITCHES, Family, blocks, published_family
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.held_out_crop import HeldOutCrop
 from simmim.models import Classifier, SimMIM
 from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from simmim.sizes import Pair, show
@@ -91,16 +93,20 @@ def create_config(
     return config
 
 
-def create_preprocessor(encoder: SwinTransformer, normalisation: Normalisation) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`: the largest centred square, as held-out images here.
+def create_preprocessor(
+    encoder: SwinTransformer, normalisation: Normalisation, crop: HeldOutCrop | None
+) -> dict[str, Any]:
+    """The content of `preprocessor_config.json`: what `crop` shows, or the largest centred square.
 
     (Images that are not square are cut from a slightly smaller part of the picture.)
     """
     height, width = encoder.image_size
+    crop = crop or {"crop_ratio": 1.0, "squash": False}
+    shortest = {"shortest_edge": math.floor(max(height, width) / crop["crop_ratio"])}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": max(height, width)},
+        "size": {"height": height, "width": width} if crop["squash"] else shortest,
         "resample": 3,  # bicubic
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},

@@ -26,7 +26,9 @@ def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
         UserError: a model that Hugging Face's cannot express.
     """
     config = create_config(trained.model, trained.classes)
-    preprocessor = create_preprocessor(trained.encoder, trained.normalisation)
+    preprocessor = create_preprocessor(
+        trained.encoder, trained.normalisation, trained.held_out_crop
+    )
     folder.mkdir(parents=True, exist_ok=True)
     weights = to_hf(trained.model.state_dict())
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from simmim.checkpoints.published import Family, published_family
 from simmim.checkpoints.timm import to_timm
 from simmim.checkpoints.trained import TrainedModel
+from simmim.held_out_crop import HeldOutCrop
 from simmim.models import Classifier
 from simmim.normalisation import Normalisation
 from simmim.sizes import Pair
@@ -106,12 +107,15 @@ def save_timm(trained: TrainedModel, path: Path) -> str:
     name, arguments = timm_arguments(trained)
     model = trained.model if isinstance(trained.model, Classifier) else trained.encoder
     tensors = {key: tensor.contiguous() for key, tensor in to_timm(model.state_dict()).items()}
+    crop: HeldOutCrop = trained.held_out_crop or {"crop_ratio": 1.0, "squash": False}
     facts = {
         "name": name,
         "arguments": arguments,
         "classes": trained.classes,
         "mean": trained.normalisation.mean,
         "std": trained.normalisation.std,
+        "crop_pct": crop["crop_ratio"],
+        "crop_mode": "squash" if crop["squash"] else "center",
     }
     save_file(tensors, path, metadata={"format": "pt", "timm": json.dumps(facts)})
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())

@@ -12,16 +12,21 @@ from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
 from simmim.heads import reconstruction_head_kind
+from simmim.held_out_crop import HeldOutCrop
 from simmim.models import Classifier, SimMIM
 from simmim.normalisation import Normalisation
 
 
 class TrainedModel(NamedTuple):
-    """A model in eval mode, the names of its outputs if it is a classifier, its normalisation."""
+    """A model in eval mode, the names of its outputs if it is a classifier, its normalisation.
+
+    `held_out_crop` is how a classifier was validated, None where its file does not tell.
+    """
 
     model: SwinTransformer | Classifier | SimMIM
     classes: tuple[str, ...]
     normalisation: Normalisation
+    held_out_crop: HeldOutCrop | None = None
 
     @property
     def encoder(self) -> SwinTransformer:
@@ -53,7 +58,8 @@ def load_trained(path: str | Path) -> TrainedModel:
     else:
         load_encoder_weights(encoder, weights.encoder, source=str(path), window_sizes=windows)
         model = _with_reconstruction(encoder, weights.tensors, str(path))
-    return TrainedModel(model.eval(), weights.classes, normalisation)
+    crop = description.get("held_out_crop")
+    return TrainedModel(model.eval(), weights.classes, normalisation, crop)
 
 
 def _with_reconstruction(

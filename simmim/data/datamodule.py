@@ -21,9 +21,10 @@ from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.skipped import SKIPPED, require_named
 from simmim.data.streams import ImageStream, StreamedImages
 from simmim.data.tolerance import Candidate, Reading
-from simmim.data.transforms import CropFirst
+from simmim.data.transforms import CenterCrop, CropFirst
 from simmim.data.waiting import TimedLoader, available_cores, describe_wait
 from simmim.errors import UnreadableImageError, UserError
+from simmim.held_out_crop import HeldOutCrop
 from simmim.interruption import ignore_signals
 from simmim.normalisation import Normalisation
 
@@ -118,6 +119,13 @@ class ImageDataModule(pl.LightningDataModule):
         if not goes_on and getattr(rank_zero_only, "rank", 0) == 0:
             path.unlink(missing_ok=True)
         self.tolerance.skipped.path = path
+
+    def held_out_crop(self) -> HeldOutCrop | None:
+        """How held-out images are shown, where it is by `CenterCrop`."""
+        crop = self.val_transform
+        if not isinstance(crop, CenterCrop):
+            return None
+        return {"crop_ratio": crop.crop_ratio, "squash": crop.squash}
 
     def describe_content(self) -> dict[str, str]:
         """What tells these images from others, wherever they lie: their number, names and classes."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
 from simmim.data.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
 from simmim.data.limits import require_size
-from simmim.data.pictures import Box, Picture, Pixels
+from simmim.data.pictures import Box, Interpolation, Picture, Pixels
 from simmim.data.unreadable import unreadable
 from simmim.sizes import Pair
 
@@ -114,12 +114,14 @@ class JpegPicture:
         except ValueError:
             return self._decode_by_pillow()
 
-    def crop_resized(self, box: Box, size: Pair) -> Real[Tensor, "3 h2 w2"]:
+    def crop_resized(
+        self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
+    ) -> Real[Tensor, "3 h2 w2"]:
         """A part of it, resized; UserError names one that cannot be read."""
         try:
-            return decode_crop(self.data, box, size)
+            return decode_crop(self.data, box, size, interpolation)
         except ValueError:
-            return Pixels(self._decode_by_pillow()).crop_resized(box, size)
+            return Pixels(self._decode_by_pillow()).crop_resized(box, size, interpolation)
 
     def _decode_by_pillow(self) -> Real[Tensor, "3 h w"]:
         """Which reads some damaged files, and has the word on the others."""

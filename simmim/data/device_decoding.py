@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from simmim.console import warn
 from simmim.data.decode import JpegPicture
 from simmim.data.jpeg import decode_whole, is_plain
-from simmim.data.pictures import Box, Picture, resize
+from simmim.data.pictures import Box, Interpolation, Picture, resize
 from simmim.data.samples import Sample, SampleKey, Transform, TransformedImages
 from simmim.data.streams import StreamedImages
 from simmim.data.tolerance import Decode
@@ -97,6 +97,11 @@ class UndecodedImages(Dataset[UndecodedSample]):
         """Height and width of the crops."""
         return self.augmentation.crop.size
 
+    @property
+    def interpolation(self) -> Interpolation:
+        """How the crops are resized."""
+        return self.augmentation.crop.interpolation
+
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
@@ -155,7 +160,7 @@ class UndecodedBatch:
                 continue
             picture = next(pictures)
             if isinstance(picture, Tensor):
-                images.append(show(part, picture, self.images.size))
+                images.append(show(part, picture, self.images.size, self.images.interpolation))
                 continue
             sample = self.images.make_again(packed.keys[place], part.name, picture)
             images.append(sample.image.to(decoding))
@@ -223,12 +228,17 @@ def decode_files(
     return [decode_files([file], device)[0] for file in files]
 
 
-def show(part: Part, picture: UInt8[Tensor, "3 _ _"], size: Pair) -> UInt8[Tensor, "3 h w"]:
+def show(
+    part: Part,
+    picture: UInt8[Tensor, "3 _ _"],
+    size: Pair,
+    interpolation: Interpolation = "bicubic",
+) -> UInt8[Tensor, "3 h w"]:
     """What a sample shows of a decoded picture."""
     top, left, height, width = part.box
     cropped = picture[None, :, top : top + height, left : left + width]
     # As floats, as only CPUs resize integers: all devices then do the same.
-    image = resize(cropped.float(), size)[0].round().clamp(0, 255).to(torch.uint8)
+    image = resize(cropped.float(), size, interpolation)[0].round().clamp(0, 255).to(torch.uint8)
     return image.flip(-1) if part.is_mirrored else image
 
 

@@ -13,10 +13,14 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from simmim.data.pictures import Box, resize
+from simmim.data.pictures import Box, Interpolation, resize
 from simmim.sizes import Pair
 
 _SCALES = (8, 4, 2)
+_RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 
 
 def is_jpeg(start: bytes) -> bool:
@@ -84,7 +88,9 @@ def find_scale(box: Box, size: Pair) -> int:
     return 1
 
 
-def decode_crop(data: bytes, box: Box, size: Pair) -> UInt8[Tensor, "3 h w"]:
+def decode_crop(
+    data: bytes, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
+) -> UInt8[Tensor, "3 h w"]:
     """A part of a picture of which `upright_colour_size` told the size, resized.
 
     Raises:
@@ -92,7 +98,7 @@ def decode_crop(data: bytes, box: Box, size: Pair) -> UInt8[Tensor, "3 h w"]:
     """
     scale = find_scale(box, size)
     if scale == 1:
-        return resize(_to_images(_cut(simplejpeg.decode_jpeg(data), *box)), size)[0]
+        return resize(_to_images(_cut(simplejpeg.decode_jpeg(data), *box)), size, interpolation)[0]
     height, width, *_ = simplejpeg.decode_jpeg_header(data)
     pixels = simplejpeg.decode_jpeg(
         data, min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
@@ -107,7 +113,7 @@ def decode_crop(data: bytes, box: Box, size: Pair) -> UInt8[Tensor, "3 h w"]:
         (box.left + box.width) / scale - left,
         (box.top + box.height) / scale - top,
     )
-    resized = region.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=edges)
+    resized = region.resize((size[1], size[0]), _RESAMPLING[interpolation], box=edges)
     return _to_images(np.array(resized))[0]
 
 

@@ -36,10 +36,13 @@ def demo(
     pictures: Pictures = "textures",
     num_workers: int | None = None,
     seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
 ) -> ImageDataModule:
     """Pictures that simmim draws itself, with the texture of the ground as their label.
 
-    `train_size` and `val_size` are numbers of pictures; `pictures` and `detail` as `DemoImages`'.
+    `train_size` and `val_size` are numbers of pictures; `pictures` and `detail` as `DemoImages`'. Here
+    as with the other kinds, `crop_ratio` and `squash` are how held-out images are shown (`CenterCrop`).
     """
     size = as_pair(image_size, "model.image_size")
     train, val = (
@@ -52,7 +55,7 @@ def demo(
         train,
         val,
         train_transform=train_transform,
-        val_transform=CenterCrop(size),
+        val_transform=CenterCrop(size, crop_ratio, squash),
         batch_size=batch_size,
         num_workers=num_workers,
         seed=seed,
@@ -71,6 +74,8 @@ def imagefolder(
     std: Sequence[float] = IMAGENET_STD,
     statistics: str | Path | None = None,
     seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
     **options: Unpack[ReadingOptions],
 ) -> ImageDataModule:
     """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
@@ -85,6 +90,7 @@ def imagefolder(
         raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
     # What is wrong with the options is told before the folder is read.
     check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
     reading = Reading(**options)
     normalisation = find_normalisation(mean, std, statistics)
     channels = len(normalisation.mean)
@@ -99,7 +105,7 @@ def imagefolder(
         folders.train,
         folders.val,
         train_transform=train_transform,
-        val_transform=CenterCrop(image_size),
+        val_transform=val_transform,
         batch_size=batch_size,
         num_workers=num_workers,
         normalisation=normalisation,
@@ -124,6 +130,8 @@ def webdataset(
     std: Sequence[float] = IMAGENET_STD,
     statistics: str | Path | None = None,
     seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
     **options: Unpack[ReadingOptions],
 ) -> ImageDataModule:
     """Tar shards: indexed and read at random on a disk, streamed from URLs.
@@ -140,6 +148,7 @@ def webdataset(
     if root is None:
         raise UserError("data=webdataset needs tar shards; set data.root='DIR/*.tar'")
     check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
     reading = Reading(**options)
     for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
         if value < 1:
@@ -179,7 +188,7 @@ def webdataset(
         train,
         val,
         train_transform=train_transform,
-        val_transform=CenterCrop(image_size),
+        val_transform=val_transform,
         batch_size=batch_size,
         num_workers=num_workers,
         normalisation=normalisation,
@@ -211,6 +220,8 @@ def hf(
     std: Sequence[float] = IMAGENET_STD,
     statistics: str | Path | None = None,
     seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
     **options: Unpack[ReadingOptions],
 ) -> ImageDataModule:
     """A Hugging Face dataset: saved on disk (`root`), or by its name, downloaded or streamed.
@@ -229,6 +240,7 @@ def hf(
             "data=hf needs data.root=DIR, a folder of save_to_disk, or data.name=NAME, and not both"
         )
     check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
     reading = Reading(**options)
     for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
         if value < 1:
@@ -273,7 +285,7 @@ def hf(
         train,
         val,
         train_transform=train_transform,
-        val_transform=CenterCrop(image_size),
+        val_transform=val_transform,
         batch_size=batch_size,
         num_workers=num_workers,
         normalisation=normalisation,

@@ -4,13 +4,16 @@ A crop can be drawn from an image's size alone, which its header tells. What is 
 is therefore a `Picture`: decoded already, or a file that is decoded to the crop.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Real
 from torch import Tensor
 from torch.nn import functional as F
 
 from simmim.sizes import Pair
+
+# How pixels of another size are interpolated, always antialiased.
+Interpolation = Literal["bicubic", "bilinear"]
 
 
 class Box(NamedTuple):
@@ -41,8 +44,10 @@ class Picture(Protocol):
             UserError: it cannot be read.
         """
 
-    def crop_resized(self, box: Box, size: Pair) -> Real[Tensor, "c h2 w2"]:
-        """A part of it, resized to (height, width): bicubic, antialiased.
+    def crop_resized(
+        self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
+    ) -> Real[Tensor, "c h2 w2"]:
+        """A part of it, resized to (height, width), antialiased.
 
         Raises:
             UserError: it cannot be read.
@@ -60,17 +65,22 @@ class Pixels:
         """The image."""
         return self.image
 
-    def crop_resized(self, box: Box, size: Pair) -> Real[Tensor, "c h2 w2"]:
+    def crop_resized(
+        self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
+    ) -> Real[Tensor, "c h2 w2"]:
         """A part of it, resized."""
         top, left, height, width = box
-        return resize(self.image[None, :, top : top + height, left : left + width], size)[0]
+        part = self.image[None, :, top : top + height, left : left + width]
+        return resize(part, size, interpolation)[0]
 
 
-def resize(images: Real[Tensor, "b c h w"], size: Pair) -> Real[Tensor, "b c h2 w2"]:
-    """Bicubic, antialiased; what torchvision's `resize` gives, without its overhead."""
+def resize(
+    images: Real[Tensor, "b c h w"], size: Pair, interpolation: Interpolation = "bicubic"
+) -> Real[Tensor, "b c h2 w2"]:
+    """Antialiased; what torchvision's `resize` gives, without its overhead."""
     if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True)
+    return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from jaxtyping import Real, UInt8
@@ -10,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from simmim.data.auto_augment import create_policy
-from simmim.data.pictures import Box, Picture, Pixels
+from simmim.data.pictures import Box, Interpolation, Picture, Pixels, resize
 from simmim.data.samples import Transform
 from simmim.errors import UserError
 from simmim.sizes import Pair, Size, as_pair
@@ -21,14 +22,15 @@ def light_augmentation(
     scale: Sequence[float] = (0.67, 1.0),
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     flip: float = 0.5,
+    interpolation: Interpolation = "bicubic",
 ) -> "CropFirst":
     """Random resized crop and horizontal flip (SimMIM, section 4.1).
 
     `scale` is the crop's share of the image's area, `ratio` its width over height, `flip` the
-    probability of a mirror image.
+    probability of a mirror image, `interpolation` (antialiased) how the crop is resized.
 
     Raises:
-        UserError: ranges that are empty or outside their bounds.
+        UserError: ranges that are empty or outside their bounds, or an unknown interpolation.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"augmentation.scale {list(scale)} is not within (0, 1]; use [0.67, 1.0]")
@@ -36,7 +38,10 @@ def light_augmentation(
         raise UserError(f"augmentation.ratio {list(ratio)} is not a range; use [0.75, 1.3333]")
     if not 0 <= flip <= 1:
         raise UserError(f"augmentation.flip {flip} is not a probability; use 0.5, or 0 for none")
-    crop = RandomCrop(as_pair(image_size, "model.image_size"), scale, ratio)
+    if interpolation not in get_args(Interpolation):
+        names = " or ".join(get_args(Interpolation))
+        raise UserError(f"augmentation.interpolation {interpolation} is unknown; use {names}")
+    crop = RandomCrop(as_pair(image_size, "model.image_size"), scale, ratio, interpolation)
     return CropFirst(crop, RandomFlip(flip))
 
 
@@ -47,10 +52,11 @@ def strong_augmentation(
     flip: float = 0.5,
     rand_augment: str | None = "rand-m9-mstd0.5-inc1",
     random_erasing: float = 0.25,
+    interpolation: Interpolation = "bicubic",
 ) -> "CropFirst":
     """The augmentation that Swin is fine-tuned with (Swin V1, section 4.1), by timm.
 
-    `scale`, `ratio` and `flip` are as in `light_augmentation`.
+    `scale`, `ratio`, `flip` and `interpolation` are as in `light_augmentation`.
     `rand_augment` is a policy of timm (`rand-…`, `augmix-…`, `original`, `v0`; None: without);
     `random_erasing` the probability that a rectangle is filled with noise. Mixup and CutMix act on
     batches and stand elsewhere.
@@ -62,7 +68,7 @@ def strong_augmentation(
         raise UserError(
             f"augmentation.random_erasing {random_erasing} is not a probability; use 0.25"
         )
-    light = light_augmentation(image_size, scale, ratio, flip)
+    light = light_augmentation(image_size, scale, ratio, flip, interpolation)
     steps = list(light.steps)
     if rand_augment is not None:
         steps.append(RandAugment(rand_augment, light.crop.size))
@@ -107,8 +113,15 @@ class RandomCrop(nn.Module):
     Its own way to draw one takes as long as a tenth of what decoding a photograph does.
     """
 
-    def __init__(self, size: Pair, scale: Sequence[float], ratio: Sequence[float]) -> None:
+    def __init__(
+        self,
+        size: Pair,
+        scale: Sequence[float],
+        ratio: Sequence[float],
+        interpolation: Interpolation = "bicubic",
+    ) -> None:
         super().__init__()
+        self.interpolation = interpolation
         self.size = size
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
@@ -134,31 +147,68 @@ class RandomCrop(nn.Module):
     def forward(self, picture: Picture) -> Real[Tensor, "c h w"]:
         """Draws a part and resizes it."""
         box = self.choose(picture.height, picture.width)
-        return picture.crop_resized(box, self.size)
+        return picture.crop_resized(box, self.size, self.interpolation)
 
 
 class CenterCrop(nn.Module):
-    """The largest centred rectangle of the target's shape, resized to the target.
+    """The middle of an image, at the target's size: how held-out images are shown.
+
+    The image is resized (bicubic, antialiased) until a rectangle of the target's shape, `crop_ratio`
+    of its sides, just fits into it, and that is cut out: with 1 the largest there is, with 0.875 what
+    Swin's official evaluation sees. With `squash` the whole image is resized to the target, whatever
+    becomes of its shape.
 
     It is no `CroppingTransform`: held-out figures are of images that were decoded in full.
+
+    Raises:
+        UserError: a ratio outside [0.1, 1], or one beside `squash`, which crops nothing.
     """
 
-    def __init__(self, image_size: Size) -> None:
+    def __init__(
+        self, image_size: Size, crop_ratio: float | None = None, squash: bool | None = None
+    ) -> None:
         super().__init__()
         self.size: Pair = as_pair(image_size, "model.image_size")
+        self.squash = bool(squash)
+        self.crop_ratio = ratio = 1.0 if crop_ratio is None else float(crop_ratio)
+        if not 0.1 <= ratio <= 1:
+            raise UserError(
+                f"data.crop_ratio {crop_ratio} is not in [0.1, 1]; use 0.875, or 1 for the largest crop"
+            )
+        if self.squash and ratio != 1:
+            raise UserError(
+                f"data.squash=true shows whole images and data.crop_ratio {crop_ratio} their middle; "
+                "leave one of them out"
+            )
+        # What the crop is cut from, where the image has its shape.
+        self.around = (math.floor(self.size[0] / ratio), math.floor(self.size[1] / ratio))
+
+    def resized(self, height: int, width: int) -> Pair:
+        """The size that an image of this one is resized to before it is cropped."""
+        if self.squash:
+            return self.size
+        # In whole numbers and rounded down, as torchvision's Resize.
+        around_height, around_width = self.around
+        if around_height * width >= around_width * height:
+            return around_height, around_height * width // height
+        return around_width * height // width, around_width
 
     def choose(self, height: int, width: int) -> Box:
-        """The part of an image of this size."""
-        target_height, target_width = self.size
-        scale = min(height / target_height, width / target_width)
-        box_height = max(1, round(target_height * scale))
-        box_width = max(1, round(target_width * scale))
+        """The part of an image of this size that is shown, to the nearest of its pixels."""
+        if self.squash:
+            return Box(0, 0, height, width)
+        scale = min(height / self.around[0], width / self.around[1])
+        box_height = max(1, round(self.size[0] * scale))
+        box_width = max(1, round(self.size[1] * scale))
         top, left = round((height - box_height) / 2), round((width - box_width) / 2)
         return Box(top, left, box_height, box_width)
 
     def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
-        """Crops and resizes; the same for the same image."""
-        return Pixels(image).crop_resized(self.choose(*image.shape[-2:]), self.size)
+        """Resizes and crops; the same for the same image."""
+        height, width = self.resized(*image.shape[-2:])
+        top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
+        resized = resize(image[None], (height, width))[0]
+        return resized[:, top : top + self.size[0], left : left + self.size[1]].contiguous()
 
 
 class RandomFlip(nn.Module):

@@ -11,6 +11,7 @@ from simmim.data.device_decoding import UndecodedBatch
 from simmim.data.labels import require_label_each
 from simmim.data.mixing import Mix
 from simmim.data.samples import Sample, is_counted
+from simmim.held_out_crop import HeldOutCrop
 from simmim.models import Classifier, Mode
 from simmim.tasks.accuracy import HeldOutAccuracy
 from simmim.tasks.training import TrainingArguments, TrainingTask
@@ -24,6 +25,7 @@ class ClassificationTask(TrainingTask):
         classes: a name for each of its outputs.
         mode: `full` trains everything; `linear` freezes the encoder and trains the head alone.
         mixup: timm's Mixup and CutMix, or None for plain labels with `label_smoothing`.
+        held_out_crop: how held-out images are shown, as its checkpoints are to tell.
         training: see `TrainingArguments`.
     """
 
@@ -37,6 +39,7 @@ class ClassificationTask(TrainingTask):
         mode: Mode = "full",
         mixup: Mix | None = None,
         label_smoothing: float = 0.0,
+        held_out_crop: HeldOutCrop | None = None,
         **training: Unpack[TrainingArguments],
     ) -> None:
         super().__init__(model, **training)
@@ -44,6 +47,7 @@ class ClassificationTask(TrainingTask):
         self.mode = mode
         self.mixup = mixup
         self.label_smoothing = label_smoothing
+        self.held_out_crop = held_out_crop
         if mode == "linear":
             model.encoder.requires_grad_(False)
         self.held_out = HeldOutAccuracy(len(classes))
@@ -83,6 +87,8 @@ class ClassificationTask(TrainingTask):
         self.log_held_out(self.held_out.metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the classes' names, in the order of the head's outputs."""
+        """Adds how it was validated, and the classes' names, in the order of the head's outputs."""
         super().on_save_checkpoint(checkpoint)
+        if self.held_out_crop is not None:
+            checkpoint["encoder"]["held_out_crop"] = self.held_out_crop
         checkpoint["classes"] = list(self.classes)
