@@ -171,6 +171,12 @@ RULES: Sequence[Rule[ClassificationFigures]] = (
         (STEEP, FORGOT),
     ),
     Rule("overfitting", lambda run: run.is_overfitting, compare, (BY_HEART,)),
+    # What does not beat both chance and the weights that it began with is not called more than this.
+    Rule(
+        "learning",
+        lambda run: run.skill >= _WELL and (run.held_out.last or 0.0) <= (run.direct or 0.0),
+        lambda run: f"{compare(run)} That is not yet more than before training at this size.",
+    ),
     Rule("learning well", lambda run: run.skill >= _WELL, compare),
     Rule("learning slowly", lambda run: True, compare, (STEEP, SMALL_BATCH, UNKNOWN)),
 )

@@ -78,6 +78,11 @@ class PretrainingFigures:
         return self.held_out.last / self.nearest_visible
 
     @property
+    def beats_both(self) -> bool:
+        """Whether it is below both baselines, which have to be known."""
+        return self.ratio < 1 and self.copying_ratio < 1
+
+    @property
     def is_finite(self) -> bool:
         """Whether the losses are still numbers."""
         return is_finite(self.held_out, self.training, self.skipped_in_a_row)
@@ -194,6 +199,21 @@ EARLY = Cause[PretrainingFigures](
     lambda run: f"it is early: step {run.steps:,} of {run.total_steps or 'many'}",
     ("Wait: the first steps learn little but the mean colour.",),
 )
+COPYING_IS_BETTER = Cause[PretrainingFigures](
+    lambda run: run.nearest_visible is not None,
+    lambda run: (
+        "copying the nearest visible pixel comes closer still: hidden parts are filled in, but blurred"
+    ),
+    (
+        "Train for longer: trainer.max_epochs or trainer.max_steps.",
+        "Judge by fine-tuning: where mask patches are small, copying is hard to beat.",
+    ),
+)
+COPYING_IS_UNKNOWN = Cause[PretrainingFigures](
+    lambda run: True,
+    lambda run: "how well copying the nearest visible pixel does was not logged",
+    ("Compare with it: python -m simmim.reconstruct tells both for your pictures.",),
+)
 UNKNOWN = Cause[PretrainingFigures](
     lambda run: True,
     lambda run: "the learning rate does not suit, or hidden parts cannot be told from visible ones",
@@ -248,9 +268,16 @@ RULES: Sequence[Rule[PretrainingFigures]] = (
         (STEEP, SMALL_BATCH, ROSE, SHORT, UNKNOWN),
     ),
     Rule("learning slowly", lambda run: run.is_steep, compare, (STEEP,)),
-    Rule("learning well", lambda run: run.ratio <= _WELL, compare),
+    Rule("learning well", lambda run: run.ratio <= _WELL and run.beats_both, compare),
+    # What does not beat both baselines is not called more than this.
     Rule(
-        "learning well",
+        "learning",
+        lambda run: run.ratio <= _WELL,
+        compare,
+        (COPYING_IS_BETTER, COPYING_IS_UNKNOWN),
+    ),
+    Rule(
+        "learning",
         lambda run: run.is_early,
         lambda run: f"{compare(run)} It is early, and on the right way.",
     ),

@@ -13,6 +13,7 @@ from simmim.reports.record import Curve
 
 Kind = Literal[
     "learning well",
+    "learning",
     "learning slowly",
     "not learning yet",
     "no better than baseline",

@@ -1,10 +1,13 @@
 """The page in a real browser, where there is one: all parts drawn, no message, no overflow."""
 
+import itertools
+import json
 import os
 import shutil
 
 import pytest
 
+from reports.conftest import write_metrics
 from simmim.reports import write_report, write_sweep_report
 
 CHROMIUM = next(
@@ -45,7 +48,7 @@ def open_page(browser, path, width, scheme):
     return page, complaints
 
 
-@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("width", [390, 1280, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_parts_show_without_a_message(browser, run_dir, width, scheme):
     page, complaints = open_page(browser, write_report(run_dir), width, scheme)
@@ -55,8 +58,70 @@ def test_all_parts_show_without_a_message(browser, run_dir, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     broken = "[...document.images].filter((image) => !image.naturalWidth).length"
     assert page.evaluate(broken) == 0
+    assert page.evaluate(OVERFLOWING) == []
     assert page.evaluate(CONTRASTS) == []
     assert complaints == []
+
+
+# Cards out of which something runs.
+OVERFLOWING = """() => [...document.querySelectorAll(".figures div, .card")]
+  .filter((card) => card.scrollWidth > card.clientWidth + 1)
+  .map((card) => card.textContent.trim().slice(0, 60))"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 700, 1024, 1280, 1440, 1920])
+def test_no_figure_runs_out_of_its_card(browser, run_dir, width):
+    facts = {"stage": "finetune", "state": "finished", "total_steps": 300, "classes": 12}
+    (run_dir / "run.json").write_text(json.dumps(facts))
+    write_metrics(run_dir, **{"val/top1": 0.421, "train/top1": 0.987})
+    steps = [json.dumps({"step": step, "event": "skipped"}) for step in range(100_000, 100_009)]
+    (run_dir / "unusual_steps.jsonl").write_text("\n".join(steps))
+    page, _ = open_page(browser, write_report(run_dir), width, "light")
+    assert "without augmentation" in page.inner_text(".figures")
+    assert page.evaluate(OVERFLOWING) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# Draws lines between two values each and gives their vertical axes' ticks, with their labels.
+TICKS = """async (ranges) => {
+  const plots = ranges.map(([low, high, logarithmic, share]) => {
+    const element = document.createElement("div");
+    element.style.width = "500px";
+    document.body.append(element);
+    return window.simmim.draw(element, {
+      name: "x", title: "x", unit: "", logarithmic, share, zero: false, horizontal: "step",
+      marks: [], series: [{ name: "y", reference: false }], data: [[1, 2], [low, high]],
+    });
+  });
+  await new Promise((resolve) => setTimeout(resolve));  // uPlot draws once the script is through
+  return plots.map((plot) => plot.axes[1]).map((axis) => axis._splits
+    .map((tick, at) => [tick, axis._values[at]]).filter(([, label]) => label !== ""));
+}"""
+
+
+def test_ticks_are_distinct_and_right(browser, run_dir):
+    """Over ranges of a learning rate's size, and of all others."""
+    page, _ = open_page(browser, write_report(run_dir), 1280, "light")
+    ends = [(0, 1e-4), (0, 1.25e-4), (0, 2e-3), (9e-4, 1.1e-3), (-3e-4, 3e-4), (1.25e-3, 1.25e-3)]
+    widths = ((0, 1), (1, 3), (1.9, 2.4), (1.001, 1.002), (-1, 1))
+    ends += [
+        (low * 10.0**power, high * 10.0**power) for power in range(-9, 9, 2) for low, high in widths
+    ]
+    ranges = [(low, high, False, is_share) for low, high in ends for is_share in (False, True)]
+    ranges += [(low, high, True, False) for low, high in ends if low > 0]
+    for (*_, is_share), shown in zip(ranges, page.evaluate(TICKS, ranges), strict=True):
+        check_ticks(shown, is_share)
+
+
+def check_ticks(shown, is_share):
+    labels = [label for _, label in shown]
+    assert len(set(labels)) == len(labels) >= 1, labels
+    values = [tick for tick, _ in shown]
+    apart = min((b - a for a, b in itertools.pairwise(values)), default=1)
+    for tick, label in shown:
+        told = float(label.replace(",", "").rstrip("%")) / (100 if is_share else 1)
+        assert told == pytest.approx(tick, rel=1e-9, abs=1e-6 * apart), labels
+        assert len(label) <= 12, labels
 
 
 # Texts whose contrast with what is behind them is less than 4.5 (WCAG 2, AA), with their contrast.

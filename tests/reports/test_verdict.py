@@ -42,7 +42,7 @@ TWO_IMAGES = replace(
 @pytest.mark.parametrize(
     ("figures", "kind", "cause"),
     [
-        (QUICKSTART, "learning well", ""),
+        (QUICKSTART, "learning", "copying the nearest visible pixel comes closer still"),
         (GOOD, "learning slowly", "few steps: 320"),
         (
             LEARNING_RATE_TIMES_100,
@@ -92,8 +92,10 @@ def held_out(*values: float) -> Curve:
         ({"held_out": held_out(0.62), "is_over": False}, "not learning yet", "it is early"),
         ({"held_out": held_out(*[0.61] * 10)}, "no better than baseline", "the learning rate does"),
         ({"held_out": held_out(*[0.5] * 10)}, "learning slowly", "the learning rate does not suit"),
-        ({"held_out": held_out(0.56), "is_over": False}, "learning well", ""),
-        ({"held_out": held_out(0.3), "nearest_visible": None}, "learning well", ""),
+        ({"held_out": held_out(0.56), "is_over": False}, "learning", ""),
+        ({"held_out": held_out(0.3)}, "learning well", ""),
+        ({"held_out": held_out(0.338)}, "learning", "copying the nearest visible pixel"),
+        ({"held_out": held_out(0.3), "nearest_visible": None}, "learning", "how well copying"),
         # A step that was skipped is logged too.
         ({"held_out": held_out(0.3), "training": held_out(0.4, math.nan)}, "learning well", ""),
         (
@@ -110,6 +112,23 @@ def test_other_runs(changes, kind, cause):
     verdict = judge_pretraining(replace(figures, **changes))
     assert verdict.kind == kind
     assert verdict.cause.startswith(cause)
+
+
+@pytest.mark.parametrize("is_over", [True, False])
+def test_nothing_is_learned_well_that_does_not_beat_both_baselines(is_over):
+    for mean in (0.1, 0.5, 1.0):
+        for nearest in (None, 0.1, 0.5, 1.0):
+            for loss in (0.05, 0.1, 0.2, 0.45, 0.5, 0.7, 1.2):
+                figures = replace(
+                    GOOD,
+                    held_out=held_out(loss),
+                    visible_mean=mean,
+                    nearest_visible=nearest,
+                    is_over=is_over,
+                )
+                is_better = nearest is not None and loss < min(mean, nearest)
+                if not is_better:
+                    assert judge_pretraining(figures).kind != "learning well"
 
 
 def test_the_sentence_compares_with_both_baselines():
@@ -135,6 +154,8 @@ def test_the_sentence_compares_with_both_baselines():
             "no better than baseline",
             "training images are told right and others are not",
         ),
+        ({"held_out": held_out(0.8), "direct": 0.8}, "learning", ""),
+        ({"held_out": held_out(0.6), "direct": 0.8, "is_over": False}, "learning", ""),
         ({"held_out": held_out(0.3), "direct": 0.4}, "no better than baseline", "training at this"),
         (
             {"held_out": held_out(0.5), "training": 0.99},

@@ -14,14 +14,20 @@
     return chart.unit ? `${text} ${chart.unit}` : text;
   };
 
-  // Ticks stay short: 1,200 and 0.0005, but 5e-7.
-  const tick = (chart, value) => {
-    if (value === null) return "";
-    if (chart.share) return `${Number((100 * value).toPrecision(4))}%`;
-    const size = Math.abs(value);
-    return size !== 0 && (size < 1e-4 || size >= 1e6)
-      ? value.toExponential().replace("e+", "e")
-      : Number(value.toPrecision(6)).toLocaleString("en");
+  // An axis' labels: as many digits as tell its ticks apart, less the noise of binary fractions; all with
+  // an exponent where the largest is too small or too large to be read without.
+  const labels = (chart, values) => {
+    const plain = values.map((value) =>
+      value === null ? null : Number((chart.share ? 100 * value : value).toPrecision(14)));
+    const largest = Math.max(...plain.map((value) => Math.abs(value ?? 0)));
+    const isFar = largest !== 0 && (largest < 1e-3 || largest >= 1e6);
+    return plain.map((value) => {
+      if (value === null) return "";
+      const text = isFar && value !== 0
+        ? value.toExponential().replace("e+", "e")
+        : value.toLocaleString("en", { maximumSignificantDigits: 14 });
+      return chart.share ? `${text}%` : text;
+    });
   };
 
   const place = (chart, at) => {
@@ -83,9 +89,12 @@
           size: 34,
           incrs: chart.marks.length ? [1, 2, 5, 10, 20] : undefined,
           values: (_, values) => values.map((value) =>
-            chart.marks.length ? chart.marks[value] ?? "" : value.toLocaleString("en")),
+            chart.marks.length ? chart.marks[value] ?? "" : value.toLocaleString("en", { maximumSignificantDigits: 14 })),
         }),
-        axis({ size: 58, values: (_, values) => values.map((value) => tick(chart, value)) }),
+        axis({
+          size: (_, shown) => Math.max(58, 14 + 7 * Math.max(0, ...(shown ?? []).map((text) => text.length))),
+          values: (_, values) => labels(chart, values),
+        }),
       ],
       series: [
         { label: chart.horizontal, value: (_, at) => place(chart, at) },
@@ -120,11 +129,15 @@
         plot.setSize({ width: element.clientWidth, height: 260 });
       }
     }).observe(element);
+    return plot;
   };
 
   for (const element of document.querySelectorAll("[data-chart]")) {
     draw(element, charts.find((chart) => chart.name === element.dataset.chart));
   }
+
+  // For tests, which cannot read what is drawn.
+  window.simmim = { draw, plots };
 
   // uPlot asks for its colours whenever it draws.
   const redraw = () => plots.forEach((plot) => plot.redraw(false));
