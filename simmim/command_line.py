@@ -3,10 +3,7 @@
 Nothing here imports torch before a configuration is composed, so that `--help` answers at once.
 """
 
-import difflib
-import errno
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,23 +15,18 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, open_dict
 
-from simmim import sweeps
+from simmim import arguments, sweeps
 from simmim.composed import Composed, hand_over, handed_over, inherited
-from simmim.errors import DoesNotFitError, UserError
+from simmim.errors import UserError
 from simmim.finished import record_finished
 from simmim.interruption import STOPPED_AT_ONCE
+from simmim.known_options import config_directory
+from simmim.mistakes import explain, mendable
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-# What a disk says that is full or cannot be written to, and the way out.
-_UNWRITABLE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "change its permissions"),
-}
 # Where a command's function is that is not in `stages`: no command waits for what others import.
 _HOMES = {
     "analysis": "simmim.diagnosing",
@@ -45,15 +37,6 @@ _HOMES = {
     "plan": "simmim.planning",
     "reconstruct": "simmim.reconstructing",
 }
-# Hydra's plugins that are installed with an extra.
-_EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit", "optuna": "optuna"}
-
-
-def config_directory() -> Path:
-    """`conf/`: inside the package where a wheel put it, beside the package in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def run_command(stage: str) -> None:
@@ -68,6 +51,10 @@ def run_command(stage: str) -> None:
     if composed is not None:
         run_composed(stage, composed, wants_traceback)
         return
+    try:
+        sys.argv[1:] = arguments.as_overrides(sys.argv[1:], stage)
+    except UserError as error:
+        exit_if_mendable(error, stage)
 
     @hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=stage)
     def command(config: DictConfig) -> float | None:
@@ -175,65 +162,3 @@ def exit_if_mendable(error: BaseException, stage: str) -> None:
     if mistake is not None:
         print(f"error: {explain(mistake, stage)}", file=sys.stderr)
         sys.exit(2)
-
-
-def mendable(error: BaseException) -> BaseException | None:
-    """The error, or what caused it, if the user can mend it."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
-    if cause is not None:
-        return cause
-    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        return UserError(
-            f"{error.filename or 'a file of the run'}: {error.strerror}; "
-            f"{_UNWRITABLE[error.errno]}, or use another path"
-        )
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
-        return UserError(
-            "a group of options, such as model or experiment, cannot be null; leave it out"
-        )
-    composing = isinstance(error, (HydraException, OmegaConfBaseException))
-    return error if composing and not isinstance(error, InstantiationException) else None
-
-
-def explain(error: BaseException, stage: str) -> str:
-    """One line for a mistake: the value, the constraint, the way out."""
-    # What a loader's worker raises arrives with the worker's traceback before it.
-    message = str(error).rpartition(f"{type(error).__name__}: ")[2]
-    if isinstance(error, DoesNotFitError):
-        return message
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        if group.startswith("hydra/") and choice in _EXTRAS:
-            return f'{group}={choice} is not installed; pip install "simmim[{_EXTRAS[choice]}]"'
-        return f"{group}={choice} is unknown; use {', '.join(sorted(error.options))}"
-    if unknown := re.search(r"Could not override '([^']+)'", message):
-        return _unknown_option(unknown[1], list(_option_names(stage)))
-    if unknown := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
-        choices = re.findall(r"^\t(\S+)$", message, re.MULTILINE)
-        return f"{unknown[1]}={unknown[2]} is unknown; use {', '.join(sorted(choices))}"
-    return "; ".join(line.strip() for line in message.splitlines() if line.strip())
-
-
-def _unknown_option(option: str, known_options: list[str]) -> str:
-    close = difflib.get_close_matches(option, known_options, n=3, cutoff=0.6)
-    last = option.rpartition(".")[2]
-    same_name = [name for name in known_options if name.rpartition(".")[2] == last]
-    meant = list(dict.fromkeys(same_name + close))[:3]
-    hint = f"did you mean {' or '.join(meant)}?" if meant else "--cfg job shows all options"
-    return f"{option} is no option; {hint}"
-
-
-def _option_names(stage: str) -> Iterator[str]:
-    """Dotted names of all options, with the default choices."""
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
-        config = OmegaConf.to_container(hydra.compose(config_name=stage), resolve=False)
-    yield from _names(config, "")
-
-
-def _names(node: Any, prefix: str) -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield f"{prefix}{name}"
-            yield from _names(value, f"{prefix}{name}.")

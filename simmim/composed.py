@@ -18,6 +18,8 @@ from uuid import uuid4
 
 from omegaconf import DictConfig, OmegaConf
 
+from simmim.arguments import literal
+
 _CONFIGURATION = "SIMMIM_CONFIGURATION"
 _RESOLVED = "resolved.yaml"
 
@@ -54,9 +56,9 @@ def hand_over(config: DictConfig, hydra_config: Any) -> Iterator[Composed]:
     options = OmegaConf.to_container(config, resolve=True)
     assert isinstance(options, dict)
     resolved = {
-        "config": options | {"run_dir": str(run_dir)},
-        "overrides": OmegaConf.to_container(hydra_config.overrides.task),
-        "job_logging": OmegaConf.to_container(hydra_config.job_logging, resolve=True),
+        "config": as_literals(options | {"run_dir": str(run_dir)}),
+        "overrides": _plain(hydra_config.overrides.task),
+        "job_logging": as_literals(OmegaConf.to_container(hydra_config.job_logging, resolve=True)),
     }
     with TemporaryDirectory(prefix="simmim-") as folder:
         # The first three under the names that Hydra gives them.
@@ -76,8 +78,21 @@ def read(path: Path) -> Composed:
     """A configuration that was handed over."""
     content = OmegaConf.load(path)
     assert isinstance(content, DictConfig)
-    overrides = [str(override) for override in content.overrides]
+    overrides = [str(override) for override in _plain(content.overrides)]
     return Composed(path, content.config, overrides, content.job_logging)
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=False)
+
+
+def as_literals(node: Any) -> Any:
+    """The same, with every text such that OmegaConf gives it back as it is, `${` or not."""
+    if isinstance(node, dict):
+        return {name: as_literals(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [as_literals(value) for value in node]
+    return literal(node) if isinstance(node, str) else node
 
 
 def handed_over() -> Composed | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from simmim.composed import as_literals
 from simmim.differences import changed_options, deciding_options, is_longer
 from simmim.errors import UserError
 from simmim.writing import written_beside
@@ -20,7 +21,7 @@ def record_finished(run_dir: Path, config: DictConfig, overrides: Sequence[str])
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "overrides": list(overrides),
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": as_literals(OmegaConf.to_container(config, resolve=True)),
     }
     with written_beside(path) as beside:
         OmegaConf.save(OmegaConf.create(content), beside)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simmim.errors import UserError
+from simmim.mistakes import mendable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -15,16 +16,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Writes report.html into run directories, from what they hold; of a sweep's "
         "directory, a page that compares its runs.",
     )
-    parser.add_argument("run", type=Path, nargs="+", help="a run's or a sweep's directory")
+    parser.add_argument("run", nargs="+", help="a run's or a sweep's directory")
     parser.add_argument(
         "--pictures", type=int, default=24, help="steps of which reconstructions are shown"
     )
     chosen = parser.parse_args(arguments)
     try:
         for folder in chosen.run:
-            print(write(folder, chosen.pictures))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+            if not folder.strip():
+                raise UserError("the run's directory is empty: is a variable not set?")
+            print(write(Path(folder), chosen.pictures))
+    except (UserError, OSError) as error:
+        print(f"error: {mendable(error)}", file=sys.stderr)
         sys.exit(2)
 
 

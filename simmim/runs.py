@@ -130,8 +130,12 @@ def create_run(
             f"{options['trainer'].strategy} is to share it out; use ema.decay=null, or trainer=ddp"
         )
     writer = OneWriter(run_dir) if trainer.is_global_zero else None
-    given = OmegaConf.to_container(OmegaConf.create({**options, **of_stage}), resolve=True)
-    assert isinstance(given, dict)
+    given = {
+        name: OmegaConf.to_container(option, resolve=True)
+        if OmegaConf.is_config(option)
+        else option
+        for name, option in {**options, **of_stage}.items()
+    }
     images_a_step = (
         options["data"].batch_size * trainer.world_size * trainer.accumulate_grad_batches
     )
@@ -162,7 +166,7 @@ def create_run(
         extra_figures,
         options["compile"],
         options["resume_force"],
-        {str(name): value for name, value in given.items()},
+        given,
     )
 
 

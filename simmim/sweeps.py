@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from simmim import processes
 from simmim.composed import Composed
@@ -102,10 +104,20 @@ class Sweep(Callback):
 
     folder: ClassVar[Path | None] = None
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuses a run directory without a name, before Hydra writes to the working directory."""
+        try:
+            require_run_dir(config)
+        except UserError as error:
+            # Hydra would only warn of an Exception, and go on.
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Finds out what names the jobs, and lets a study go on where it stood."""
         try:
             require_one_process()
+            require_run_dir(config)
             folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob(f"*/{_FAILURE}"):
@@ -136,6 +148,25 @@ class Sweep(Callback):
             for path in failures:
                 print(f"  {path.parent}: {path.read_text().strip()}", file=sys.stderr)
             sys.exit(2)
+
+
+def require_run_dir(config: DictConfig) -> None:
+    """Raises UserError for a run directory that is empty or null, or has `${` in its name."""
+    try:
+        run_dir = OmegaConf.select(config, "run_dir")
+    except OmegaConfBaseException:
+        return  # told of where Hydra comes to it
+    if run_dir is None:
+        raise UserError("run_dir=null names no directory; leave run_dir out, or use run_dir=DIR")
+    name = "sweep" if config.hydra.mode == RunMode.MULTIRUN else "run"
+    given = {"run_dir": run_dir, f"hydra.{name}.dir": config.hydra[name].dir}
+    for option, value in given.items():
+        if not str(value).strip():
+            raise UserError(
+                f"{option}= is empty: is a variable not set? Use {option}=DIR, or leave it out"
+            )
+        if "${" in str(value):
+            raise UserError(f"{option}={value}: no run directory's name can have ${{ in it")
 
 
 def require_one_process() -> None:

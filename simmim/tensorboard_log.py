@@ -11,6 +11,15 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from simmim.logs import ExpendableLog
 
 
+class _InFolder(TensorBoardLogger):
+    """Writes to the folder that it is told; Lightning's own takes `$` and `~` in it for variables."""
+
+    @property
+    def log_dir(self) -> str:
+        """Of no version, which is the empty text here."""
+        return str(Path(self.root_dir))
+
+
 class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
     """Events in `tensorboard/` below the run directory, which is `save_dir`."""
 
@@ -27,9 +36,7 @@ class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
     def open(self) -> TensorBoardLogger:
         """Lightning's logger."""
         folder = self.folder
-        return TensorBoardLogger(
-            folder.parent, name=folder.name, version="", purge_step=self._first_step
-        )
+        return _InFolder(folder.parent, name=folder.name, version="", purge_step=self._first_step)
 
     def go_on_after(self, step: int) -> None:
         """Events of later steps are hidden; the last step's figures are logged again."""

@@ -42,12 +42,47 @@ def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
 
 MISTAKES = {
     "optim.lrr=1": "optim.lrr is no option; did you mean optim.lr",
-    "foo": "foo",
-    "model.image_size=[64": "at input '[64'",
+    "foo": "foo has no value; use foo=VALUE",
+    "model.image_size=[64": "model.image_size=[64 is not of type int",
     "trainer.strategy=dpp": "dpp",
     "optim.betas=[0.9]": "optim.betas [0.9] are not two numbers",
     "lr=1": "lr is no option; did you mean optim.lr?",
     "+extra=1": "extra is no option; there are",
+    "data=/my/images": "data=/my/images is unknown; use demo, hf, imagefolder, webdataset; a folder of",
+    "model=./weights.pth": "a file of weights is init.checkpoint=./weights.pth",
+    "data=": "data= is unknown; use demo",
+    "logger=[csv,b]": "logger=b is unknown; use csv",
+    "run_dir=null": "run_dir=null names no directory; leave run_dir out",
+    "run_dir=": "run_dir= is empty: is a variable not set?",
+    "hydra.run.dir=": "hydra.run.dir= is empty",
+    "run_dir=a\\${b}": "no run directory's name can have ${ in it",
+    "run_dir=/proc/none/run": "/proc/none: No such file or directory",
+    "run_dir=/etc/passwd/run": "/etc/passwd/run: Not a directory; a part of this path is a file",
+    "run_dir=" + "a" * 300: "File name too long; use a shorter path",
+    "init.checkpoint=": "init.checkpoint= is empty: is a variable not set?",
+    "init.checkpoint=epoch=1.ckpt": "checkpoint epoch=1.ckpt does not exist",
+    "init.checkpoint=a,b": "checkpoint a,b does not exist",
+    "resume=${oc.env:NOT_SET_AT_ALL}": 'resume=${oc.env:NOT_SET_AT_ALL}: "Environment variable',
+    "optim.lr=${rate}": "optim.lr=${rate}: there is no option rate to take a value from",
+    "optim.lr=": "optim.lr= is empty",
+    "optim.betas=0.9,0.95": "use optim.betas=[0.9,0.95] for a list, or -m to run a job with each",
+    "optim.lr=choice(1,2)": "optim.lr=choice(1,2) are several values; use -m",
+    "optim.lr=nan": "optim.lr=nan is not finite",
+    "optim.lr=1e400": "optim.lr=inf is not finite",
+    "seed=-1": "seed=-1 is not in 0 to 4294967295",
+    "seed=4294967296": "seed=4294967296 is not in 0 to",
+    "mask.ratio=60%": "mask.ratio=60% is not of type float; use 0.6",
+    "init.strict=yes": "init.strict=yes is not of type bool; use true",
+    "trainer.max_steps=1e3": "trainer.max_steps=1000.0 is not of type int; use 1000",
+    "mask=3": "mask=3 has options of its own",
+    "data.root=/data": "data.root is an option of data=hf, data=imagefolder, data=webdataset",
+    "data/root=/data": "data/root is no option; did you mean data",
+    "+seed=1": "seed is an option already; set it without +, seed=VALUE",
+    "~foo": "foo is no option",
+    "ä=1": "'ä' is no option's name",
+    "--data.root=/data": "options are written without dashes; use data.root=/data",
+    "data.root:/data": "data.root:/data has no =; use data.root=/data",
+    "/data/images": "/data/images is no option; use data=imagefolder data.root=/data/images",
     "+mask.size=1": "mask.size is no option; there are image_size, patch_size",
     "model=resnet": "model=resnet is unknown; use",
     "model.image_size=200": "image size 200 is not a multiple of 16",
@@ -106,6 +141,23 @@ def refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line(refused, mistake):
     assert MISTAKES[mistake] in refused(mistake)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["data.root", "=", "/data"], "data.root=/data"),
+        (["data.root=", "/data"], "data.root=/data"),
+        (["data.root", "=/data"], "data.root=/data"),
+        (["data.root", "/data"], "data.root=/data"),
+        (["--data.root", "/data"], "data.root=/data"),
+        (["data", "root=/data"], "data.root=/data"),
+    ],
+)
+def test_words_that_belong_together_are_told_as_one(refused, words, meant):
+    line = refused(*words)
+    assert line.startswith(f"error: {words[0]}")
+    assert line.endswith(f"use {meant}")
 
 
 @pytest.fixture

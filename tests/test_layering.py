@@ -17,6 +17,7 @@ LAYERS = [
         *("reconstruct", "transfer"),
     ],
     ["command_line"],
+    ["mistakes"],
     ["sweeps", "studies", "finished", "processes"],
     ["stages"],
     ["diagnosing"],
@@ -63,6 +64,8 @@ LAYERS = [
         "failures",
     ],
     ["composed"],
+    ["arguments"],
+    ["known_options"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

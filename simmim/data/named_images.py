@@ -32,7 +32,7 @@ def _find(name: str, option: str) -> list[Path]:
         found = [path / below for below in find_images(path)]
         place = "no image below it"
     else:
-        matching = map(Path, glob.glob(str(path), recursive=True))
+        matching = map(Path, find_matches(str(path)))
         found = sorted(
             file for file in matching if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES
         )
@@ -41,3 +41,10 @@ def _find(name: str, option: str) -> list[Path]:
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{option}={name}: there is {place}; name files or a folder of {kinds}")
     return found
+
+
+def find_matches(pattern: str) -> list[str]:
+    """Paths that a glob matches; in the name of a folder that is there, `[` and `*` are themselves."""
+    folder = next(parent for parent in Path(pattern).parents if parent.is_dir())
+    below = str(Path(pattern).relative_to(folder))
+    return [str(folder / found) for found in glob.glob(below, root_dir=folder, recursive=True)]

@@ -1,12 +1,12 @@
 """Which tar shards there are, by patterns; and what is written beside them."""
 
-import glob
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from simmim.data.named_images import find_matches
 from simmim.errors import UserError
 
 # Beside shards of scripts/make_shards.py: names of the classes, and how many images each shard holds.
@@ -27,7 +27,8 @@ def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> lis
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         # A command is no pattern but for its braces.
-        names = list(braceexpand(pattern)) if "{" in pattern else [pattern]
+        is_list = "{" in pattern and not Path(pattern).exists()
+        names = list(braceexpand(pattern)) if is_list else [pattern]
         missing = []
         for name in names:
             if is_url(name):
@@ -37,7 +38,7 @@ def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> lis
             if Path(path).is_dir():
                 matches = sorted(map(str, Path(path).glob("*.tar")))
             else:
-                matches = [path] if Path(path).exists() else sorted(glob.glob(path))
+                matches = [path] if Path(path).exists() else sorted(find_matches(path))
             found += matches
             if not matches:
                 missing.append(name)

@@ -32,9 +32,9 @@ def light_augmentation(
     Raises:
         UserError: ranges that are empty or outside their bounds, or an unknown interpolation.
     """
-    if not 0 < scale[0] <= scale[1] <= 1:
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(f"augmentation.scale {list(scale)} is not within (0, 1]; use [0.67, 1.0]")
-    if not 0 < ratio[0] <= ratio[1]:
+    if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1]:
         raise UserError(f"augmentation.ratio {list(ratio)} is not a range; use [0.75, 1.3333]")
     if not 0 <= flip <= 1:
         raise UserError(f"augmentation.flip {flip} is not a probability; use 0.5, or 0 for none")
