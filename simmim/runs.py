@@ -17,6 +17,7 @@ from simmim.callbacks import (
     Checkpoints,
     Continuation,
     EarlierRun,
+    Guards,
     Interruption,
     LearningRate,
     RunProgress,
@@ -110,16 +111,21 @@ def create_run(
     checkpoints: Checkpoints = instantiate(options["save"], run_dir=run_dir)
     report: RunReport = instantiate(options["report"], run_dir=run_dir)
     earlier = EarlierRun(run_dir)
+    guards: Guards = instantiate(
+        options["guard"], run_dir=run_dir, is_compiling=options["compile"] != "none"
+    )
     trainer: pl.Trainer = instantiate(
         options["trainer"],
         clip_norm=optimization.clip_norm,
+        longest_wait=guards.time.longest_wait,
         run_dir=run_dir,
         loggers=[instantiate(entry, save_dir=run_dir) for entry in options["logger"].values()],
         # Averages are taken before a checkpoint is written.
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
-            *(instantiate(options["guard"], run_dir=run_dir), *callbacks, Continuation()),
+            *(guards.numbers, *callbacks, Continuation()),
             *(checkpoints, Interruption(checkpoints, options["stop_signals"]), report, earlier),
+            guards.time,
         ],
     )
     if isinstance(trainer.strategy, (FullySharded, DeepSpeedStrategy)) and any(

@@ -3,12 +3,14 @@
 import inspect
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from simmim.console import warn
@@ -18,9 +20,16 @@ from simmim.trainer_options import require_known
 
 
 def create_strategy(
-    name: str, *, devices: int, precision: str, sharded_checkpoints: bool = False
+    name: str,
+    *,
+    devices: int,
+    precision: str,
+    sharded_checkpoints: bool = False,
+    longest_wait: timedelta | None = None,
 ) -> Strategy | str:
     """Lightning's strategy for so many devices in all; `auto` is DDP where there is more than one.
+
+    A process gives up waiting for others after `longest_wait` (None: PyTorch's default).
 
     Raises:
         UserError: an unknown name, DeepSpeed that is not installed, or sharded checkpoints of a
@@ -32,14 +41,15 @@ def create_strategy(
             f"trainer.sharded_checkpoints=true is for trainer=fsdp, and trainer.strategy is {name}; "
             "use trainer.sharded_checkpoints=false"
         )
+    timeout = longest_wait or default_pg_timeout
     if name == "fsdp":
-        return FullySharded(save_distributed_checkpoint=sharded_checkpoints)
+        return FullySharded(save_distributed_checkpoint=sharded_checkpoints, timeout=timeout)
     if name == "deepspeed_zero1":
-        return _deepspeed_zero1(precision)
+        return _deepspeed_zero1(precision, timeout)
     if name == "ddp" or devices > 1:
         # Buffers are derived tables, the same everywhere.
         unsynced: dict[str, Any] = {_buffer_option(): False}
-        return DDPStrategy(gradient_as_bucket_view=True, **unsynced)
+        return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout, **unsynced)
     return "auto"
 
 
@@ -50,7 +60,7 @@ def _buffer_option() -> str:
     return new if new in known else "broadcast_buffers"
 
 
-def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:
+def _deepspeed_zero1(precision: str, timeout: timedelta) -> DeepSpeedStrategy:
     """ZeRO stage 1: optimiser states are shared out, weights and gradients are whole everywhere.
 
     Weights stay float32 and computation is autocast, as under the other strategies; DeepSpeed's own
@@ -70,7 +80,7 @@ def _deepspeed_zero1(precision: str) -> DeepSpeedStrategy:
     if precision != "32-true":
         kind = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}[precision]
         config["torch_autocast"] = {"enabled": True, "dtype": kind}
-    return DeepSpeedStrategy(config=config)
+    return DeepSpeedStrategy(config=config, timeout=timeout)
 
 
 def lightning_precision(name: str, precision: str) -> str:

@@ -4,6 +4,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,12 +60,14 @@ def create_trainer(
     run_dir: str | Path,
     loggers: Sequence[Logger],
     callbacks: Sequence[pl.Callback],
+    longest_wait: timedelta | None = None,
 ) -> pl.Trainer:
     """Builds the Trainer of a run; `precision` auto is bf16 on GPUs that have it, else float32.
 
     `devices` and `num_nodes` auto are what torchrun or srun started processes for; without them, all
     GPUs of this machine, or one process on the CPU. `clip_norm` is what gradients are scaled down to
-    (None: never). Everything else is Lightning's Trainer's: `max_epochs` and `max_steps` (-1: no end),
+    (None: never); `longest_wait` is when PyTorch gives up waiting for other processes (None: its own
+    default). Everything else is Lightning's Trainer's: `max_epochs` and `max_steps` (-1: no end),
     `accumulate_grad_batches`, `check_val_every_n_epoch`, `val_check_interval`, `log_every_n_steps`,
     `deterministic`, `loggers` and `callbacks`.
 
@@ -96,6 +99,7 @@ def create_trainer(
                 devices=count_devices(accelerator, devices) * num_nodes,
                 precision=precision,
                 sharded_checkpoints=sharded_checkpoints,
+                longest_wait=longest_wait,
             ),
             plugins=[*launch_environments(launch), CheckpointFiles()],
             precision=lightning_precision(strategy, precision),  # type: ignore[arg-type]

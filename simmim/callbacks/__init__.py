@@ -10,6 +10,7 @@ from simmim.callbacks.learning_rate import LearningRate
 from simmim.callbacks.nearest_neighbours import NearestNeighbours
 from simmim.callbacks.progress import EvaluationProgress, RunProgress, report_progress
 from simmim.callbacks.reconstructions import Reconstructions
+from simmim.callbacks.stall import Guards, StallGuard, create_guards
 from simmim.callbacks.throughput import Throughput, peak_memory_bytes
 from simmim.callbacks.weight_average import WeightAverage, create_weight_average
 
@@ -20,13 +21,16 @@ __all__ = [
     "EarlierRun",
     "EvaluationProgress",
     "Guard",
+    "Guards",
     "Interruption",
     "LearningRate",
     "NearestNeighbours",
     "Reconstructions",
     "RunProgress",
+    "StallGuard",
     "Throughput",
     "WeightAverage",
+    "create_guards",
     "create_weight_average",
     "peak_memory_bytes",
     "report_progress",

@@ -88,14 +88,7 @@ class Interruption(pl.Callback):
             f"interrupted{by} after step {trainer.global_step}; its state is in "
             f"{self.checkpoints.last}, and the same command goes on from there"
         )
-        # Lightning takes any other code of a process that it started itself for a crash, and kills
-        # the first rank while that is still closing its files.
-        launcher = trainer.strategy.launcher
-        started_here = (
-            isinstance(launcher, _SubprocessScriptLauncher)
-            and not launcher.cluster_environment.creates_processes_externally
-        )
-        raise Interrupted(0 if started_here and trainer.local_rank else INTERRUPTED)
+        raise Interrupted(exit_code(trainer))
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -132,6 +125,20 @@ class Interruption(pl.Callback):
         earlier = self._question
         self._question = _Question(self._received is not None, trainer.strategy.root_device)
         return earlier is not None and earlier.answer()
+
+
+def exit_code(trainer: pl.Trainer) -> int:
+    """What this process leaves with where its run can be resumed.
+
+    Lightning takes any other code than 0 of a process that it started itself for a crash, and kills the
+    first rank while that is still closing its files.
+    """
+    launcher = trainer.strategy.launcher
+    started_here = (
+        isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+    )
+    return 0 if started_here and trainer.local_rank else INTERRUPTED
 
 
 class _Question:
