@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -56,8 +55,7 @@ def attention_weights(
     `windows` and `mask` are what the `attention` module's `forward` takes. Memory is that of the
     whole result.
     """
-    bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-    qkv = F.linear(windows, attention.qkv.weight, bias)
+    qkv = attention.project(windows)
     batch, count, tokens, _ = windows.shape
     qkv = qkv.view(batch, count, tokens, 3, attention.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
     query, key = attention.scale(qkv[0], qkv[1])

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from simmim.encoder.chunked_attention import attend_in_chunks
@@ -13,6 +13,7 @@ from simmim.encoder.fused_attention import fused_attention, require_head_dim
 from simmim.encoder.linear import Linear
 from simmim.encoder.position_bias import ContinuousPositionBias, TablePositionBias
 from simmim.encoder.recomputation import recompute
+from simmim.encoder.tracing import is_traced
 from simmim.sizes import Pair
 
 Similarity = Literal["cosine", "dot"]
@@ -22,6 +23,9 @@ AttentionBackend = Literal["auto", "chunked", "sdpa", "triton", "reference"]
 
 # The cosine's factor is at most 100 (Swin V2, section 3.2: a temperature of at least 0.01).
 MAX_LOGIT_SCALE = math.log(100)
+
+# CUDA's attention kernels lay batch and heads out along two sides of a grid that holds no more.
+_MOST_BLOCKS = 65_535
 
 
 def create_position_bias(
@@ -49,8 +53,6 @@ class WindowAttention(nn.Module):
     trained with; `backend` as `SwinTransformer`'s `attention_backend`. Swin V2, sections 3.2 and 3.3.
     """
 
-    k_bias: Tensor
-
     def __init__(
         self,
         channels: int,
@@ -70,11 +72,11 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.similarity = similarity
         self.backend = backend
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.qkv: nn.Module = nn.Linear(channels, 3 * channels, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(channels))
         self.v_bias = nn.Parameter(torch.zeros(channels))
         if similarity == "cosine":
-            self.register_buffer("k_bias", torch.zeros(channels), persistent=False)
+            self.register_parameter("k_bias", None)
             self.logit_scale = nn.Parameter(torch.full((num_heads,), math.log(10)))
         else:
             self.k_bias = nn.Parameter(torch.zeros(channels))
@@ -87,22 +89,29 @@ class WindowAttention(nn.Module):
         self,
         windows: Float[Tensor, "b windows tokens c"],
         mask: Bool[Tensor, "windows tokens tokens"] | None = None,
+        regions: Int[Tensor, "windows tokens"] | None = None,
     ) -> Float[Tensor, "b windows tokens c"]:
-        """Attends within each window; pairs that are True in `mask` do not see each other."""
+        """Attends within each window; pairs that are True in `mask` do not see each other.
+
+        `regions` are those of the mask, where the backend takes them (`fused_attention.regions_of`).
+        """
         bias = self.position_bias()
-        batch, count = windows.shape[:2]
         size = self.windows_at_a_time
-        if not 0 < size < batch * count:
-            return self.attend(windows, bias, mask)
+        if size == 0 or is_traced() or size >= windows.shape[0] * windows.shape[1]:
+            return self.attend(windows, bias, mask, regions)
+        batch, count = windows.shape[:2]
         in_a_row = windows.flatten(0, 1).unsqueeze(0)
         chunks = []
         for first in range(0, batch * count, size):
             chunk = in_a_row[:, first : first + size]
-            own_mask = None
+            own_mask = own_regions = None
             if mask is not None:
-                places = torch.arange(first, first + chunk.shape[1], device=mask.device)
-                own_mask = mask[places % count]
-            chunks.append(recompute(self.attend, chunk, bias, own_mask, is_random=False))
+                places = torch.arange(first, first + chunk.shape[1], device=mask.device) % count
+                own_mask = mask[places]
+                own_regions = None if regions is None else regions[places]
+            chunks.append(
+                recompute(self.attend, chunk, bias, own_mask, own_regions, is_random=False)
+            )
         return torch.cat(chunks, dim=1).view(windows.shape)
 
     def attend(
@@ -110,12 +119,12 @@ class WindowAttention(nn.Module):
         windows: Float[Tensor, "b windows tokens c"],
         bias: Float[Tensor, "heads tokens tokens"],
         mask: Bool[Tensor, "windows tokens tokens"] | None,
+        regions: Int[Tensor, "windows tokens"] | None = None,
     ) -> Float[Tensor, "b windows tokens c"]:
         """Attention within windows that are all taken together."""
-        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = F.linear(windows, self.qkv.weight, qkv_bias)
-        if self.backend == "triton":
-            return self.projection(fused_attention(qkv, bias, mask, self.factor()))
+        qkv = self.project(windows)
+        if self.backend == "triton" and not is_traced():
+            return self.projection(fused_attention(qkv, bias, mask, self.factor(), regions))
         if self.attends_in_chunks(qkv, bias):
             return self.projection(attend_in_chunks(qkv, bias, mask, self.factor()))
         bias = bias.unsqueeze(0)
@@ -125,9 +134,23 @@ class WindowAttention(nn.Module):
         qkv = qkv.view(batch, count, tokens, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
         query, key, value = qkv.unbind(0)
         query, key = self.scale(query, key)
-        attend = attend_reference if self.backend == "reference" else attend_sdpa
-        attended = attend(query, key, value, bias)
+        if self.backend == "reference":
+            attended = attend_reference(query, key, value, bias)
+        else:
+            attended = attend_sdpa(query, key, value, bias, is_masked=mask is not None)
         return self.projection(attended.transpose(2, 3).flatten(3))
+
+    def project(
+        self, windows: Float[Tensor, "b windows tokens c"]
+    ) -> Float[Tensor, "b windows tokens c3"]:
+        """Queries, keys and values, one after the other, each of them head by head."""
+        k_bias = torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias
+        bias = torch.cat((self.q_bias, k_bias, self.v_bias))
+        if isinstance(self.qkv, nn.Linear):
+            return F.linear(windows, self.qkv.weight, bias)
+        # What has been put in its place: a quantised layer, or one with an adapter.
+        projected: Tensor = self.qkv(windows)
+        return projected + bias
 
     def attends_in_chunks(
         self,
@@ -139,8 +162,8 @@ class WindowAttention(nn.Module):
         Left to itself, on a CPU where the bias needs a gradient: PyTorch's fused kernel there gives
         none.
         """
-        if self.backend != "auto":
-            return self.backend == "chunked"
+        if self.backend != "auto" or is_traced():
+            return self.backend == "chunked" and not is_traced()
         is_learning = torch.is_grad_enabled() and bias.requires_grad
         return is_learning and qkv.is_cpu
 
@@ -170,22 +193,42 @@ def attend_sdpa(
     key: Float[Tensor, "b windows heads tokens d"],
     value: Float[Tensor, "b windows heads tokens d"],
     bias: Float[Tensor, "bias_windows heads tokens tokens"],
+    *,
+    is_masked: bool,
 ) -> Float[Tensor, "b windows heads tokens d"]:
     """Attention through PyTorch's fused kernels, the bias broadcast and never copied per image.
 
     The kernels take four dimensions. Where all windows share the bias, windows join the batch;
-    where each has its own (a mask), windows join the heads and the batch broadcasts.
+    where each has its own (`is_masked`), windows join the heads and the batch broadcasts. What is more
+    than CUDA's kernels take at once goes piece by piece.
     """
-    first = 0 if bias.shape[0] == 1 else 1
-    shared = bias if first == 0 else bias.flatten(0, 1).unsqueeze(0)
-    attended = F.scaled_dot_product_attention(
+    first = 1 if is_masked else 0
+    shared = bias.flatten(0, 1).unsqueeze(0) if is_masked else bias
+    attended = _attend_piecewise(
         query.flatten(first, first + 1),
         key.flatten(first, first + 1),
         value.flatten(first, first + 1),
-        attn_mask=shared.to(query.dtype),
-        scale=1.0,
+        shared.to(query.dtype),
     )
     return attended.reshape(query.shape)
+
+
+def _attend_piecewise(
+    query: Float[Tensor, "batch maps tokens d"],
+    key: Float[Tensor, "batch maps tokens d"],
+    value: Float[Tensor, "batch maps tokens d"],
+    bias: Float[Tensor, "1 maps tokens tokens"],
+) -> Float[Tensor, "batch maps tokens d"]:
+    # Sizes that are traced may be any.
+    for dim in () if is_traced() else (0, 1):
+        if query.shape[dim] > _MOST_BLOCKS:
+            parts = [list(torch.split(part, _MOST_BLOCKS, dim)) for part in (query, key, value)]
+            biases = (
+                [bias] * len(parts[0]) if dim == 0 else list(torch.split(bias, _MOST_BLOCKS, dim))
+            )
+            pieces = [_attend_piecewise(*piece) for piece in zip(*parts, biases, strict=True)]
+            return torch.cat(pieces, dim)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
 
 
 def attend_reference(

@@ -1,7 +1,5 @@
 """The Swin block and the stage: attention and MLP as residual branches, merging before a stage."""
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,10 +11,14 @@ from simmim.encoder.attention import (
     Similarity,
     WindowAttention,
 )
+from simmim.encoder.drop_path import DropPath
+from simmim.encoder.fused_attention import regions_of
 from simmim.encoder.gelu import gelu_after
 from simmim.encoder.linear import Linear, is_compiled_on_cpu
 from simmim.encoder.patches import Norm, PatchMerging
 from simmim.encoder.recomputation import recompute
+from simmim.encoder.tables import TableModule
+from simmim.encoder.tracing import is_symbolic
 from simmim.encoder.windows import WindowGrid, attention_mask, merge_windows, partition_windows
 from simmim.sizes import Pair
 
@@ -32,36 +34,14 @@ class Mlp(nn.Module):
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Transforms each token by itself."""
-        if is_compiled_on_cpu(features) and torch.is_grad_enabled():
+        is_own = isinstance(self.fc1, nn.Linear)
+        if is_own and is_compiled_on_cpu(features) and torch.is_grad_enabled():
             product = F.linear(features, self.fc1.weight)
             return self.fc2(gelu_after(product, self.fc1.bias))
         return self.fc2(self.activation(self.fc1(features)))
 
 
-class DropPath(nn.Module):
-    """Drops the whole branch of an image at a rate, in training (stochastic depth, arXiv 1603.09382).
-
-    What is kept is scaled up, so that the mean stays.
-    """
-
-    kept: Tensor
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.drops = rate > 0
-        # A tensor, so that blocks of other rates are no other code to the compiler.
-        self.register_buffer("kept", torch.tensor(1.0 - rate), persistent=False)
-
-    def forward(self, branch: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        """The branch, zero for the images that are dropped."""
-        if not (self.drops and self.training):
-            return branch
-        drawn = torch.rand(len(branch), 1, 1, 1, device=branch.device)
-        return branch * ((drawn < self.kept) / self.kept).to(branch.dtype)
-
-
-class SwinBlock(nn.Module):
+class SwinBlock(TableModule):
     """Window attention, then an MLP, each a residual branch with its LayerNorm.
 
     `res_post` (V2, section 3.2): `x + norm(branch(x))`; `pre` (V1): `x + branch(norm(x))`.
@@ -77,6 +57,7 @@ class SwinBlock(nn.Module):
     """
 
     mask: Tensor | None
+    regions: Tensor | None
 
     def __init__(
         self,
@@ -112,26 +93,43 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels) if main_branch_norm else nn.Identity()
         self.drop_path = DropPath(drop_path_rate)
-        self.register_buffer("mask", attention_mask(grid), persistent=False)
+        self.register_tables()
 
-    def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        """Mixes tokens within windows, then channels within tokens."""
+    def create_tables(self) -> dict[str, Tensor | None]:
+        """Which tokens of a shifted or padded window do not see each other, as the backend takes it."""
+        return self._create_masks(self.grid, None)
+
+    def _create_masks(
+        self, grid: WindowGrid, device: torch.device | None
+    ) -> dict[str, Tensor | None]:
+        mask = attention_mask(grid, device)
+        if mask is None or self.attention.backend != "triton":
+            return {"mask": mask, "regions": None}
+        return {"mask": mask, "regions": regions_of(mask)}
+
+    def forward(
+        self, features: Float[Tensor, "b h w c"], drawn: Float[Tensor, "2 b"] | None = None
+    ) -> Float[Tensor, "b h w c"]:
+        """Mixes tokens within windows, then channels within tokens.
+
+        `drawn` is what drop path multiplies the images' two branches by (None: it draws by itself).
+        """
+        drawn_attention, drawn_mlp = (None, None) if drawn is None else drawn.unbind(0)
         if self.pre_norm:
-            features = features + self.drop_path(self.attend(self.norm1(features)))
-            features = features + self.drop_path(self.mlp(self.norm2(features)))
-        else:
-            features = features + self.drop_path(self.norm1(self.attend(features)))
-            features = features + self.drop_path(self.norm2(self.mlp(features)))
-        return self.norm3(features)
+            attended = self.attend(self.norm1(features))
+            features = features + self.drop_path(attended, drawn_attention)
+            return self.norm3(features + self.drop_path(self.mlp(self.norm2(features)), drawn_mlp))
+        features = features + self.drop_path(self.norm1(self.attend(features)), drawn_attention)
+        return self.norm3(features + self.drop_path(self.norm2(self.mlp(features)), drawn_mlp))
 
     def attend(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Window attention on the map; a map of another size than planned gets its own mask."""
-        grid, mask = self.grid, self.mask
-        feature_size = (features.shape[1], features.shape[2])
-        if feature_size != grid.feature_size:
-            grid = grid._replace(feature_size=feature_size)
-            mask = attention_mask(grid, features.device)
-        return merge_windows(self.attention(partition_windows(features, grid), mask), grid)
+        grid, mask, regions = self.grid, self.mask, self.regions
+        if not is_symbolic() and features.shape[1:3] != grid.feature_size:
+            grid = grid._replace(feature_size=(features.shape[1], features.shape[2]))
+            mask, regions = self._create_masks(grid, features.device).values()
+        windows = partition_windows(features, grid)
+        return merge_windows(self.attention(windows, mask, regions), grid)
 
 
 class Stage(nn.Module):
@@ -151,20 +149,18 @@ class Stage(nn.Module):
         # where it is recomputed, and be compiled with it.
         self.outputs = nn.ModuleList(nn.Identity() for _ in blocks)
 
-    def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
-        """Returns the stage's feature map."""
+    def forward(
+        self,
+        features: Float[Tensor, "b h w c"],
+        drawn: Float[Tensor, "blocks 2 b"] | None = None,
+    ) -> Float[Tensor, "b h2 w2 c2"]:
+        """Returns the stage's feature map; `drawn` is each block's, as `SwinBlock` takes it."""
         features = self.merging(features)
         for number, (block, output) in enumerate(zip(self.blocks, self.outputs, strict=True)):
+            own = None if drawn is None else drawn[number]
             if number < self.checkpointed_blocks:
-                features = recompute(block, features)
+                features = recompute(block, features, own, is_random=own is None)
             else:
-                features = block(features)
+                features = block(features, own)
             features = output(features)
         return features
-
-
-def drop_path_rates(drop_path_rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """The rate of every block, stage by stage: from 0 to `drop_path_rate`, linear in depth."""
-    last = max(sum(depths) - 1, 1)
-    rates = iter(drop_path_rate * block / last for block in range(sum(depths)))
-    return [list(itertools.islice(rates, depth)) for depth in depths]

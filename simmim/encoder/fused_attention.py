@@ -29,6 +29,7 @@ def fused_attention(
     bias: Float[Tensor, "heads tokens tokens"],
     mask: Bool[Tensor, "mask_windows tokens tokens"] | None,
     factor: Float[Tensor, " heads"] | None,
+    regions: Int[Tensor, "mask_windows tokens"] | None = None,
 ) -> Float[Tensor, "b windows tokens c"]:
     """`softmax(similarity(q, k) · factor + bias) · v` within each window, all but products in float32.
 
@@ -38,6 +39,7 @@ def fused_attention(
         mask: True where two tokens do not see each other, as `windows.attention_mask` makes it: the
             tokens of a window fall into groups, and see their own.
         factor: of each head's cosines; None: similarity is the dot product, over √d.
+        regions: `regions_of` the mask, where they are known.
 
     Raises:
         UserError: a device or type that the kernels do not run on.
@@ -49,7 +51,8 @@ def fused_attention(
     batch, count, tokens, channels = qkv.shape
     heads = bias.shape[0]
     apart = qkv.reshape(batch * count, tokens, 3, heads, channels // (3 * heads))
-    regions = None if mask is None else regions_of(mask)
+    if regions is None and mask is not None:
+        regions = regions_of(mask)
     attended, _ = _attend(apart, bias.float(), factor, regions)
     return attended.view(batch, count, tokens, channels // 3)
 

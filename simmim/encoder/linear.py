@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from simmim.encoder.tracing import is_traced
+
 
 def is_compiled_on_cpu(tensor: Tensor) -> bool:
     """Whether `torch.compile` traces what is done with it on a CPU, and not for an export."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and tensor.is_cpu
+    return torch.compiler.is_compiling() and not is_traced() and tensor.is_cpu
 
 
 class Linear(nn.Linear):

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from simmim.encoder.linear import is_compiled_on_cpu
+from simmim.encoder.tables import TableModule
 from simmim.sizes import Pair
 
 
@@ -51,9 +52,9 @@ def spread(
 ) -> Float[Tensor, "heads tokens tokens"]:
     """What `index` says for every pair of tokens, by head."""
     by_head = by_offset.T.contiguous()
-    if is_compiled_on_cpu(by_offset):
+    if is_compiled_on_cpu(index):
         return _spread(by_head, index.flatten()).view(-1, *index.shape)
-    if by_offset.is_cpu:
+    if index.is_cpu:
         # Its gradient takes a fraction of the time. On GPUs it would be summed in no fixed order.
         return by_head.index_select(1, index.flatten()).view(-1, *index.shape)
     return by_head[:, index]
@@ -94,7 +95,7 @@ def _use_kept(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
 _spread.register_autograd(_use_kept, setup_context=_keep)
 
 
-class ContinuousPositionBias(nn.Module):
+class ContinuousPositionBias(TableModule):
     """Bias from a two-layer network over offsets: `16 · sigmoid(mlp(offset))`.
 
     Computed in float32 whatever the precision. `pretrained_window_size` is the window whose offsets
@@ -112,15 +113,20 @@ class ContinuousPositionBias(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, num_heads, bias=False)
         )
-        offsets = normalised_offsets(window_size, pretrained_window_size, log_spaced=log_spaced)
-        self.register_buffer("offsets", offsets.view(-1, 2), persistent=False)
-        self.register_buffer("index", relative_offset_index(window_size), persistent=False)
+        self.window_size = window_size
+        self.pretrained_window_size = pretrained_window_size
+        self.log_spaced = log_spaced
+        self.register_tables()
+
+    def create_tables(self) -> dict[str, Tensor | None]:
+        """The offsets that the network reads, in float32, and each pair's row among them."""
+        offsets = normalised_offsets(
+            self.window_size, self.pretrained_window_size, log_spaced=self.log_spaced
+        )
+        return {"offsets": offsets.view(-1, 2), "index": relative_offset_index(self.window_size)}
 
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
         """The bias of every head and (query, key) pair, float32."""
-        hidden, output = self.mlp[0], self.mlp[2]
-        assert isinstance(hidden, nn.Linear)
-        assert isinstance(output, nn.Linear)
         device = self.offsets.device.type
         # Without autocast; the meta device, on which runs are planned, has none.
         with (
@@ -128,14 +134,21 @@ class ContinuousPositionBias(nn.Module):
             if torch.amp.is_autocast_available(device)
             else nullcontext()
         ):
-            learned = F.relu(
-                F.linear(self.offsets.float(), hidden.weight.float(), hidden.bias.float())
-            )
-            by_offset = 16 * torch.sigmoid(F.linear(learned, output.weight.float()))
+            learned = F.relu(_in_float32(self.mlp[0], self.offsets.float()))
+            by_offset = 16 * torch.sigmoid(_in_float32(self.mlp[2], learned))
         return spread(by_offset, self.index)
 
 
-class TablePositionBias(nn.Module):
+def _in_float32(layer: nn.Module, values: Float[Tensor, "rows c"]) -> Float[Tensor, "rows out_c"]:
+    if isinstance(layer, nn.Linear):
+        bias = None if layer.bias is None else layer.bias.float()
+        return F.linear(values, layer.weight.float(), bias)
+    # What has been put in its place: a quantised layer, or one with an adapter.
+    replaced: Tensor = layer(values)
+    return replaced.float()
+
+
+class TablePositionBias(TableModule):
     """Bias from a table with one learned value for each head and offset (Swin V1)."""
 
     index: Tensor
@@ -144,8 +157,13 @@ class TablePositionBias(nn.Module):
         super().__init__()
         height, width = window_size
         self.table = nn.Parameter(torch.empty((2 * height - 1) * (2 * width - 1), num_heads))
-        self.register_buffer("index", relative_offset_index(window_size), persistent=False)
+        self.window_size = window_size
+        self.register_tables()
         nn.init.trunc_normal_(self.table, std=0.02)
+
+    def create_tables(self) -> dict[str, Tensor | None]:
+        """Each pair's row in the learned table."""
+        return {"index": relative_offset_index(self.window_size)}
 
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
         """The bias of every head and (query, key) pair, float32."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from simmim.encoder.tracing import is_traced
 from simmim.errors import UserError
 
 # Which blocks are recomputed: none, all, or how many of the first ones of each stage.
@@ -22,9 +23,9 @@ def recompute(
 ) -> Tensor:
     """`function(*arguments)`, of which the backward pass keeps the arguments alone.
 
-    With `is_random`, the generators are put back for the second time, so that drop path drops alike.
+    With `is_random`, the generators are put back for the second time, so that the same is drawn.
     """
-    if not torch.is_grad_enabled():
+    if is_traced() or not torch.is_grad_enabled():
         return function(*arguments)
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=is_random)
 

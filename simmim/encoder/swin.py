@@ -8,19 +8,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from simmim.encoder.attention import AttentionBackend, PositionBias, Similarity
-from simmim.encoder.blocks import Stage, SwinBlock, drop_path_rates
+from simmim.encoder.blocks import Stage, SwinBlock
+from simmim.encoder.drop_path import draw_paths, drop_path_rates
 from simmim.encoder.patches import Norm, PatchEmbedding, PatchMerging
 from simmim.encoder.recomputation import (
     CheckpointBlocks,
     checkpointed_blocks,
     windows_at_a_time,
 )
+from simmim.encoder.tables import TableModule
+from simmim.encoder.tracing import is_symbolic
 from simmim.encoder.windows import WindowGrid, fit_window
 from simmim.errors import UserError
 from simmim.sizes import Pair, Size, as_pair, show
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(TableModule):
     """Swin Transformer encoder (V2: arXiv 2111.09883, V1: arXiv 2103.14030).
 
     Args:
@@ -48,6 +51,8 @@ class SwinTransformer(nn.Module):
     Raises:
         UserError: sizes that do not fit, named with the constraint and what would fit.
     """
+
+    kept_paths: Tensor | None
 
     def __init__(
         self,
@@ -97,6 +102,14 @@ class SwinTransformer(nn.Module):
         )
         self.norm = nn.LayerNorm(self.channels[-1])
         initialise(self)
+        self.register_tables()
+
+    def create_tables(self) -> dict[str, Tensor | None]:
+        """With drop path, the share of images that keep the two branches of each block."""
+        if self.drop_path_rate == 0:
+            return {"kept_paths": None}
+        rates = [torch.tensor(own) for own in drop_path_rates(self.drop_path_rate, self.depths)]
+        return {"kept_paths": 1 - torch.cat(rates).view(-1, 1, 1).repeat(1, 2, 1)}
 
     @property
     def stride(self) -> int:
@@ -157,14 +170,19 @@ class SwinTransformer(nn.Module):
         """The feature maps of all stages, finest first; the last is `forward`'s."""
         features = self.embed(images)
         pyramid = []
-        for stage in self.stages:
-            features = stage(features)
+        for stage, drawn in zip(self.stages, self._draw_paths(features), strict=True):
+            features = stage(features, drawn)
             pyramid.append(features)
         pyramid[-1] = self.norm(features)
         return [level.permute(0, 3, 1, 2) for level in pyramid]
 
     def embed(self, images: Float[Tensor, "b in_c H W"]) -> Float[Tensor, "b h w c"]:
         """One token a patch of the image."""
+        if not is_symbolic():
+            self._check_images(images)
+        return self.patch_embedding(images)
+
+    def _check_images(self, images: Float[Tensor, "b in_c H W"]) -> None:
         height, width = images.shape[-2:]
         if images.shape[1] != self.in_channels:
             raise UserError(
@@ -173,13 +191,20 @@ class SwinTransformer(nn.Module):
             )
         if height % self.stride or width % self.stride:
             raise UserError(self._stride_message((height, width)))
-        return self.patch_embedding(images)
 
     def encode(self, tokens: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
         """Runs embedded tokens (some of them mask tokens, in SimMIM) through all stages."""
-        for stage in self.stages:
-            tokens = stage(tokens)
+        for stage, drawn in zip(self.stages, self._draw_paths(tokens), strict=True):
+            tokens = stage(tokens, drawn)
         return self.norm(tokens)
+
+    def _draw_paths(
+        self, tokens: Float[Tensor, "b h w c"]
+    ) -> Sequence[Float[Tensor, "_blocks 2 b"] | None]:
+        """What drop path does with each image in each stage; None where nothing is dropped."""
+        if self.kept_paths is None or not self.training:
+            return [None] * len(self.depths)
+        return torch.split(draw_paths(self.kept_paths, tokens.shape[0]), list(self.depths))
 
     def create_blocks(self, stage: int, drop_path_rates: Sequence[float]) -> list[SwinBlock]:
         """Blocks as this stage has them, with weights of their own; one for each rate."""

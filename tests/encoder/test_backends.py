@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from simmim.encoder import SwinTransformer, chunked_attention, create_encoder
+from simmim.encoder import SwinTransformer, attention, chunked_attention, create_encoder
 from simmim.encoder.attention import AttentionBackend, Similarity, WindowAttention
 from simmim.encoder.windows import attention_mask, fit_window
 from simmim.sizes import Pair
@@ -133,3 +133,46 @@ def test_chunks_round_to_bf16_no_more_than_fused_attention_does() -> None:
         ]
     for ours, fused in zip(errors["chunked"], errors["sdpa"], strict=True):
         assert ours < 1.5 * fused + 1e-3
+
+
+@pytest.mark.parametrize("is_bf16", [False, True])
+@pytest.mark.parametrize("has_gradients", [False, True])
+@pytest.mark.parametrize("most", [1, 5, 7])
+def test_more_than_kernels_take_goes_piece_by_piece(
+    most: int, has_gradients: bool, is_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images × windows, and windows × heads where a mask gives each window a bias of its own."""
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    sizes = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def record(query, *others, **named):
+        sizes.append(max(query.shape[:2]))
+        return attend(query, *others, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    for windows in (1, 4):
+        shape = (3, 4, 2, 6, 8)
+        parts = [
+            torch.randn(shape, generator=generator).to(dtype).requires_grad_(has_gradients)
+            for _ in range(3)
+        ]
+        bias = torch.randn(windows, 2, 6, 6, generator=generator, requires_grad=has_gradients)
+        results = []
+        for limit in (65_535, most):
+            monkeypatch.setattr(attention, "_MOST_BLOCKS", limit)
+            sizes.clear()
+            with torch.set_grad_enabled(has_gradients):
+                attended = attention.attend_sdpa(*parts, bias, is_masked=windows > 1)
+            assert max(sizes) <= limit
+            gradients = (
+                torch.autograd.grad(attended.float().square().sum(), [*parts, bias])
+                if has_gradients
+                else ()
+            )
+            results.append((attended, *gradients))
+        assert len(sizes) > 1
+        for whole, pieces in zip(*results, strict=True):
+            tolerance = 2e-2 if is_bf16 else 1e-5
+            torch.testing.assert_close(pieces, whole, rtol=tolerance, atol=tolerance)
