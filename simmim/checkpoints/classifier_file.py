@@ -9,6 +9,7 @@ from torch import Tensor
 from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.encoder_file import save_described
 from simmim.checkpoints.loading import load_classifier_weights
+from simmim.checkpoints.published import warn_of_padding
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
@@ -68,6 +69,7 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
             f"init.checkpoint={path}, or read it with simmim.load_encoder"
         )
     model = Classifier(SwinTransformer(**weights.description["arguments"]), weights.num_classes)
+    warn_of_padding(model.encoder, weights.origin)
     load_classifier_weights(
         model, weights.tensors, source=str(path), window_sizes=weights.window_sizes
     )

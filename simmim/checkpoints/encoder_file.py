@@ -12,6 +12,7 @@ from torch import Tensor
 from simmim.checkpoints.checksums import checksum_of
 from simmim.checkpoints.description import describe_encoder
 from simmim.checkpoints.loading import load_encoder_weights
+from simmim.checkpoints.published import warn_of_padding
 from simmim.checkpoints.reading import read_weights
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
@@ -64,6 +65,7 @@ def load_encoder(path: str | Path) -> SwinTransformer:
             "build it with simmim.create_encoder and load simmim.checkpoints' conversion into it"
         )
     encoder = SwinTransformer(**weights.description["arguments"])
+    warn_of_padding(encoder, weights.origin)
     load_encoder_weights(
         encoder, weights.encoder, source=str(path), window_sizes=weights.window_sizes
     )

@@ -6,7 +6,7 @@ from simmim.console import warn
 from simmim.encoder import SwinTransformer
 from simmim.encoder.blocks import SwinBlock
 from simmim.errors import UserError
-from simmim.sizes import show
+from simmim.sizes import Pair, show
 
 Family = Literal["swin", "swinv2"]
 
@@ -44,14 +44,48 @@ def published_family(encoder: SwinTransformer, program: str) -> Family:
 
 
 def warn_of_padding(encoder: SwinTransformer, origin: str) -> None:
-    """Tells of weights that compute something else in their program: there, padding is attended to."""
+    """Tells of weights that compute something else in their program, whose padding is attended to."""
     padded = find_padding(encoder)
-    if padded and origin != "simmim":
-        warn(
-            f"{padded}: simmim masks the padding that this takes and {origin} models attend to it, so "
-            "outputs differ from theirs; choose model.image_size and model.window_size that need none, "
-            "or fine-tune"
-        )
+    if padded is None or origin == "simmim":
+        return
+    theirs = "take no such size" if origin == "official" else "attend to it"
+    fitting = " or ".join(
+        str(height) if height == width else f"[{height},{width}]"
+        for height, width in sizes_without_padding(encoder)
+    )
+    warn(
+        f"{padded}: simmim masks the padding that this takes and {origin} models {theirs}, so outputs "
+        f"are not theirs; use model.image_size={fitting}, the nearest that need none, or fine-tune"
+    )
+
+
+def sizes_without_padding(encoder: SwinTransformer) -> list[Pair]:
+    """The image sizes next to the encoder's whose feature maps its window divides, in all stages.
+
+    The nearest first; its own, where it is one.
+    """
+    sides = [_nearest_sides(encoder, axis) for axis in (0, 1)]
+    pairs = [(height, width) for height in sides[0] for width in sides[1]]
+    own = encoder.image_size
+    nearest = sorted(pairs, key=lambda pair: abs(pair[0] - own[0]) + abs(pair[1] - own[1]))
+    # Two, of the four that there are where neither side fits.
+    return nearest[:2]
+
+
+def _nearest_sides(encoder: SwinTransformer, axis: int) -> list[int]:
+    own, window = encoder.image_size[axis], encoder.window_size[axis]
+
+    def fits(side: int) -> bool:
+        tokens = [side // stride for stride in encoder.strides]
+        return all(count % min(count, window) == 0 for count in tokens)
+
+    if fits(own):
+        return [own]
+    below = [side for side in range(encoder.stride, own, encoder.stride) if fits(side)][-1:]
+    # A whole number of windows in the last stage is one in all.
+    last = own + window * encoder.stride
+    above = [s for s in range(own, last + 1, encoder.stride) if fits(s)][:1]
+    return below + above
 
 
 def find_padding(encoder: SwinTransformer) -> str | None:

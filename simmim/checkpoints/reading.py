@@ -18,17 +18,18 @@ from simmim.checkpoints.description import FORMAT_VERSION, EncoderDescription, i
 from simmim.checkpoints.hugging_face import from_hf
 from simmim.checkpoints.hugging_face_config import describe_folder
 from simmim.checkpoints.official import from_official, pretrained_windows
+from simmim.checkpoints.prefixes import find_model
 from simmim.checkpoints.sharded import is_sharded, read_rest, read_whole
 from simmim.checkpoints.timm import from_timm
 from simmim.errors import UserError
 
-# What other programs wrap a state dict in, outermost first.
-_WRAPPERS = ("module", "model", "state_dict", "model_state", "net")
 # What a run leaves at its end, and the folder below it for what a run before it left.
 FINAL_WEIGHTS = ("classifier.safetensors", "encoder.safetensors")
 EARLIER = "earlier"
 # The second is that of V1 from version 5 of transformers on.
 _OF_HUGGING_FACE = (".attention.self.", ".attention.q_proj.", ".continuous_position_bias_mlp.")
+# What training programs write their arguments and options as.
+_SETTINGS = ("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath")
 _FOLDER_FILES = (*FINAL_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 
@@ -75,12 +76,12 @@ def read_weights(path: str | Path) -> Weights:
     of simmim wrote.
 
     Raises:
-        UserError: the path is missing, the file is damaged, holds more than weights, or none that
-            are a Swin Transformer's.
+        UserError: the path is missing, the file is damaged, or holds no weights that are a Swin
+            Transformer's, or those of several.
     """
     path = weights_file(path)
     content, description = _open(path)
-    tensors = {name: value for name, value in _unwrap(content).items() if torch.is_tensor(value)}
+    tensors = find_model(content, path)
     if not tensors:
         raise UserError(f"{path} holds no weights; give a file with a model's state dict")
     if description is None:
@@ -93,9 +94,6 @@ def read_weights(path: str | Path) -> Weights:
         ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         windows = description["arguments"]["pretrained_window_sizes"]
         return Weights(_with_prefix(ours), description, "simmim", classes, windows)
-    if any(name.startswith("model.encoder.stages.") for name in tensors):
-        ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        return Weights(_with_prefix(ours), None, "simmim")
     origin, convert = _dialect(tensors, path)
     ours = _with_prefix(convert(tensors))
     if origin == "Hugging Face" and (path.parent / "config.json").is_file():
@@ -200,7 +198,7 @@ def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
     if start[8:9] == b"{":
         return _open_safetensors(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _unpickle(path)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         if "weights_only" in str(error) or "Unsupported global" in str(error):
             named = re.search(r"GLOBAL (\S+)", str(error))
@@ -215,6 +213,23 @@ def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}; give a file with a state dict")
     return content, None
+
+
+def _unpickle(path: Path) -> Any:
+    """What a file holds, with what `_SETTINGS` names as `_Unread`: no code of theirs runs."""
+    unread: Any = [(type(name.rpartition(".")[2], (_Unread,), {}), name) for name in _SETTINGS]
+    with torch.serialization.safe_globals(unread):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _Unread:
+    """Stands for an object that a training program left beside its weights."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
@@ -244,18 +259,6 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
             f"reads {FORMAT_VERSION}); upgrade simmim"
         )
     return tensors, description
-
-
-def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Opens `{"model": {...}}` and its like, however deep."""
-    for name in _WRAPPERS:
-        inner = content.get(name)
-        if isinstance(inner, Mapping):
-            return _unwrap(inner)
-    prefix = "module."  # DistributedDataParallel's
-    if content and all(str(name).startswith(prefix) for name in content):
-        return {str(name).removeprefix(prefix): value for name, value in content.items()}
-    return content
 
 
 def _dialect(
