@@ -1,4 +1,4 @@
-"""Arrays of any number of bands from `.npy` and TIFF files, with no picture made of them.
+"""Arrays of any number of bands from `.npy` files, with no picture made of them.
 
 Nothing in a file is believed before it is compared with the file: an array's header is checked
 against the bytes that follow, and no pickle runs.
@@ -15,7 +15,6 @@ from jaxtyping import Real, Shaped
 from torch import Tensor
 
 from simmim.data.limits import require_size
-from simmim.errors import UserError
 
 # A file on a disk, or the content of one.
 OpenFile: TypeAlias = BufferedReader | BytesIO
@@ -42,7 +41,7 @@ def read_array(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     shape, is_fortran, dtype = _read_header(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded")
-    _check(shape, channels)
+    check_shape(shape, channels)
     expected = math.prod(shape) * dtype.itemsize
     first = file.tell()
     rest = file.seek(0, os.SEEK_END) - first
@@ -52,31 +51,7 @@ def read_array(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     values = np.frombuffer(file.read(expected), dtype).reshape(
         shape, order="F" if is_fortran else "C"
     )
-    return _to_tensor(values, channels)
-
-
-def read_tiff(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
-    """The first image of a TIFF file, planes or interleaved channels.
-
-    Raises:
-        ValueError: another number of channels, or a damaged file.
-        UserError: the library that reads it is not installed.
-    """
-    try:
-        import tifffile
-    except ImportError:
-        raise UserError(
-            'TIFF files of many channels need tifffile; pip install "simmim[tiff]"'
-        ) from None
-    try:
-        with tifffile.TiffFile(file) as tiff:
-            series = tiff.series[0]
-            _check(series.shape, channels)
-            values = series.asarray()
-    # Damaged tags show as errors of many kinds.
-    except Exception as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    return _to_tensor(values, channels)
+    return to_tensor(values, channels)
 
 
 def _read_header(file: OpenFile) -> tuple[tuple[int, ...], bool, Any]:
@@ -93,7 +68,7 @@ def _read_header(file: OpenFile) -> tuple[tuple[int, ...], bool, Any]:
         raise ValueError("its header is damaged") from error
 
 
-def _check(shape: tuple[int, ...], channels: int) -> None:
+def check_shape(shape: tuple[int, ...], channels: int) -> None:
     """Raises ValueError for a shape of other channels, or of more values than Pillow would read."""
     is_flat = len(shape) == 2 and channels == 1
     if not is_flat and (len(shape) != 3 or channels not in (shape[0], shape[2])):
@@ -104,9 +79,9 @@ def _check(shape: tuple[int, ...], channels: int) -> None:
     require_size(height, width, channels)
 
 
-def _to_tensor(values: Shaped[np.ndarray, "..."], channels: int) -> Real[Tensor, "{channels} h w"]:
+def to_tensor(values: Shaped[np.ndarray, "..."], channels: int) -> Real[Tensor, "{channels} h w"]:
     """Channels first; uint8 as it is, any other number as float32."""
-    _check(values.shape, channels)
+    check_shape(values.shape, channels)
     if values.ndim == 2:
         values = values[None]
     elif values.shape[0] != channels:

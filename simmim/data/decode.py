@@ -6,21 +6,18 @@ that are no such pictures keep their values: uint8 as they are, every other type
 of the file.
 """
 
-import struct
-import zlib
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-import torch
 from jaxtyping import Real
-from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from simmim.data.bands import OpenFile, is_array, is_tiff, read_array, read_tiff
+from simmim.data.bands import OpenFile, is_array, is_tiff, read_array
 from simmim.data.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
 from simmim.data.limits import require_size
 from simmim.data.pictures import Box, Interpolation, Picture, Pixels
+from simmim.data.pillow_images import DAMAGED, read_picture
+from simmim.data.tiff import read_tiff
 from simmim.data.unreadable import unreadable
 from simmim.sizes import Pair
 
@@ -29,29 +26,6 @@ IMAGE_SUFFIXES = frozenset(
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"),
         *(".gif", ".ppm", ".pgm", ".jp2", ".j2k", ".avif", ".npy"),
     }
-)
-
-# Pillow knows more, of which some run other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
-
-_WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-
-# What turns an image upright, by its EXIF orientation.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# What the readers raise for a damaged file: Pillow's stumble over fields of unexpected types, too.
-_DAMAGED = (
-    *(OSError, EOFError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError),
-    *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError),
-    *(struct.error, zlib.error),
 )
 
 
@@ -66,7 +40,7 @@ def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
     try:
         with path.open("rb") as file:
             return _decode(file, channels)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise unreadable(str(path), error) from error
 
 
@@ -74,7 +48,7 @@ def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{ch
     """The same for a file's content; `name` tells an unreadable one in the message."""
     try:
         return _decode(BytesIO(data), channels)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise unreadable(name, error) from error
 
 
@@ -87,7 +61,7 @@ def open_image(path: Path, channels: int = 3) -> Picture:
     try:
         with path.open("rb") as file:
             return _open(file, str(path), channels)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise unreadable(str(path), error) from error
 
 
@@ -95,7 +69,7 @@ def open_encoded(data: bytes, name: str, channels: int = 3) -> Picture:
     """The same for a file's content."""
     try:
         return _open(BytesIO(data), name, channels)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise unreadable(name, error) from error
 
 
@@ -148,68 +122,8 @@ def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
         raise ValueError("it is empty")
     if is_array(start):
         return read_array(file, channels)
-    if is_tiff(start) and not _is_picture(file, channels):
+    if is_tiff(start):
         return read_tiff(file, channels)
     if channels not in (1, 3):
         raise ValueError(f"a picture of this format has 3 channels, not {channels}")
-    with Image.open(file, formats=FORMATS) as image:
-        require_size(image.height, image.width)
-        picture = to_rgb(image)
-    if channels == 1:
-        picture = picture.convert("L")
-    # A copy, for PyTorch wants memory that it may write to.
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
-
-
-def _is_picture(file: OpenFile, channels: int) -> bool:
-    """Whether a TIFF file is one that Pillow reads, and its channels are asked for as a picture's.
-
-    A single band of more than 8 bits is one where RGB is asked for.
-    """
-    if channels not in (1, 3):
-        return False
-    try:
-        with Image.open(file, formats=("TIFF",)) as image:
-            return channels == 3 or image.mode not in _WIDE_MODES
-    except UnidentifiedImageError:
-        return False
-    finally:
-        file.seek(0)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow mode to RGB.
-
-    Alpha is composited on white; 16-bit and wider greys are scaled to 8 bits rather than clipped;
-    CMYK, LAB, HSV, YCbCr and palettes go through Pillow; the EXIF rotation is applied.
-    """
-    image.load()
-    # Not ImageOps.exif_transpose, which fails where it cannot write the other EXIF entries anew.
-    upright = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    if upright is not None:
-        image = image.transpose(upright)
-    if image.mode in _WIDE_MODES:
-        return _narrow(image).convert("RGB")
-    if image.has_transparency_data:
-        image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _narrow(image: Image.Image) -> Image.Image:
-    """A grey of more than 8 bits to 8 bits.
-
-    Integers are read as 16 bits (or 32, where a value needs them); floats as [0, 1], or as 8 or 16
-    bits where values go beyond.
-    """
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    highest = values.max(initial=0)
-    if image.mode == "F":
-        full_scale = next((scale for scale in (1, 255, 65535) if highest <= scale), highest)
-    else:
-        full_scale = 65535 if highest <= 65535 else 2**31 - 1
-    scaled = (values * (255 / full_scale)).round().clip(0, 255)
-    return Image.fromarray(scaled.astype(np.uint8))
+    return read_picture(file, channels)

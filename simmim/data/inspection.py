@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from simmim.data.bands import is_array, is_tiff
-from simmim.data.decode import FORMATS, open_encoded
+from simmim.data.decode import open_encoded
+from simmim.data.pillow_images import FORMATS
 from simmim.data.samples import ImageSource
 from simmim.data.tolerance import Candidate, Tolerance
 from simmim.errors import UnreadableImageError, UserError

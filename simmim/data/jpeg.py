@@ -10,9 +10,10 @@ import numpy as np
 import simplejpeg
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
+from simmim.data.metadata import orientation
 from simmim.data.pictures import Box, Interpolation, resize
 from simmim.sizes import Pair
 
@@ -56,7 +57,7 @@ def _is_upright(data: bytes) -> bool:
         return True
     try:
         with Image.open(BytesIO(data)) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            return orientation(image) == 1
     except (OSError, SyntaxError, ValueError):
         return False
 

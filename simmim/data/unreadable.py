@@ -38,9 +38,9 @@ def unreadable(name: str, error: BaseException | str) -> UnreadableImageError:
     if isinstance(error, UserError):
         raise error
     reason = error if isinstance(error, str) else _explain(error)
-    return UnreadableImageError(
-        f"cannot read image {name} ({reason}); remove or replace it", reason
-    )
+    # What a library is missing for is no fault of the image's, and the reason says which.
+    way_out = "" if isinstance(error, ImportError) else "; remove or replace it"
+    return UnreadableImageError(f"cannot read image {name} ({reason}){way_out}", reason)
 
 
 def _explain(error: BaseException) -> str:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from simmim.data.decode import IMAGE_SUFFIXES, read_image, to_rgb
+from simmim.data.colours import to_rgb
+from simmim.data.decode import IMAGE_SUFFIXES, read_image
 from simmim.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

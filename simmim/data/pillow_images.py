@@ -1,0 +1,96 @@
+"""Pictures that Pillow reads: every format but arrays, and TIFF where it reads that rightly."""
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import torch
+from jaxtyping import UInt8, UInt16
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from simmim.data.bands import OpenFile
+from simmim.data.colours import to_8_bits, to_rgb, upright
+from simmim.data.limits import require_size
+from simmim.data.metadata import orientation, without_metadata
+
+# Pillow knows more, of which some run other programs (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
+
+# What readers raise for a damaged file: Pillow's stumble over fields of unexpected types, too.
+DAMAGED = (
+    *(OSError, EOFError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError),
+    *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError),
+    *(struct.error, zlib.error, ImportError),
+)
+
+# How Pillow reads the lower bytes of 16-bit samples of which it keeps the upper ones alone.
+_LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+
+
+def read_picture(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w"]:
+    """The first frame of a picture in RGB, or its grey where one channel is asked for, upright.
+
+    Where it cannot be read, it is tried again without its metadata.
+    """
+    try:
+        return _read(file, channels)
+    except DAMAGED:
+        file.seek(0)
+        bare = without_metadata(file.read())
+        if bare is None:
+            raise
+    return _read(BytesIO(bare), channels)
+
+
+def _read(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w"]:
+    with Image.open(file, formats=FORMATS) as image:
+        require_size(image.height, image.width)
+        if isinstance(image, PngImagePlugin.PngImageFile):
+            picture = _read_png(image, file)
+        else:
+            picture = to_rgb(image)
+        if channels == 1:
+            picture = picture.convert("L")
+        pixels = upright(np.asarray(picture), orientation(image))
+    # A copy, for PyTorch wants memory that it may write to.
+    if channels == 1:
+        return torch.from_numpy(pixels.copy())[None]
+    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1).contiguous()
+
+
+def _read_png(image: PngImagePlugin.PngImageFile, file: OpenFile) -> Image.Image:
+    """A PNG in RGB; what Pillow leaves out, lower bytes and scales of keys, is added."""
+    layout = image.tile[0].args if image.tile else ""
+    if image.mode == "P" and image.palette is None:
+        raise ValueError("it has no palette, and its pixels are numbers of one")
+    if layout in ("L;2", "L;4") and "transparency" in image.info:
+        # The key counts shades, of which the picture has been scaled to 8 bits.
+        highest = 2 ** int(layout[2:]) - 1
+        image.info["transparency"] = (image.info["transparency"] & highest) * (255 // highest)
+    if layout == "LA;16B":
+        # As many bytes as four samples of 8 bits: grey and alpha, each an upper and a lower one.
+        image.tile = [image.tile[0]._replace(args="RGBA")]
+        halves = np.asarray(image)
+        return to_rgb(_from_16_bits(halves[..., ::2], halves[..., 1::2]))
+    if layout in _LOWER_BYTES:
+        upper = np.asarray(image)
+        file.seek(0)
+        with Image.open(file, formats=("PNG",)) as again:
+            again.tile = [again.tile[0]._replace(args=_LOWER_BYTES[layout])]
+            return to_rgb(_from_16_bits(upper, np.asarray(again), image.info.get("transparency")))
+    return to_rgb(image)
+
+
+def _from_16_bits(
+    upper: UInt8[np.ndarray, "h w c"],
+    lower: UInt8[np.ndarray, "h w c"],
+    transparent: tuple[int, ...] | None = None,
+) -> Image.Image:
+    """A picture of 8 bits of samples of 16; the transparent colour is white."""
+    values: UInt16[np.ndarray, "h w c"] = upper.astype(np.uint16) << 8 | lower
+    shades = to_8_bits(values, 65535)
+    if transparent is not None:
+        shades[(values == transparent).all(-1)] = 255
+    return Image.fromarray(shades)
