@@ -1,5 +1,6 @@
 """Pictures that Pillow reads: every format but arrays, and TIFF where it reads that rightly."""
 
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -7,7 +8,7 @@ from io import BytesIO
 import numpy as np
 import torch
 from jaxtyping import UInt8, UInt16
-from PIL import Image, PngImagePlugin
+from PIL import Image, Jpeg2KImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from simmim.data.bands import OpenFile
@@ -41,7 +42,20 @@ def read_picture(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w
         bare = without_metadata(file.read())
         if bare is None:
             raise
-    return _read(BytesIO(bare), channels)
+    try:
+        return _read(BytesIO(bare), channels)
+    except UnidentifiedImageError:
+        if bits := _deep_jpeg(bare):
+            raise ValueError(f"a JPEG of {bits} bits a sample is not read") from None
+        raise
+
+
+def _deep_jpeg(data: bytes) -> int | None:
+    """Bits of a JPEG's samples where these are not the 8 that are read."""
+    frame = re.search(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..(.)", data, re.DOTALL)
+    if not data.startswith(b"\xff\xd8") or frame is None or frame[1][0] == 8:
+        return None
+    return frame[1][0]
 
 
 def _read(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w"]:
@@ -49,6 +63,8 @@ def _read(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w"]:
         require_size(image.height, image.width)
         if isinstance(image, PngImagePlugin.PngImageFile):
             picture = _read_png(image, file)
+        elif isinstance(image, Jpeg2KImagePlugin.Jpeg2KImageFile):
+            picture = _read_jpeg2000(image, file)
         else:
             picture = to_rgb(image)
         if channels == 1:
@@ -94,3 +110,25 @@ def _from_16_bits(
     if transparent is not None:
         shades[(values == transparent).all(-1)] = 255
     return Image.fromarray(shades)
+
+
+def _read_jpeg2000(image: Jpeg2KImagePlugin.Jpeg2KImageFile, file: OpenFile) -> Image.Image:
+    """A JPEG 2000 in RGB; of colours of more than 8 bits Pillow makes black of white."""
+    file.seek(0)
+    data = file.read()
+    # The codestream's first markers, then what SIZ says of each component.
+    place = data.find(b"\xff\x4f\xff\x51")
+    (count,) = struct.unpack_from(">H", data, place + 40)
+    components = set(data[place + 42 : place + 42 + 3 * count : 3])
+    bits = max(component & 0x7F for component in components) + 1
+    if bits <= 8 or count == 1:
+        return to_rgb(image)
+    if components != {bits - 1} or image.mode not in ("LA", "RGB", "RGBA"):
+        raise ValueError(f"a JPEG 2000 of {bits} bits and mode {image.mode} is not read")
+    try:
+        from imagecodecs import jpeg2k_decode
+    except ImportError:
+        raise ImportError(
+            f'JPEG 2000 in colours of {bits} bits needs imagecodecs; pip install "simmim[tiff]"'
+        ) from None
+    return to_rgb(Image.fromarray(to_8_bits(jpeg2k_decode(data), 2**bits - 1)))

@@ -7,14 +7,17 @@ import io
 import itertools
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 from simmim.data.decode import decode_image, open_encoded
 from simmim.data.pictures import Box
@@ -243,7 +246,7 @@ def check(case: Case) -> None:
     image = decode_image(case.data, "a")
     assert image.dtype == torch.uint8
     assert image.shape == (3, *case.truth.shape[:2])
-    difference = np.abs(image.permute(1, 2, 0).numpy() - case.truth)
+    difference = np.abs(image.permute(1, 2, 0).numpy().astype(float) - case.truth)
     assert difference.max() <= case.levels
 
 
@@ -270,3 +273,241 @@ def test_a_crop_of_a_tiff_shows_the_same_as_the_whole(name):
     assert torch.equal(picture.decode(), whole)
     cropped = picture.crop_resized(Box(2, 3, 16, 20), (16, 20))
     assert torch.equal(cropped, whole[:, 2:18, 3:23])
+
+
+# --- PNG ------------------------------------------------------------------------------------------
+
+# First row and column of each pass of an interlaced picture, and its steps.
+ADAM7 = (
+    *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2)),
+    (1, 0, 2, 1),
+)
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+
+
+def chunk(kind: bytes, content: bytes, crc: int | None = None) -> bytes:
+    crc = zlib.crc32(kind + content) if crc is None else crc
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+def png(
+    values: np.ndarray, bits: int, colours: int, before=b"", after=b"", interlaced: bool = False
+) -> bytes:
+    def rows(part: np.ndarray) -> bytes:
+        flat = part.reshape(len(part), -1)
+        if bits < 8:
+            ones = (flat[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+            flat = np.packbits(ones.reshape(len(part), -1).astype(np.uint8), axis=1)
+        return b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in flat)
+
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    content = b"".join(rows(values[y::down, x::right]) for y, x, down, right in passes)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, colours, 0, 0, interlaced)
+    pixels = chunk(b"IDAT", zlib.compress(content))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + before
+        + pixels
+        + after
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("interlaced", [False, True], ids=["", "interlaced"])
+@pytest.mark.parametrize("is_transparent", [False, True], ids=["", "transparent"])
+@pytest.mark.parametrize(
+    ("bits", "colours"),
+    [
+        *((bits, 0) for bits in (1, 2, 4, 8, 16)),
+        *((bits, 3) for bits in (1, 2, 4, 8)),
+        *((bits, colours) for colours in (2, 4, 6) for bits in (8, 16)),
+    ],
+)
+def test_a_png_shows_what_it_was_made_of(bits, colours, is_transparent, interlaced):
+    values = samples(bits, PNG_SAMPLES[colours])
+    shades = eight(values, bits)
+    before, levels = b"", 0.51
+    if colours == 3:
+        palette = PALETTE[:, : 2**bits].T
+        truth = palette[values[..., 0]]
+        before = chunk(b"PLTE", palette.astype(np.uint8).tobytes())
+        if is_transparent:
+            opacity = np.linspace(0, 255, 2**bits).round().astype(np.uint8)
+            before += chunk(b"tRNS", opacity.tobytes())
+            truth, levels = on_white(truth, opacity[values[..., 0]].astype(float)), 2
+    elif colours in (4, 6):
+        truth, levels = on_white(shades[..., :-1], shades[..., -1]), 2
+    else:
+        truth = shades
+        if is_transparent:
+            key = values[3, 5]
+            before = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key.tolist()))
+            truth = np.where((values == key).all(-1, keepdims=True), 255, shades)
+    if truth.shape[-1] == 1:
+        truth = grey(truth)
+    check(Case(png(values, bits, colours, before, interlaced=interlaced), truth, levels))
+
+
+def test_a_png_without_the_palette_that_its_pixels_are_of_is_refused():
+    with pytest.raises(UserError, match="it has no palette"):
+        decode_image(png(samples(8), 8, 3), "a")
+
+
+BOMB = zlib.compress(bytes(2_000_000))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        chunk(b"tEXt", b"a\0b", crc=1),
+        chunk(b"zTXt", b"a\0\0" + BOMB),
+        chunk(b"iTXt", b"a\0\1\0\0\0" + BOMB),
+        chunk(b"iCCP", b"a\0\1no"),
+        chunk(b"iCCP", b"a\0\0" + BOMB),
+        chunk(b"gAMA", b"1"),
+        chunk(b"pHYs", b""),
+        chunk(b"tRNS", b"1"),
+        chunk(b"tRNS", bytes(6), crc=1),
+        chunk(b"eXIf", b"garbage!garbage!"),
+        chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff"),
+        chunk(b"tEXt", b"Raw profile type exif\0\nexif\n      10\nzzzz"),
+        chunk(b"acTL", b""),
+        chunk(b"fcTL", bytes(26)),
+    ],
+    ids=lambda data: f"{data[4:8].decode()} {len(data)}",
+)
+def test_broken_metadata_cost_no_png(metadata):
+    values = samples(8, 3)
+    check(Case(png(values, 8, 2, before=metadata), values))
+    check(Case(png(values, 8, 2, after=metadata), values))
+
+
+# --- other formats --------------------------------------------------------------------------------
+
+
+def encode(format_: str, pixels: np.ndarray | Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, format_, **options)
+    return file.getvalue()
+
+
+EXACT = {
+    "JPEG": ({"quality": 100, "subsampling": 0}, 6),
+    "PNG": ({}, 0),
+    "WEBP": ({"lossless": True}, 0),
+    "AVIF": ({"quality": 100, "subsampling": "4:4:4"}, 6),
+    "TIFF": ({"compression": "tiff_lzw"}, 0),
+}
+
+
+@pytest.mark.parametrize("format_", EXACT)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"garbage!garbage!garbage!",
+        b"II*\0\xff\xff\xff\x7f",
+        b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\x01\0\0\0\0\0\0\0\0\0\0\0",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x0b\0\x01\0\0\0\0\0\0\x7f\0\0\0\0",
+        *(
+            b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([value]) + bytes(7)
+            for value in (0, 9)
+        ),
+    ],
+    ids=["noise", "far", "cut off", "fraction", "float", "0", "9"],
+)
+def test_broken_exif_costs_no_picture(format_, entry):
+    pixels = samples(8, 3)
+    options, levels = EXACT[format_]
+    if format_ == "TIFF":
+        # Whose own directory this is; here some of its entries are nonsense.
+        file = bytearray(encode(format_, pixels, software="x" * 40, x_resolution=72.0))
+        [place] = struct.unpack_from("<I", file, 4)
+        for at in range(place + 2, len(file) - 12, 12):
+            if file[at : at + 2] in (b"\x1a\x01", b"\x31\x01"):  # XResolution, Software
+                file[at + 2 : at + 12] = (entry[8:] + b"\xff" * 10)[:10]
+        data = bytes(file)
+    else:
+        good = Image.Exif()
+        good[0x010E] = "x" * 80
+        packed = good.tobytes()[6:]
+        file = encode(format_, pixels, exif=good, **options)
+        assert packed in file
+        data = file.replace(packed, entry + bytes(len(packed) - len(entry)))
+        if format_ == "PNG":
+            start = data.index(b"eXIf")
+            end = start + 4 + len(packed)
+            crc = struct.pack(">I", zlib.crc32(data[start:end]))
+            data = data[:end] + crc + data[end + 4 :]
+    check(Case(data, pixels, levels))
+
+
+@pytest.mark.parametrize("format_", EXACT)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_stands_upright(format_, orientation):
+    pixels = samples(8, 3)
+    options, levels = EXACT[format_]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    check(Case(encode(format_, pixels, exif=exif, **options), TURNED[orientation](pixels), levels))
+
+
+TURNED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_of_planes_stands_upright(bits, orientation):
+    values = samples(bits, 3)
+    data = tiff(values, photometric="rgb", planarconfig="separate", **orient(orientation))
+    check(Case(data, TURNED[orientation](eight(values, bits)), 0.51))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_deep_jpeg_2000_keeps_its_shades(bits, count, monkeypatch):
+    values = samples(bits, count)
+    data = imagecodecs.jpeg2k_encode(
+        values[..., 0] if count == 1 else values, level=0, bitspersample=bits, codecformat="jp2"
+    )
+    shades = eight(values, bits)
+    case = Case(data, grey(shades) if count == 1 else shades, 1)
+    check(case)
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    if count == 3:
+        with pytest.raises(UserError, match=r'pip install "simmim\[tiff\]"'):
+            decode_image(data, "a")
+    else:
+        check(case)
+
+
+@pytest.mark.parametrize("highest", [1, 15, 100, 255, 1000, 65535])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
+def test_a_ppm_shows_shares_of_its_highest_value(kind, highest):
+    count = 3 if kind in (b"P3", b"P6") else 1
+    values = (samples(16, count) / 65535 * highest).round().astype(int)
+    if kind in (b"P2", b"P3"):
+        pixels = " ".join(map(str, values.ravel())).encode()
+    else:
+        pixels = values.astype("u1" if highest < 256 else ">u2").tobytes()
+    shades = values * 255 / highest
+    data = b"%s\n%d %d\n%d\n" % (kind, WIDTH, HEIGHT, highest) + pixels
+    check(Case(data, grey(shades) if count == 1 else shades, 1))
+
+
+def test_a_jpeg_of_12_bits_is_refused_as_such():
+    data = imagecodecs.jpeg_encode(samples(12, 3), 98, bitspersample=12)
+    for read in (decode_image, lambda data, name: open_encoded(data, name).decode()):
+        with pytest.raises(UserError, match="a JPEG of 12 bits a sample is not read"):
+            read(data, "a")
