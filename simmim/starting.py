@@ -132,7 +132,8 @@ class Start:
         if crop != {"crop_ratio": 1.0, "squash": False}:
             shown = " ".join(f"data.{name}={as_typed(value)}" for name, value in crop.items())
             say(f"held-out images are shown as the checkpoint was validated: {shown}")
-        return OmegaConf.create({**data, **crop})
+        shown_so: dict[Any, Any] = {**data, **crop}
+        return OmegaConf.create(shown_so)
 
     def digest(self) -> str | None:
         """Tells these weights from others, wherever their file lies; None from scratch.
