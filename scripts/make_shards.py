@@ -19,11 +19,14 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+import torch
+from jaxtyping import Real
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
-from simmim.data.decode import decode_image, to_rgb
+from simmim.data.decode import decode_image
 from simmim.data.imagefolder import find_images
 from simmim.data.shard_lists import DESCRIPTION, require_webdataset
 from simmim.errors import UserError
@@ -153,13 +156,13 @@ def write_shard(recipe: Recipe, number: int, entries: list[Entry]) -> Made:
             path = PurePosixPath(entry.path)
             try:
                 content = (recipe.root / path).read_bytes()
-                decode_image(content, entry.path, recipe.channels)
+                image = decode_image(content, entry.path, recipe.channels)
             except (OSError, UserError) as error:
                 errors.append(str(error))
                 continue
             suffix = path.suffix.lower()
             if recipe.max_side is not None:
-                content, suffix = shrink(content, suffix, recipe.max_side)
+                content, suffix = shrink(content, image, suffix, recipe.max_side)
             # A key has no dot, for the first one ends it, and no folder, which would be a label.
             stem = path.with_suffix("").as_posix().replace(".", "_").replace("/", "-")
             sample = {"__key__": f"{entry.number:09d}-{stem}", suffix[1:]: content}
@@ -170,18 +173,17 @@ def write_shard(recipe: Recipe, number: int, entries: list[Entry]) -> Made:
     return Made(name, count, errors)
 
 
-def shrink(content: bytes, suffix: str, max_side: int) -> tuple[bytes, str]:
-    """A picture with no side longer than `max_side`, as JPEG where it was one and else as PNG."""
-    if suffix == ".npy":
+def shrink(
+    content: bytes, image: Real[Tensor, "3 h w"], suffix: str, max_side: int
+) -> tuple[bytes, str]:
+    """A picture with no side longer than `max_side`, as JPEG where it was one and else as PNG.
+
+    Arrays and measured values stay as they are, and so does what is small enough.
+    """
+    is_picture = image.dtype == torch.uint8 and suffix != ".npy"
+    if not is_picture or max(image.shape[1:]) <= max_side:
         return content, suffix
-    try:
-        image = Image.open(BytesIO(content))
-    except UnidentifiedImageError:  # a TIFF of measured values
-        return content, suffix
-    with image:
-        if max(image.size) <= max_side:
-            return content, suffix
-        picture = to_rgb(image)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     picture.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     encoded = BytesIO()
     is_jpeg = suffix in (".jpg", ".jpeg")

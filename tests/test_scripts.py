@@ -259,6 +259,21 @@ def test_a_tiff_of_measured_values_is_packed_as_it_is(tmp_path):
     assert data.val.load(0)[0].shape == (3, 40, 40)
 
 
+def test_a_tiff_that_pillow_misreads_is_made_smaller_as_it_is_read(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    (tmp_path / "images").mkdir()
+    for number in range(2):
+        planes = np.full((3, 40, 40), 257 * 100 * (number + 1), np.uint16)
+        tifffile.imwrite(tmp_path / "images" / f"{number}.tif", planes, photometric="rgb")
+    make_shards(tmp_path / "images", tmp_path / "shards", workers=1, max_side=20)
+    data = webdataset(
+        root=str(tmp_path / "shards"), image_size=8, batch_size=1, train_transform=None
+    )
+    image = data.val.load(0)[0]
+    assert image.shape == (3, 20, 20)
+    assert image.unique().tolist() in ([100], [200])
+
+
 def test_shards_are_not_written_over_others(tmp_path):
     images(tmp_path / "images")
     (tmp_path / "empty").mkdir()

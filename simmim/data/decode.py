@@ -13,6 +13,7 @@ from jaxtyping import Real
 from torch import Tensor
 
 from simmim.data.bands import OpenFile, is_array, is_tiff, read_array
+from simmim.data.colours import to_rgb  # noqa: F401  (it is imported from here by others)
 from simmim.data.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
 from simmim.data.limits import require_size
 from simmim.data.pictures import Box, Interpolation, Picture, Pixels
