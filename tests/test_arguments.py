@@ -2,8 +2,9 @@
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import hydra
 import pytest
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,8 +12,11 @@ from omegaconf import OmegaConf
 
 from simmim import arguments
 from simmim.arguments import as_override, as_overrides, literal
+from simmim.command_line import find_stage
 from simmim.composed import as_literals
+from simmim.configuration import options
 from simmim.errors import UserError
+from simmim.known_options import choices, config_directory
 
 NAMES = [
     *(
@@ -165,3 +169,53 @@ def test_what_is_handed_on_says_the_same():
     options = {"data": {"root": ["a${b}", "\\${c"]}, "seed": 3, "none": None}
     handed_on = OmegaConf.create(as_literals(options))
     assert OmegaConf.to_container(handed_on, resolve=True) == options
+
+
+def text_options(stage: str) -> set[str]:
+    """Those that take any text, by the signatures of what a stage builds, for all of its choices."""
+    found: set[str] = set()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
+        first = hydra.compose(config_name=stage)
+        groups = {"data": choices("data"), "logger": ["[wandb,mlflow]"]}
+        for group, of_group in groups.items():
+            for choice in of_group if group in first else []:
+                config = hydra.compose(config_name=stage, overrides=[f"{group}={choice}"])
+                found |= set(texts(OmegaConf.to_container(config), options(find_stage(stage)), ""))
+    return found
+
+
+def texts(node: Any, taken: dict[str, Any], prefix: str):
+    for name, value in node.items():
+        if isinstance(value, dict):
+            target = value.get("_target_")
+            below = options(hydra.utils.get_object(target)) if target else {}
+            yield from texts(value, below, f"{prefix}{name}.")
+        elif not name.startswith("_") and str in kinds(taken.get(name)):
+            yield f"{prefix}{name}"
+
+
+def kinds(hint: Any) -> set[Any]:
+    return {hint} | set(get_args(hint))
+
+
+# Texts that are words of ours: what they can be is listed, and none has a letter that needs a quote.
+OF_OURS = {
+    *("device", "plan.device", "plan.device_memory", "target_window", "image_size", "save.mode"),
+    *("augmentation.rand_augment", "trainer.accelerator", "trainer.devices", "trainer.num_nodes"),
+    *("trainer.strategy", "trainer.precision", "model.name", "model.attention_backend"),
+    *(
+        "stop_signals",
+        "logger.wandb.tags",
+        "model.checkpoint_blocks",
+        "optim.schedule",
+        "preflight",
+        "compile",
+        "report.device",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", sorted(path.stem for path in config_directory().glob("*.yaml")))
+def test_every_option_that_takes_a_text_is_known_as_one(stage):
+    known = arguments.PATHS | arguments.PATHS_OF_STAGE.get(stage, frozenset()) | arguments.NAMES
+    assert text_options(stage) - known - OF_OURS == set()
