@@ -15,10 +15,15 @@ UV := UV_PYTHON_DOWNLOADS=never \
 
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # What a changed package or interpreter breaks first, in three minutes.
-FAST := tests/encoder tests/checkpoints tests/data tests/optim tests/tasks tests/test_masking.py \
-  tests/test_losses.py tests/test_normalisation.py tests/test_command_line.py
+FAST := tests/checkpoints tests/optim tests/tasks $(patsubst %,tests/%.py, \
+  encoder/test_backends encoder/test_position_bias encoder/test_recomputation encoder/test_swin encoder/test_windows \
+  data/test_auto_augment data/test_decode data/test_demo data/test_transforms \
+  test_command_line test_lock test_losses test_masking test_normalisation)
+# What a slow or busy machine breaks first: several processes, time-outs, seconds.
+TIMED := $(patsubst %,tests/%.py, data/test_waiting resources/test_steps test_distributed test_guard \
+  test_interruption test_processes test_signals test_strategies)
 
-.PHONY: quickstart test fast newest oldest pythons coverage torture slurm browser docs lint format lock clean setup
+.PHONY: quickstart test fast newest oldest pythons loaded coverage torture slurm browser docs lint format lock clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
@@ -46,6 +51,11 @@ pythons: python3.10 python3.11 python3.12 python3.13  ## fast tests on each Pyth
 
 python3.%: $(READY)
 	$(call fast_in,3.$*,3.$*,$(LOCKED))
+
+loaded: $(READY)  ## tests of processes and time on one core, then beside two busy loops; fifteen minutes
+	taskset -c 0 $(BIN)/python -m pytest $(TIMED)
+	{ while :; do :; done & one=$$!; while :; do :; done & trap "kill $$one $$!" EXIT; \
+	  $(BIN)/python -m pytest $(TIMED); }
 
 coverage: $(READY)  ## all tests, and the lines that they miss; takes twice as long
 	$(BIN)/python $(PYTEST) --cov --cov-report=term --cov-fail-under=90

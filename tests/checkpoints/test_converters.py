@@ -4,6 +4,7 @@ That the names are right is shown with the other implementations themselves, in 
 """
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,8 @@ MODELS: dict[str, Callable[[SwinTransformer], nn.Module]] = {
     "simmim": SimMIM,
 }
 FROM = [from_official, from_timm, from_hf]
+# timm has no SimMIM.
+ROUND_TRIPS = [pair for pair in product(CONVERTERS, MODELS) if pair != ("timm", "simmim")]
 
 
 def create_weights(model: str = "encoder", name: str = "swinv2_t") -> Weights:
@@ -55,11 +58,8 @@ def assert_same(actual: Weights, expected: Weights) -> None:
 
 
 @pytest.mark.parametrize("name", ["swinv2_t", "swin_t"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("dialect", CONVERTERS)
+@pytest.mark.parametrize(("dialect", "model"), ROUND_TRIPS)
 def test_round_trip_is_exact(dialect: str, model: str, name: str, tmp_path: Path) -> None:
-    if (dialect, model) == ("timm", "simmim"):
-        pytest.skip("timm has no SimMIM")
     to_theirs, from_theirs = CONVERTERS[dialect]
     ours = create_weights(model, name)
     before = {key: value.clone() for key, value in ours.items()}

@@ -84,10 +84,11 @@ def test_equals_timm(ours: Ours) -> None:
     assert_equal(ours.features, features, FLOAT32)
 
 
+@pytest.mark.parametrize(
+    "ours", [case for case in CASES if case.same_in_hugging_face], ids=show, indirect=True
+)
 @torch.no_grad()
 def test_equals_hugging_face(ours: Ours) -> None:
-    if not ours.case.same_in_hugging_face:
-        pytest.skip("another window by design")
     config = swinv2_config(ours.encoder, ours.case.pretrained_window_sizes)
     theirs = build(lambda: Swinv2Model(config, add_pooling_layer=False))
     theirs.load_state_dict(to_hf(ours.encoder.state_dict()))
