@@ -19,10 +19,10 @@ from rich.table import Table
 from simmim.console import say
 from simmim.data import ImageDataModule
 from simmim.data.inspection import FileSource, Finding, inspect
+from simmim.data.node import available_cores
 from simmim.data.shards import ShardImages
 from simmim.data.streams import ImageStream
 from simmim.data.transforms import CenterCrop
-from simmim.data.waiting import available_cores
 from simmim.errors import UserError
 from simmim.writing import as_json
 

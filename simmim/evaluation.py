@@ -20,6 +20,7 @@ from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
 from simmim.data.imagefolder import ImageFolder
 from simmim.data.labels import require_labels
+from simmim.data.parts import part_of
 from simmim.data.samples import ImageSource
 from simmim.data.transforms import CenterCrop
 from simmim.encoder import SwinTransformer
@@ -139,6 +140,7 @@ def judge_classifier(
             f"or fine-tune it with python -m simmim.finetune init.checkpoint={start.source}"
         )
     images = open_data(data, start.planned, None, seed, trainer.default_root_dir)
+    images.keep_labelled()
     classes = images.val.classes
     if not classes:
         raise UserError(
@@ -164,10 +166,9 @@ def judge_classifier(
         outputs=len(kept),
         normalisation=start.find_normalisation(images.normalisation),
     )
-    if isinstance(images.val, ImageFolder) and images.val.root.name != "val":
-        say(
-            f"{images.val.root} has no val: all its images are judged, those that a run trained on too"
-        )
+    is_whole = isinstance(images.val, ImageFolder) and part_of(images.val.root.name) is None
+    if is_whole and data.get("val_root") is None:
+        say(f"{data.root} has no val: all its images are judged, those that a run trained on too")
     announce(trainer, images.val, start.planned)
     trainer.validate(task, datamodule=images, verbose=False)
     assert task.answers is not None
@@ -204,6 +205,7 @@ def judge_encoder(
     images = open_data(
         data, start.planned, CenterCrop(start.planned.image_size), seed, trainer.default_root_dir
     )
+    images.keep_labelled()
     classes = images.require_classes()
     source = images.require_random_access()
     if isinstance(recipe, NeighbourVote):

@@ -188,6 +188,9 @@ def create_data(options: RunOptions, encoder: SwinTransformer, run: Run) -> Imag
         goes_on=run.resumed is not None and run.resumed.parent == run.checkpoints.folder,
     )
     images.stop_signals = list(options["stop_signals"])
+    # A validation within an epoch has batches ready beside those of training.
+    is_within = run.trainer.val_check_interval != 1.0 or run.trainer.check_val_every_n_epoch is None
+    images.share_node(run.trainer.num_devices, loaders=2 if is_within else 1)
     return images
 
 

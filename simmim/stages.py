@@ -104,6 +104,7 @@ def finetune(
     of_stage = {"model": model, "init": init, "mixing": mixing, "mode": mode, "ema": ema}
     run = create_run(options, of_stage, average)
     images = create_data(options, start.planned, run)
+    images.keep_labelled()
     classes = images.require_classes()
     create_model = classifier_of(len(classes), is_frozen=mode == "linear")
     require_memory(start, run, options, create_model, has_average=bool(average))
@@ -147,6 +148,7 @@ def transfer(
     run = create_run(options, of_stage, average)
     options["data"] = start.crop_as_validated(options["data"])
     images = create_data(options, start.planned, run)
+    images.keep_labelled()
     classes = images.require_classes()
     rows = start.find_head(classes)
     require_memory(start, run, options, classifier_of(len(rows)), has_average=bool(average))

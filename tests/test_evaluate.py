@@ -268,11 +268,11 @@ def test_a_classifier_that_diverged_is_not_judged(run, tmp_path, classifier):
 
 
 def test_parts_of_a_set_are_no_classes(run, tmp_path, classifier):
-    for part in ("train", "test"):
+    for part in ("train", "unlabelled"):
         labelled(tmp_path / "images" / part, ["cat", "dog"])
     data = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "mode=knn", "knn.k=1"]
     with pytest.raises(
-        UserError, match="the classes would be test, train, the parts of a data set"
+        UserError, match="the classes would be train, unlabelled, the parts of a data set"
     ):
         run("evaluate", *FOLDER, *data, f"checkpoint={classifier}")
 

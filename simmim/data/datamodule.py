@@ -1,7 +1,9 @@
 """Sources and streams into batches: the loaders of a run."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +17,39 @@ from torch.utils.data import DataLoader
 from simmim.console import say, warn
 from simmim.data.content import describe_names, describe_source
 from simmim.data.device_decoding import UndecodedImages, UndecodedLoader, pack, require_decoder
-from simmim.data.labels import require_labels
+from simmim.data.imagefolder import ImageFolder
+from simmim.data.labels import keep_labelled, require_labels
+from simmim.data.node import (
+    PREFETCH,
+    cores_of_rank,
+    default_workers,
+    fit_loading,
+    launched_ranks,
+    shared_bytes,
+)
+from simmim.data.parts import part_of
 from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.skipped import SKIPPED, require_named
 from simmim.data.streams import ImageStream, StreamedImages
 from simmim.data.tolerance import Candidate, Reading
 from simmim.data.transforms import CenterCrop, CropFirst
-from simmim.data.waiting import TimedLoader, available_cores, describe_wait
+from simmim.data.waiting import TimedLoader, describe_wait
 from simmim.errors import UnreadableImageError, UserError
+from simmim.failures import CANNOT_HAND_OVER, SHARED_MEMORY, SharedMemory
 from simmim.held_out_crop import HeldOutCrop
 from simmim.interruption import ignore_signals
 from simmim.normalisation import Normalisation
 
 # Of so many held-out images the first that can be read tells the type of all values.
 _MOST_TRIED = 100
-_PARTS_OF_A_SET = {"train", "val", "valid", "validation", "test", "unlabeled", "unlabelled"}
 
 
 class ImageDataModule(pl.LightningDataModule):
     """Loaders over a training source or stream (`train`), and a held-out source (`val`).
 
     Workers send images as they are stored; `normalisation` is applied on the device. `batch_size`
-    is per device. `num_workers` None means a worker for each core but one, at most 8.
+    is per device. `num_workers` None means a worker for each core of a rank's share but one, at most 8.
     `train_transform` is None where nothing is trained, `order` where any order of a source's samples
     will do; `reading` says what becomes of images that cannot be read. Workers change nothing in a
     source; a stream is read in as many lanes as there are.
@@ -70,7 +82,9 @@ class ImageDataModule(pl.LightningDataModule):
         self.train_transform = train_transform
         self.val_transform = val_transform
         self.batch_size = batch_size
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.num_workers = default_workers(launched_ranks()) if num_workers is None else num_workers
+        self._asked_workers = num_workers
+        self._prefetch: int | None = None
         self.normalisation = normalisation
         self.seed = seed
         self.tolerance = reading.tolerance(len(train) + len(val))
@@ -163,14 +177,16 @@ class ImageDataModule(pl.LightningDataModule):
 
     def require_classes(self) -> tuple[str, ...]:
         """Names of the labels; UserError where an image has none or a class is never trained on."""
-        if len(self.train.classes) < 2:
+        classes = self.train.classes
+        if len(classes) < 2:
             raise UserError(
-                f"the data has {len(self.train.classes)} classes; put the images into one folder a "
-                "class, below data.root or below its train and val, or name a data.label_column"
+                f"the data has {len(classes)} classes{self._describe_classes()}; put the images into "
+                "one folder a class, below data.root or below its train and val, or name a "
+                "data.label_column"
             )
-        if "train" in self.train.classes and _PARTS_OF_A_SET.issuperset(self.train.classes):
+        if all(part_of(name) for name in classes):
             raise UserError(
-                f"the classes would be {', '.join(self.train.classes)}, the parts of a data set; call "
+                f"the classes would be {', '.join(classes)}, the parts of a data set; call "
                 "the one to validate on val, beside train, or set data.root to one of them"
             )
         require_labels(self.val, "held-out")
@@ -183,6 +199,21 @@ class ImageDataModule(pl.LightningDataModule):
                 f"({', '.join(untrained[:5])}); add some, or remove them from val"
             )
         return self.train.classes
+
+    def keep_labelled(self) -> None:
+        """Leaves out images that lie beside the class folders of all others, with a word."""
+        if not isinstance(self.train, ImageStream):
+            self.train = keep_labelled(self.train)
+        self.val = keep_labelled(self.val)
+
+    def _describe_classes(self) -> str:
+        """What there is in place of classes: one alone, or an image that lies in no folder."""
+        if self.train.classes:
+            return f" ({self.train.classes[0]})"
+        for part in (self.train, self.val):
+            if isinstance(part, ImageFolder) and (loose := part.loose()):
+                return f" ({part.identifier(loose[0])} and {len(loose) - 1} more lie in no folder)"
+        return ""
 
     def require_random_access(self) -> ImageSource:
         """The training source; UserError where it is a stream, whose images cannot be chosen."""
@@ -210,15 +241,39 @@ class ImageDataModule(pl.LightningDataModule):
 
     def describe_wait(self, share: float) -> str:
         """One line on the share of a run's time that it waited for data, and what may help."""
-        devices = 1 if self.trainer is None else self.trainer.num_devices
         return describe_wait(
-            share,
-            num_workers=self.num_workers,
-            most_workers=max(1, available_cores() // devices),
+            share, num_workers=self.num_workers, most_workers=cores_of_rank(self._ranks())
         )
+
+    def share_node(self, ranks: int, loaders: int = 1) -> None:
+        """Chooses workers, and what they have ready, for the cores and shared memory of this machine.
+
+        So many `ranks` of the run share both, and so many `loaders` of each have batches ready at the
+        same time. Without this, the first loader is made as if there were one.
+
+        Raises:
+            UserError: the workers that were asked for do not fit into shared memory.
+        """
+        kind = self.tolerance.value_type or torch.uint8
+        seen = self.val_transform(torch.zeros(len(self.normalisation.mean), 64, 64, dtype=kind))
+        # Of files that the device decodes, no more is known than that they are smaller.
+        image_bytes = seen.nbytes if self.decode == "workers" else 0
+        batch_bytes = shared_bytes(self.batch_size, image_bytes)
+        memory = SharedMemory.find()
+        workers = self._asked_workers
+        loading = fit_loading(workers, batch_bytes, memory, ranks=ranks, loaders=loaders)
+        wanted = default_workers(ranks) if workers is None else workers
+        if memory is not None and loading != (wanted, PREFETCH):
+            warn(
+                f"{loading.num_workers} loader workers, each with {loading.prefetch} batches ready, in "
+                f"place of {wanted} with {PREFETCH}: {SHARED_MEMORY} has no room for more "
+                f"({memory.describe()}; docker run --shm-size=8g, or --ipc=host)"
+            )
+        self.num_workers, self._prefetch = loading
 
     def train_dataloader(self) -> DataLoader[Sample] | UndecodedLoader:
         """Shuffled, augmented batches; a resumed run goes on at the next one."""
+        self._choose_loading()
         place = self._rank_and_world_size()
         length = len(self.train)
         is_stream = isinstance(self.train, ImageStream)
@@ -282,19 +337,28 @@ class ImageDataModule(pl.LightningDataModule):
         persistent: bool = True,
         generator: torch.Generator | None = None,
     ) -> DataLoader[Any]:
+        self._choose_loading()
         options: dict[str, Any] = {
             "batch_size": self.batch_size,
             "sampler": sampler,
             "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
+            "pin_memory": self._device().type == "cuda",
             "generator": generator,
             "worker_init_fn": partial(start_worker, self.stop_signals),
         }
         if self.num_workers:
-            options |= {"persistent_workers": persistent, "prefetch_factor": 4}
+            options |= {"persistent_workers": persistent, "prefetch_factor": self._prefetch}
         if isinstance(images, UndecodedImages):
             return UndecodedLoader(images, collate_fn=pack, **options)
         return TimedLoader(images, **options)
+
+    def _choose_loading(self) -> None:
+        if self._prefetch is None:
+            self.share_node(self._ranks())
+
+    def _ranks(self) -> int:
+        """Ranks of the run on this machine."""
+        return launched_ranks() if self.trainer is None else self.trainer.num_devices
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
@@ -306,8 +370,17 @@ class ImageDataModule(pl.LightningDataModule):
 
 
 def start_worker(stop_signals: Sequence[str], worker: int) -> None:
-    """Leaves signals to the run: its next step needs what its workers have in hand."""
+    """Leaves signals to the run: its next step needs what its workers have in hand.
+
+    A batch that cannot be handed over ends the worker, and with it the run, which would wait for it.
+    """
     ignore_signals(stop_signals)
+    Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error: Exception, batch: object) -> None:
+    """In place of what multiprocessing does: it prints the error, and drops the batch."""
+    os._exit(CANNOT_HAND_OVER)
 
 
 def check_loading(batch_size: int, num_workers: int | None) -> None:
@@ -316,8 +389,3 @@ def check_loading(batch_size: int, num_workers: int | None) -> None:
         raise UserError(f"data.batch_size {batch_size} is not positive; use 64")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"data.num_workers {num_workers} is negative; use 0 for none")
-
-
-def default_workers() -> int:
-    """A worker for each core that this process may use but one, from 1 to 8."""
-    return max(1, min(8, available_cores() - 1))

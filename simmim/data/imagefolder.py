@@ -11,7 +11,9 @@ from typing import NamedTuple
 from jaxtyping import Real
 from torch import Tensor
 
+from simmim.console import say, warn
 from simmim.data.decode import IMAGE_SUFFIXES, open_image, read_image
+from simmim.data.parts import find_parts, part_of
 from simmim.data.pictures import Picture
 from simmim.data.unreadable import patiently, unreadable
 from simmim.errors import UserError
@@ -20,13 +22,17 @@ log = logging.getLogger(__name__)
 
 # How many files are tried before a folder is said to hold no readable image.
 _PROBED_FILES = 100
+_FOLDERS_OF_IMAGES = ("images", "image", "imgs", "img", "jpegimages", "data")
+# What a run writes pictures into, or keeps of one before it.
+_SIGNS_OF_RUNS = (".hydra", "reconstructions")
+_FOLDERS_OF_RUNS = ("reconstructions", "checkpoints", "tensorboard", "earlier")
 
 
 class ImageFolder:
     """Images below `root`, in the order of their paths.
 
-    Labels are the first folder below `root`, where every image lies in one (`classes` is empty and
-    labels are -1 otherwise).
+    Labels are the first folder below `root`; an image that lies in none has the label -1. Without
+    `classes` all labels are.
     """
 
     def __init__(
@@ -42,7 +48,20 @@ class ImageFolder:
         """The classes that some image here has."""
         if not self.classes:
             return ()
-        return tuple(sorted({path.split("/", 1)[0] for path in self.paths}))
+        return _class_folders(self.paths)
+
+    def unlabelled(self) -> list[int]:
+        """The images that lie beside the class folders."""
+        return self.loose() if self.classes else []
+
+    def loose(self) -> list[int]:
+        """The images that lie in no folder below `root`."""
+        return [index for index, path in enumerate(self.paths) if "/" not in path]
+
+    def labelled(self) -> "ImageFolder":
+        """The others."""
+        paths = [path for path in self.paths if "/" in path]
+        return ImageFolder(self.root, paths, self.classes, self.channels)
 
     def __len__(self) -> int:
         """Number of images."""
@@ -56,7 +75,8 @@ class ImageFolder:
     def open(self, index: int) -> tuple[Picture, int]:
         """The same, decoded later if it can be."""
         path = self.paths[index]
-        label = self._label_of[path.split("/", 1)[0]] if self.classes else -1
+        folder, slash, _ = path.partition("/")
+        label = self._label_of.get(folder, -1) if slash else -1
         return open_image(self.root / path, self.channels), label
 
     def read(self, index: int) -> bytes:
@@ -78,18 +98,28 @@ class FolderSplits(NamedTuple):
     val: ImageFolder
 
 
-def split_folder(root: str | Path, val_ratio: float, channels: int = 3) -> FolderSplits:
-    """Images of `root/train` and `root/val` where both exist, else `val_ratio` of `root` held out.
+def split_folder(
+    root: str | Path,
+    val_ratio: float,
+    channels: int = 3,
+    val_root: str | Path | None = None,
+) -> FolderSplits:
+    """Images of `root` and `val_root`, or of the parts of `root`, else `val_ratio` of it held out.
 
-    Which images are held out depends on their paths alone, so that a file added later moves few.
+    Parts are folders such as `train` and `val` (`find_split_folders`). Without any, which images are
+    held out depends on their paths alone, so that a file added later moves few.
 
     Raises:
-        UserError: a folder that is missing, empty or without a readable image, or a ratio that
-            leaves either part empty.
+        UserError: a folder that is missing, empty or without a readable image, a ratio that leaves
+            either part empty, or parts that are not clear.
     """
     root = _existing(root)
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        train, val = (open_folder(root / split, channels) for split in ("train", "val"))
+    if val_root is not None:
+        folders = SplitFolders(root, _existing(val_root, "data.val_root"))
+    else:
+        folders = find_split_folders(root) or SplitFolders(root, None)
+    if folders.held_out is not None:
+        train, val = open_folder(folders.train, channels), open_folder(folders.held_out, channels)
         # Numbered together, for either may lack a class that the other has.
         both = train.classes and val.classes
         classes = tuple(sorted({*train.classes, *val.classes})) if both else ()
@@ -120,14 +150,68 @@ def split_folder(root: str | Path, val_ratio: float, channels: int = 3) -> Folde
     )
 
 
-def held_out_folder(root: str | Path, channels: int = 3) -> ImageFolder:
-    """Every image of `root/val` where there is one, else of `root`: for what is not trained.
+def held_out_folder(
+    root: str | Path, channels: int = 3, val_root: str | Path | None = None
+) -> ImageFolder:
+    """Every image of `val_root`, of the held-out part of `root`, or of all: for what is not trained.
 
     Raises:
-        UserError: a folder that is missing, empty or without a readable image.
+        UserError: a folder that is missing, empty or without a readable image, or unclear parts.
     """
+    if val_root is not None:
+        return open_folder(_existing(val_root, "data.val_root"), channels)
     root = _existing(root)
-    return open_folder(root / "val" if (root / "val").is_dir() else root, channels)
+    if folders := find_split_folders(root):
+        return open_folder(folders.held_out or root, channels)
+    # A val alone, as where the training images are elsewhere.
+    named = _folder_names(root)
+    alone = [name for name in named if part_of(name) == "val"]
+    is_part = len(alone) == 1 and all(part_of(name) for name in named)
+    return open_folder(root / alone[0] if is_part else root, channels)
+
+
+class SplitFolders(NamedTuple):
+    """Where the images to train on and those to hold out are (None: among those to train on)."""
+
+    train: Path
+    held_out: Path | None
+
+
+def find_split_folders(root: Path, depth: int = 4) -> SplitFolders | None:
+    """The parts of a data set in `root`, or in the folder that all its images are in; if any.
+
+    That is the only one, or `images` beside annotations, and so on for `depth` more. What lies beside
+    the parts is left out, and told.
+
+    Raises:
+        UserError: several folders may be the part, or folders beside `train` and `test` may be classes
+            of which these are two.
+    """
+    names = _folder_names(root)
+    parts = find_parts(names, root)
+    loose = [entry.name for entry in _list(root) if _is_image(entry)]
+    if parts is None:
+        within = names if len(names) == 1 else [name for name in names if _is_of_images(name)]
+        if len(within) != 1 or loose or depth == 0:
+            return None
+        return find_split_folders(root / within[0], depth - 1)
+    others = [name for name in names if name not in parts and _holds_images(root / name)]
+    classes = [name for name in others if part_of(name) is None]
+    if classes and part_of(parts.held_out) == "test":
+        raise UserError(
+            f"{root} has {parts.train} and {parts.held_out} beside {', '.join(classes[:3])}: parts of "
+            f"a data set, or classes? If parts, use data.root={root}/{parts.train} "
+            f"data.val_root={root}/{parts.held_out}; if classes, rename one of the two"
+        )
+    say(f"parts of {root}: {parts.train} to train on, {parts.held_out} held out")
+    if left_out := others + loose:
+        shown = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
+        warn(f"left out of {root}: {shown}, for it lies in neither part")
+    return SplitFolders(root / parts.train, root / parts.held_out)
+
+
+def _is_of_images(name: str) -> bool:
+    return name.lower() in _FOLDERS_OF_IMAGES
 
 
 def open_folder(root: Path, channels: int = 3) -> ImageFolder:
@@ -137,21 +221,31 @@ def open_folder(root: Path, channels: int = 3) -> ImageFolder:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise UserError(f"{root} holds no image ({kinds}); set data.root to a folder of images")
     _require_readable(root, paths, channels)
-    in_folders = all("/" in path for path in paths)
-    classes = sorted({path.split("/", 1)[0] for path in paths}) if in_folders else []
-    return ImageFolder(root, paths, tuple(classes), channels)
+    return ImageFolder(root, paths, find_classes(paths), channels)
+
+
+def find_classes(paths: Sequence[str]) -> tuple[str, ...]:
+    """The first folders of the paths, where most images lie in one; the others are strays."""
+    in_folders = sum("/" in path for path in paths)
+    return _class_folders(paths) if 2 * in_folders > len(paths) else ()
+
+
+def _class_folders(paths: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted({path.split("/", 1)[0] for path in paths if "/" in path}))
 
 
 def find_images(root: Path) -> Iterator[str]:
     """Paths below `root` (with `/`) that end like images, but for hidden files and folders.
 
     Links are followed; a folder that was met before, as in a circle of links, is named and left out.
+    So is what runs have written, where it lies below `root`: their pictures are no data.
 
     Raises:
         UserError: a folder that cannot be listed.
     """
     seen: dict[str, str] = {}
     waiting = [""]
+    runs: list[Path] = []
     while waiting:
         below = waiting.pop()
         folder = root / below
@@ -160,19 +254,54 @@ def find_images(root: Path) -> Iterator[str]:
             log.warning(f"{folder} is the folder {root / seen[real]} once more: left out")
             continue
         seen[real] = below
-        entries = sorted(patiently(partial(_list, folder)), key=lambda entry: entry.name)
+        entries = sorted(_list(folder), key=lambda entry: entry.name)
+        is_run = any(entry.name in _SIGNS_OF_RUNS for entry in entries) and _is_run(folder)
+        if is_run and below:
+            runs.append(folder)
+            continue
         prefix = f"{below}/" if below else ""
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not _is_hidden(entry.name)]
         folders = [entry for entry in visible if _is_folder(entry)]
+        if is_run:
+            folders = [entry for entry in folders if entry.name not in _FOLDERS_OF_RUNS]
         waiting += [prefix + entry.name for entry in reversed(folders)]
-        yield from (
-            prefix + entry.name
-            for entry in visible
-            if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and _may_be_read(entry)
-        )
+        yield from (prefix + entry.name for entry in visible if _is_image(entry))
+    if runs:
+        say(f"left out are {len(runs)} run directories below {root}, as {runs[0]}: no data")
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether no one put a file or folder there to be looked at (`__MACOSX`: a Mac's archives)."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run of simmim, also one called from Python, has written into a folder."""
+    return (folder / ".hydra" / "resolved.yaml").exists() or all(
+        (folder / name).is_dir() for name in ("checkpoints", "reconstructions")
+    )
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    is_one = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(entry.name)
+    return is_one and _may_be_read(entry)
+
+
+def _folder_names(root: Path) -> list[str]:
+    """The folders in one, but for hidden ones."""
+    entries = [entry for entry in _list(root) if not _is_hidden(entry.name)]
+    return sorted(entry.name for entry in entries if _is_folder(entry))
+
+
+def _holds_images(folder: Path) -> bool:
+    return not _is_run(folder) and next(find_images(folder), None) is not None
 
 
 def _list(folder: Path) -> list["os.DirEntry[str]"]:
+    return patiently(partial(_scan, folder))
+
+
+def _scan(folder: Path) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -198,11 +327,11 @@ def _may_be_read(entry: "os.DirEntry[str]") -> bool:
         return True  # whoever reads it says why not
 
 
-def _existing(root: str | Path) -> Path:
+def _existing(root: str | Path, option: str = "data.root") -> Path:
     root = Path(root).expanduser()
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise UserError(f"data.root {root} {what}; set data.root to a folder of images")
+        raise UserError(f"{option} {root} {what}; set {option} to a folder of images")
     # Lists of images name the same ones wherever a command is started.
     return root.absolute()
 

@@ -68,6 +68,7 @@ def imagefolder(
     image_size: Size,
     batch_size: int,
     train_transform: Transform | None,
+    val_root: str | Path | None = None,
     val_ratio: float = 0.05,
     num_workers: int | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -80,6 +81,8 @@ def imagefolder(
 ) -> ImageDataModule:
     """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
 
+    Held out is `val_root` or, without it, the `val` (or `test`) beside a `train` in `root`, in any case
+    and spelling, or a share `val_ratio` where there are no such folders.
     `mean` and `std` have an entry for each channel, or come from the file `statistics`; `options` say
     what becomes of images that cannot be read (`tolerance.Reading`), here as with the other kinds.
 
@@ -97,10 +100,10 @@ def imagefolder(
     require_channels(train_transform, channels)
     require_crop_alone(reading.decode, train_transform, channels)
     if train_transform is None:
-        held_out = held_out_folder(root, channels)
+        held_out = held_out_folder(root, channels, val_root)
         folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
     else:
-        folders = split_folder(root, val_ratio, channels)
+        folders = split_folder(root, val_ratio, channels, val_root)
     return ImageDataModule(
         folders.train,
         folders.val,

@@ -4,7 +4,9 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from simmim.console import warn
 from simmim.data.device_decoding import UndecodedBatch
+from simmim.data.imagefolder import ImageFolder
 from simmim.data.samples import ImageSource, Sample
 from simmim.errors import UserError
 
@@ -27,9 +29,27 @@ def require_labels(source: ImageSource, what: str) -> None:
     missing = source.unlabelled() if isinstance(source, PartlyLabelled) else []
     if missing:
         raise UserError(
-            f"{len(missing):,} of {len(source):,} {what} images have no label (-1, null or an unknown "
-            f"name), as {source.identifier(missing[0])}; {_WAY_OUT}"
+            f"{len(missing):,} of {len(source):,} {what} images have no label ({_why(source)}), as "
+            f"{source.identifier(missing[0])}; {_WAY_OUT}"
         )
+
+
+def _why(source: ImageSource) -> str:
+    if isinstance(source, ImageFolder):
+        return "they lie in no class folder"
+    return "-1, null or an unknown name"
+
+
+def keep_labelled(source: ImageSource) -> ImageSource:
+    """The source without images that lie beside the class folders of all others, which are named."""
+    strays = source.unlabelled() if isinstance(source, ImageFolder) else []
+    if not strays:
+        return source
+    assert isinstance(source, ImageFolder)
+    first = source.identifier(strays[0])
+    more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+    warn(f"left out for want of a label: {first}{more}, beside the class folders")
+    return source.labelled()
 
 
 def require_label_each(batch: Sample | UndecodedBatch) -> None:

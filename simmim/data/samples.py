@@ -145,7 +145,12 @@ def on_pictures(transform: Transform) -> Callable[[Picture], Real[Tensor, "c h w
     """The transform of a picture, which is decoded as far as the transform needs it."""
     if isinstance(transform, CroppingTransform):
         return transform.from_picture
-    return lambda picture: transform(picture.decode())
+    return partial(_decoded, transform)
+
+
+def _decoded(transform: Transform, picture: Picture) -> Real[Tensor, "c h w"]:
+    """Of a module's level, so that it is sent to workers that are spawned, not forked."""
+    return transform(picture.decode())
 
 
 @contextmanager

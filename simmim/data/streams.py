@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count, islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Real
 from torch import Tensor
@@ -130,6 +130,10 @@ class StreamedImages(Dataset[Sample]):
         self.world_size = world_size
         self.tolerance = tolerance or Tolerance("raise")
         self._open: dict[int, _Lane] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker, which opens lanes of its own."""
+        return self.__dict__ | {"_open": {}}
 
     def __len__(self) -> int:
         """Samples in an epoch."""

@@ -1,11 +1,12 @@
 """How long a run waits for its data, and what may help."""
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
+
+from simmim.failures import explained_workers
 
 # A run that waits for less of its time would hardly be faster.
 MUCH = 0.1
@@ -27,18 +28,12 @@ class TimedLoader(DataLoader[Item]):
         batches: Iterator[Any] = super().__iter__()
         while True:
             started = time.perf_counter()
-            batch = next(batches, None)
+            with explained_workers(self.num_workers):
+                batch = next(batches, None)
             self.waited_seconds += time.perf_counter() - started
             if batch is None:
                 return
             yield batch
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def describe_wait(share: float, *, num_workers: int, most_workers: int) -> str:

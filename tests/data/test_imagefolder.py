@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from simmim.data import ImageDataModule, imagefolder
 from simmim.data.imagefolder import find_images, held_out_folder, open_folder, split_folder
 from simmim.errors import UserError
 
@@ -18,6 +20,18 @@ def add(root: Path, *paths: str, shade: int = 0) -> Path:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (2, 3), shade).save(root / path)
     return root
+
+
+def open_data(root: Path, val_ratio: float = 0.5, **options: str) -> ImageDataModule:
+    return imagefolder(
+        root=root,
+        image_size=4,
+        batch_size=1,
+        train_transform=torch.nn.Identity(),
+        val_ratio=val_ratio,
+        num_workers=0,
+        **options,
+    )
 
 
 def refusal(root: str | Path, val_ratio: float = 0.5) -> str:
@@ -42,11 +56,29 @@ def test_labels_are_the_first_folder_where_every_image_lies_in_one(tmp_path: Pat
     assert [folder.load(index)[1] for index in range(3)] == [0, 0, 1]
 
 
-def test_one_image_outside_all_folders_means_that_there_are_no_labels(tmp_path: Path) -> None:
-    add(tmp_path, "dog/1.png", "cat/1.png", "stray.png")
+def test_an_image_beside_the_class_folders_has_no_label_and_is_named_or_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path, "dog/1.png", "dog/2.png", "cat/1.png", "cat/2.png", "stray.png")
     folder = open_folder(tmp_path)
-    assert folder.classes == ()
-    assert {folder.load(index)[1] for index in range(3)} == {-1}
+    assert folder.classes == ("cat", "dog")
+    assert [folder.load(index)[1] for index in range(5)] == [0, 0, 1, 1, -1]
+    data = open_data(tmp_path, val_ratio=0.2)
+    with pytest.raises(UserError, match=r"lie in no class folder.*stray\.png"):
+        data.require_classes()
+    data.keep_labelled()
+    assert "stray.png" in caplog.text
+    assert data.require_classes() == ("cat", "dog")
+    assert len(data.train) + len(data.val) == 4
+
+
+def test_images_that_lie_beside_one_folder_have_no_labels(tmp_path: Path) -> None:
+    add(tmp_path, "1.png", "2.png", "3.png", "more/4.png")
+    assert open_folder(tmp_path).classes == ()
+    with pytest.raises(
+        UserError, match=r"0 classes \(.*/[123]\.png and \d more lie in no folder\)"
+    ):
+        open_data(tmp_path).require_classes()
 
 
 def test_an_index_loads_the_image_that_it_names(tmp_path: Path) -> None:
@@ -133,6 +165,101 @@ def test_there_are_no_labels_where_one_part_has_none(tmp_path: Path) -> None:
     train, val = split_folder(tmp_path, 0.5)
     assert train.classes == val.classes == ()
     assert train.load(0)[1] == val.load(0)[1] == -1
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("Train", "Val"),
+        ("TRAIN", "TEST"),
+        ("training", "testing"),
+        ("trn", "dev"),
+        ("training_set", "test_set"),
+        ("train2017", "val2017"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+        ("trainImages", "validImages"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "images", "ILSVRC/Data/CLS-LOC"])
+def test_parts_are_known_in_any_spelling_and_depth(
+    tmp_path: Path, train: str, held_out: str, wrapper: str
+) -> None:
+    folder = tmp_path / wrapper
+    add(folder, *(f"{train}/{name}/{number}.png" for name in "ab" for number in (1, 2)))
+    add(folder, f"{held_out}/a/3.png", f"{held_out}/b/4.png")
+    if wrapper:  # as ADE20K's, whose annotations are pictures
+        beside = tmp_path / "ILSVRC" if "ILSVRC" in wrapper else tmp_path
+        add(beside, "annotations/training/1.png", "annotations/validation/1.png")
+    data = open_data(tmp_path)
+    assert data.require_classes() == ("a", "b")
+    assert (data.train.paths, data.val.paths) == (
+        ["a/1.png", "a/2.png", "b/1.png", "b/2.png"],
+        ["a/3.png", "b/4.png"],
+    )
+    assert held_out_folder(tmp_path).paths == ["a/3.png", "b/4.png"]
+
+
+@pytest.mark.parametrize("name", ["test", "training", "val", "train"])
+def test_a_class_may_be_called_as_a_part_is(tmp_path: Path, name: str) -> None:
+    names = sorted([*(f"class{number}" for number in range(10)), name])
+    add(tmp_path, *(f"{one}/{number}.png" for one in names for number in range(3)))
+    assert open_data(tmp_path).train.classes == tuple(names)
+    assert held_out_folder(tmp_path).classes == tuple(names)
+
+
+def test_parts_that_are_not_clear_are_refused_with_what_would_do(tmp_path: Path) -> None:
+    two = add(tmp_path / "two", "train/a.png", "Training/b.png", "val/c.png")
+    message = refusal(two)
+    assert message.startswith(f"{two} has Training, train, val, and which")
+    assert f"data.val_root={two}/val" in message
+    mixed = add(tmp_path / "mixed", "train/a.png", "test/b.png", "cat/c.png", "dog/c.png")
+    message = refusal(mixed)
+    assert "parts of a data set, or classes?" in message
+    assert f"data.root={mixed}/train data.val_root={mixed}/test" in message
+    splits = split_folder(mixed / "train", 0.5, val_root=mixed / "test")
+    assert (splits.train.paths, splits.val.paths) == (["a.png"], ["b.png"])
+    with pytest.raises(UserError, match=r"data\.val_root .*none does not exist"):
+        split_folder(mixed, 0.5, val_root=mixed / "none")
+
+
+def test_what_lies_beside_train_and_val_is_left_out_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(tmp_path, "train/1.png", "val/2.png", "test/3.png", "cat/4.png", "5.png")
+    (tmp_path / "empty").mkdir()
+    train, val = split_folder(tmp_path, 0.5)
+    assert (train.paths, val.paths) == (["1.png"], ["2.png"])
+    assert f"left out of {tmp_path}: cat, test, 5.png" in caplog.text
+
+
+def test_parts_without_one_to_train_on_are_no_classes(tmp_path: Path) -> None:
+    add(tmp_path, "val/1.png", "val/2.png", "test/1.png", "test/2.png")
+    with pytest.raises(UserError, match="would be test, val, the parts of a data set"):
+        open_data(tmp_path).require_classes()
+
+
+@pytest.mark.parametrize("mark", [".hydra/resolved.yaml", "checkpoints/last.ckpt"])
+def test_what_runs_wrote_is_no_data(
+    tmp_path: Path, mark: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where data.root is the working directory, and runs write below it."""
+    add(tmp_path, "a.png", "b/c.png")
+    for number in range(2):
+        run = add(tmp_path / "outputs" / f"{number}", "reconstructions/step-1.png", "grid.png")
+        (run / mark).parent.mkdir()
+        (run / mark).touch()
+    with caplog.at_level("INFO"):
+        assert list(find_images(tmp_path)) == ["a.png", "b/c.png"]
+    assert caplog.text.count("2 run directories") == 1
+    # Data in the very folder that a run writes to.
+    add(tmp_path / "outputs" / "0", "mine/1.png")
+    assert list(find_images(tmp_path / "outputs" / "0")) == ["grid.png", "mine/1.png"]
+    assert list(find_images(tmp_path / "outputs" / "0" / "reconstructions")) == ["step-1.png"]
+
+
+def test_a_mac_s_archives_leave_no_images(tmp_path: Path) -> None:
+    add(tmp_path, "a.png", "__MACOSX/._a.png", "__MACOSX/b.png", "._a.png")
+    assert list(find_images(tmp_path)) == ["a.png"]
 
 
 def test_a_train_folder_without_a_val_folder_is_a_folder_like_any(tmp_path: Path) -> None:
