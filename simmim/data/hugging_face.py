@@ -1,7 +1,9 @@
 """Images of a Hugging Face dataset: by index where it is on a disk, else as a stream."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from simmim.data.decode import open_encoded
+from simmim.data.parts import part_of
 from simmim.data.pictures import Picture
 from simmim.data.streams import Encoded, FirstImages
 from simmim.data.unreadable import unreadable
@@ -19,6 +22,9 @@ from simmim.errors import UnreadableImageError, UserError
 from simmim.randomness import derive_seed
 
 _BATCH = 16
+# What save_to_disk writes beside a dataset, and beside the folders of several.
+_STATE = "state.json"
+_SPLITS = "dataset_dict.json"
 
 
 class Columns(NamedTuple):
@@ -39,8 +45,7 @@ class HuggingFaceImages:
         self.classes = classes
         self._labels: list[int] | None = None
         if classes:
-            # As Python's values: in another format, one null makes other numbers of them all.
-            self._labels = number_labels(dataset.with_format(None)[columns.label][:], classes)
+            self._labels = number_labels(self.dataset[columns.label][:], classes)
 
     def present_classes(self) -> tuple[str, ...]:
         """The classes that some image here has."""
@@ -68,7 +73,9 @@ class HuggingFaceImages:
 
     def read(self, index: int) -> bytes:
         """The file of one image; UnreadableImageError where the row has none."""
-        return content(self.dataset[index][self.columns.image], self.identifier(index))
+        image = self.dataset[index][self.columns.image]
+        kind = value_kind(self.dataset.features[self.columns.image])
+        return content(image, self.identifier(index), kind)
 
     @property
     def channels(self) -> int:
@@ -131,21 +138,42 @@ class HuggingFaceStream:
 
 
 def load_saved(root: str | Path, train_split: str) -> dict[str, Any]:
-    """The splits that `save_to_disk` wrote; a dataset without splits is the one to train on.
+    """The splits that `save_to_disk` wrote, also one by one into folders beside each other.
+
+    A dataset without splits is the one to train on. The format that it was saved with says how its
+    owner's program wants rows, and is left out.
 
     Raises:
         UserError: a folder that holds none.
     """
-    datasets = require_datasets()
+    require_datasets()
     folder = Path(root).expanduser()
     try:
-        loaded = datasets.load_from_disk(str(folder))
+        if (folder / _SPLITS).exists():
+            names = json.loads((folder / _SPLITS).read_text())["splits"]
+        else:
+            names = sorted(path.parent.name for path in folder.glob(f"*/{_STATE}"))
+        if names and not (folder / _STATE).exists():
+            return {name: load_split(folder / name) for name in names}
+        return {train_split: load_split(folder)}
     except (OSError, ValueError) as error:
         raise UserError(
             f"data.root {root} is no dataset that save_to_disk wrote ({error}); "
             "use data=imagefolder for a folder of images, data.name for other datasets"
         ) from error
-    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {train_split: loaded}
+
+
+def load_split(folder: Path) -> Any:
+    """One `datasets.Dataset` without its format, whose library need not be installed."""
+    datasets = require_datasets()
+    try:
+        return datasets.load_from_disk(str(folder)).with_format(None)
+    except ValueError as error:
+        if "needs to be installed" not in str(error):
+            raise
+    files = json.loads((folder / _STATE).read_text())["_data_files"]
+    parts = [datasets.Dataset.from_file(str(folder / file["filename"])) for file in files]
+    return datasets.concatenate_datasets(parts)
 
 
 def load_named(name: str, subset: str | None, streaming: bool) -> dict[str, Any]:
@@ -256,6 +284,7 @@ def stream_splits(
 
 def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Iterator[Encoded]:
     """The rows of a stream as they come, undecoded."""
+    kind = value_kind(dataset.features[columns.image])
     # Not by its __iter__, which would share the rows out to the workers a second time.
     for batch in dataset.iter(_BATCH):
         labels = [-1] * len(batch[columns.image])
@@ -263,30 +292,60 @@ def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Itera
             labels = number_labels(batch[columns.label], classes)
         for image, label in zip(batch[columns.image], labels, strict=True):
             try:
-                data = content(image, columns.name)
+                data = content(image, columns.name, kind)
             except UnreadableImageError:
                 data = b""  # which is none, and whoever decodes it says so
             yield Encoded(data, f"{columns.name}, {_row_name(image, data)}", label)
 
 
 def undecoded(dataset: Any, image_column: str) -> Any:
-    """The dataset with its images as bytes; UserError where the column is none of images."""
+    """The dataset with its images as they are stored; UserError where the column is none of images.
+
+    A format that somebody gave the dataset is left out: it may hide columns, or turn images into
+    other things.
+    """
     datasets = require_datasets()
+    dataset = dataset.with_format(None)
     features = dataset.features or {}
     if image_column not in features:
         raise UserError(
             f"data.image_column {image_column} does not exist; use one of {', '.join(features)}"
         )
-    if isinstance(features[image_column], datasets.Image):
-        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    elif getattr(features[image_column], "dtype", None) not in ("binary", "large_binary"):
+    feature = features[image_column]
+    encoded = datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        dataset = dataset.cast_column(image_column, encoded)
+    elif isinstance(getattr(feature, "feature", None), datasets.Image):
+        rank_zero_info(f"of several images in a row of {image_column} the first is taken")
+        dataset = dataset.cast_column(image_column, datasets.List(encoded))
+    elif not _holds_files(feature) and value_kind(feature) is None:
         raise UserError(
-            f"data.image_column {image_column} holds no images but {features[image_column]}; "
-            "use a column of type Image, or of files as bytes"
+            f"data.image_column {image_column} holds no images but {feature}; use a column of type "
+            "Image, of files as bytes, of their paths, or of arrays"
         )
     return dataset.select_columns(
         [name for name, kind in features.items() if name == image_column or _is_label(kind)]
     )
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether a column holds files as bytes, their paths, or both as the library's own images do."""
+    if isinstance(feature, Mapping):
+        return "bytes" in feature or "path" in feature
+    dtype = getattr(feature, "dtype", None)
+    return dtype in ("binary", "large_binary", "string", "large_string")
+
+
+def value_kind(feature: Any) -> str | None:
+    """The type of the values of a column of arrays, two or three levels of numbers; None for others."""
+    if hasattr(feature, "shape"):
+        return str(feature.dtype)
+    depth = 0
+    while hasattr(feature, "feature"):
+        feature, depth = feature.feature, depth + 1
+    dtype = str(getattr(feature, "dtype", ""))
+    is_number = dtype.startswith(("int", "uint", "float"))
+    return dtype if depth in (2, 3) and is_number else None
 
 
 def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
@@ -314,7 +373,7 @@ def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
             "use data.label_column=null, or data.streaming=false"
         )
     values = [value for value in dataset.unique(label_column) if value is not None]
-    if feature.dtype == "string":
+    if feature.dtype in ("string", "large_string"):
         return tuple(sorted(values))
     highest = max(values, default=-1)
     if highest >= max(100_000, len(dataset)):
@@ -329,22 +388,33 @@ def number_labels(values: Iterable[int | str | None], classes: tuple[str, ...]) 
     return [places.get(value, -1) for value in values]
 
 
-def content(image: Mapping[str, Any] | bytes, name: str) -> bytes:
-    """An image's file, from within the dataset or from where it points to."""
+def content(image: Any, name: str, kind: str | None = None) -> bytes:
+    """An image's file, from within the dataset or from where it points to.
+
+    Of an array of values of this `kind` it is a `.npy` file; of several images, the first one's.
+    """
     if isinstance(image, bytes):
         return image
     try:
-        data = image["bytes"]
+        if kind is not None and image is not None:
+            file = BytesIO()
+            np.save(file, np.asarray(image, kind), allow_pickle=False)
+            return file.getvalue()
+        if isinstance(image, list):
+            image = image[0]
+        if isinstance(image, str):
+            return Path(image).expanduser().read_bytes()
+        data = image.get("bytes")
         return Path(image["path"]).read_bytes() if data is None else data
     except OSError as error:
         raise unreadable(name, error) from error
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         raise unreadable(name, "its row holds no image") from error
 
 
-def _row_name(image: Mapping[str, Any] | bytes, data: bytes) -> str:
+def _row_name(image: Any, data: bytes) -> str:
     """A name that a row of a stream keeps in every epoch and part: its file's, or its content's."""
-    path = None if isinstance(image, bytes) else image.get("path")
+    path = image.get("path") if isinstance(image, Mapping) else None
     return str(path) if path else f"image {blake2b(data, digest_size=8).hexdigest()}"
 
 
@@ -358,6 +428,9 @@ def require_datasets() -> Any:
 
 
 def _find_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
+    named = [name for name in splits if part_of(name) and part_of(name) == part_of(split)]
+    if split not in splits and len(named) == 1:
+        return splits[named[0]]
     if split not in splits:
         raise UserError(f"{option} {split} does not exist; use one of {', '.join(splits)}")
     return splits[split]
@@ -370,4 +443,4 @@ def _merge(classes: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]
 
 def _is_label(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
-    return dtype == "string" or dtype.startswith(("int", "uint"))
+    return dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint"))

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from test_shards import png
 from test_streams import batches
 
 from simmim import create_encoder
@@ -293,6 +295,80 @@ def test_a_downloaded_dataset_is_read_at_random(parquet):
 def test_a_mistake_is_told_with_the_way_out(saved, options, message):
     with pytest.raises(UserError, match=message):
         open_data(**{"root": saved} | options)
+
+
+FORMATS = {
+    "torch": {"type": "torch", "columns": ["kind"]},
+    "numpy": {"type": "numpy"},
+    "pandas": {"type": "pandas"},
+    "arrow": {"type": "arrow", "columns": ["picture"]},
+    "not installed": {"type": "python"},
+}
+
+
+@pytest.mark.parametrize("how", FORMATS)
+def test_the_format_that_a_dataset_was_saved_with_hides_nothing(tmp_path, how):
+    rows(range(8)).with_format(**FORMATS[how]).save_to_disk(tmp_path)
+    if how == "not installed":
+        state = (tmp_path / "state.json").read_text()
+        changed = state.replace('"_format_type": null', '"_format_type": "tensorflow"')
+        assert changed != state
+        (tmp_path / "state.json").write_text(changed)
+    data = open_data(root=tmp_path, val_ratio=0.2)
+    assert data.require_classes() == ("a", "b", "c")
+    seen = {}
+    for part in (data.train, data.val):
+        for index in range(len(part)):
+            image, label = part.load(index)
+            seen[int(image[0, 0, 0])] = label
+    assert seen == {number: number % 3 for number in range(8)}
+
+
+ARRAY = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+IMAGES = {
+    "struct": (
+        {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+        [{"bytes": png(number), "path": None} for number in range(8)],
+    ),
+    "binary": (datasets.Value("large_binary"), [png(number) for number in range(8)]),
+    "path": (datasets.Value("string"), [f"{number}.png" for number in range(8)]),
+    "array": (datasets.Array3D((4, 4, 3), "uint8"), ARRAY),
+    "lists": (datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))), ARRAY.tolist()),
+    "several": (
+        datasets.List(datasets.Image()),
+        [
+            [{"bytes": png(number), "path": None}, {"bytes": png(99), "path": None}]
+            for number in range(8)
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+def test_images_are_read_of_whatever_type_their_column_is(tmp_path, kind, caplog):
+    feature, values = IMAGES[kind]
+    if kind == "path":
+        for number, name in enumerate(values):
+            (tmp_path / name).write_bytes(png(number))
+        values = [str(tmp_path / name) for name in values]
+    columns = {"picture": values, "kind": [False, True] * 4}
+    features = datasets.Features(picture=feature, kind=datasets.Value("bool"))
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
+    data = open_data(root=tmp_path / "saved", val_ratio=0.2)
+    seen = {}
+    for part in (data.train, data.val):
+        for index in range(len(part)):
+            image, label = part.load(index)
+            assert image.dtype == torch.uint8
+            seen[int(image[0, 0, 0])] = label
+    assert seen == {number: number % 2 for number in range(8)}
+
+
+def test_splits_that_were_saved_one_by_one_are_found_by_any_spelling(tmp_path):
+    rows(range(6)).save_to_disk(tmp_path / "Train")
+    rows(range(3)).save_to_disk(tmp_path / "test")
+    data = open_data(root=tmp_path, val_split="test")
+    assert (len(data.train), len(data.val)) == (6, 3)
 
 
 def test_a_name_that_cannot_be_loaded_is_told(tmp_path):

@@ -160,8 +160,8 @@ class Initialise:
             "hand over .* /dev/shm",
         ),
         (
-            "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: unable to allocate shared "
-            "memory(shm) for file </torch_8_1_0>: No space left on device (28)",
+            "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: unable to allocate "
+            "shared memory(shm) for file </torch_8_1_0>: No space left on device (28)",
             "hand over a batch through /dev/shm.*data.num_workers=3",
         ),
         ("unable to write to file </torch_8_1_0>: No space left on device (28)", "hand over"),
@@ -175,9 +175,9 @@ def test_what_becomes_of_workers_is_one_line(message: str, told: str) -> None:
     with pytest.raises(UserError, match=told) as caught, explained_workers(3):
         raise RuntimeError(message)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"goes on from the last checkpoint$"):
-        with explained_failures(batch_size=4, num_workers=3, accumulation=1):
-            raise RuntimeError(message)
+    whole = explained_failures(batch_size=4, num_workers=3, accumulation=1)
+    with pytest.raises(UserError, match=r"goes on from the last checkpoint$"), whole:
+        raise RuntimeError(message)
 
 
 def test_a_full_disk_is_no_full_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_a_full_disk_is_no_full_shared_memory(monkeypatch: pytest.MonkeyPatch) -
         )
         with pytest.raises(kind), explained_workers(1):
             raise full
-    with pytest.raises(RuntimeError, match="^of another kind$"), explained_workers(1):
+    with pytest.raises(RuntimeError, match=r"^of another kind$"), explained_workers(1):
         raise RuntimeError("of another kind")
     with pytest.raises(UserError, match=re.escape("mine")), explained_workers(1):
         raise UserError("mine")
