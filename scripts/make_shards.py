@@ -4,8 +4,8 @@
     python scripts/make_shards.py DIR OUT --shard-size 5000 --max-side 512
 
 Files are copied byte by byte, in an order shuffled by --seed; the first folder below DIR is the label
-where every image lies in one. OUT gets shard-000000.tar, … and dataset.json, which names the classes
-and counts the images.
+where most images lie in one, and the others are left out. OUT gets shard-000000.tar, … and
+dataset.json, which names the classes and counts the images.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rich.progress import track
 from torch import Tensor
 
 from simmim.data.decode import decode_image
-from simmim.data.imagefolder import find_images
+from simmim.data.imagefolder import find_classes, find_images, find_split_folders
 from simmim.data.shard_lists import DESCRIPTION, require_webdataset
 from simmim.errors import UserError
 
@@ -120,16 +120,26 @@ def make_shards(
         raise UserError(f"{root} is not a folder; give a folder of images")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; give another folder, or empty it")
+    parts = find_split_folders(root)
+    if parts is not None and parts.held_out is not None:
+        train, held_out = parts.train.name, parts.held_out.name
+        raise UserError(
+            f"{parts.train.parent} has the parts {train} and {held_out}; make shards of each, "
+            f"{parts.train} into {out}/{train} and {parts.held_out} into {out}/{held_out}: then "
+            f"data.root={out} trains on the one and holds out the other"
+        )
     paths = sorted(find_images(root))
     if not paths:
         raise UserError(f"{root} holds no image; give a folder of images")
-    in_folders = all("/" in path for path in paths)
-    classes = sorted({path.split("/", 1)[0] for path in paths}) if in_folders else []
+    classes = find_classes(paths)
+    strays = [f"{root}/{path} lies beside the class folders" for path in paths if "/" not in path]
+    if classes:
+        paths = [path for path in paths if "/" in path]
     random.Random(seed).shuffle(paths)
     entries = [Entry(number, path) for number, path in enumerate(paths)]
     shards = [entries[first : first + shard_size] for first in range(0, len(paths), shard_size)]
     out.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(root, out, tuple(classes), channels, max_side)
+    recipe = Recipe(root, out, classes, channels, max_side)
     with ProcessPoolExecutor(workers) as processes:
         written = processes.map(partial(write_shard, recipe), range(len(shards)), shards)
         made = list(track(written, "writing shards", total=len(shards)))
@@ -139,6 +149,8 @@ def make_shards(
         "shards": {shard.name: shard.count for shard in made},
     }
     (out / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    if classes and strays:
+        made[-1].errors.extend(strays)
     return made
 
 

@@ -25,6 +25,7 @@ from simmim.data.samples import ImageSource
 from simmim.data.transforms import CenterCrop
 from simmim.encoder import SwinTransformer
 from simmim.errors import UserError
+from simmim.failures import explained_workers
 from simmim.features import Features, extract_features
 from simmim.runs import held_out, open_data
 from simmim.sizes import show
@@ -96,11 +97,12 @@ def evaluate(
     judge: pl.Trainer = instantiate(
         trainer, clip_norm=None, run_dir=run_dir, loggers=[], callbacks=[EvaluationProgress()]
     )
-    if mode == "classify":
-        judgement = judge_classifier(start, judge, data, outputs, seed)
-    else:
-        recipe = vote if mode == "knn" else regression
-        judgement = judge_encoder(start, judge, data, recipe, mode, seed)
+    with explained_workers():
+        if mode == "classify":
+            judgement = judge_classifier(start, judge, data, outputs, seed)
+        else:
+            recipe = vote if mode == "knn" else regression
+            judgement = judge_encoder(start, judge, data, recipe, mode, seed)
     if not judge.is_global_zero:
         return {}
 

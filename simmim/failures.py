@@ -71,7 +71,7 @@ def explained_failures(*, batch_size: int, num_workers: int, accumulation: int) 
 
 
 @contextmanager
-def explained_workers(num_workers: int, then: str = "") -> Iterator[None]:
+def explained_workers(num_workers: int | None = None, then: str = "") -> Iterator[None]:
     """Turns a loader worker that ended, or could not hand over a batch, into one line.
 
     Raises:
@@ -86,7 +86,12 @@ def explained_workers(num_workers: int, then: str = "") -> Iterator[None]:
         if reason is None:
             raise
         then = f". {then}" if then else ""
-        raise UserError(f"{reason}{_way_out(num_workers)}{then}") from error
+        workers = (
+            "now (data.num_workers)" if num_workers is None else f"data.num_workers={num_workers}"
+        )
+        raise UserError(
+            f"{reason}; use fewer than {workers}, or a smaller data.batch_size{then}"
+        ) from error
 
 
 def _why_worker_ended(error: BaseException) -> str | None:
@@ -110,7 +115,7 @@ def _why_worker_ended(error: BaseException) -> str | None:
         )
     if signal := re.search(r"killed by signal: (\w+)", message):
         found = f"killed by signal {signal[1]}"
-    elif ended := re.search(r"DataLoader worker \(pid.*?\) (.+?)(?:\.|$)", message):
+    elif ended := re.search(r"DataLoader worker \(pid\S* [\d, ]+\) (.+?)(?:\.|$)", message):
         found = ended[1]
     elif "Pin memory thread exited unexpectedly" in message:
         found = "and the thread that pins its batches"
@@ -120,10 +125,6 @@ def _why_worker_ended(error: BaseException) -> str | None:
         f"a loader worker ended ({found}), most often for want of memory or of shared memory "
         f"({SHARED_MEMORY})"
     )
-
-
-def _way_out(num_workers: int) -> str:
-    return f"; use fewer than data.num_workers={num_workers}, or a smaller data.batch_size"
 
 
 def _out_of_memory(error: BaseException, batch_size: int, accumulation: int) -> UserError:

@@ -245,6 +245,18 @@ def test_shards_of_a_flat_folder_have_no_labels_and_smaller_pictures_if_asked(tm
     assert {tuple(data.val.load(index)[0].shape) for index in (0, 1)} == {(3, 16, 32), (3, 8, 16)}
 
 
+def test_shards_are_made_of_one_part_and_of_what_lies_in_class_folders(tmp_path):
+    images(tmp_path / "one")
+    Image.new("RGB", (30, 20)).save(tmp_path / "one" / "stray.png")
+    made = make_shards(tmp_path / "one", tmp_path / "shards", workers=1)
+    assert sum(shard.count for shard in made) == 12
+    assert any("stray.png lies beside the class folders" in error for error in made[-1].errors)
+    for part in ("Train", "Val"):
+        images(tmp_path / "both" / part)
+    with pytest.raises(UserError, match=r"has the parts Train and Val; make shards of each"):
+        make_shards(tmp_path / "both", tmp_path / "others")
+
+
 def test_a_tiff_of_measured_values_is_packed_as_it_is(tmp_path):
     """Pillow, which makes pictures smaller, does not read it."""
     tifffile = pytest.importorskip("tifffile")

@@ -14,7 +14,8 @@ from simmim.data.device_decoding import require_crop_alone
 from simmim.data.hugging_face import Columns, index_splits, load_named, load_saved, stream_splits
 from simmim.data.imagefolder import FolderSplits, ImageFolder, held_out_folder, split_folder
 from simmim.data.samples import ImageSource, Transform
-from simmim.data.shard_lists import find_shards, is_url, sort_roots
+from simmim.data.shard_lists import find_shards, is_url, sort_roots, sort_shards
+from simmim.data.shard_samples import image_keys
 from simmim.data.shard_stream import open_streams
 from simmim.data.shards import open_shards
 from simmim.data.streams import ImageStream
@@ -127,6 +128,7 @@ def webdataset(
     val_ratio: float = 0.05,
     val_size: int = 10000,
     samples_per_epoch: int | None = None,
+    image_key: str | Sequence[str] | None = None,
     shuffle_buffer: int = 10000,
     num_workers: int | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -142,6 +144,7 @@ def webdataset(
     Held out is `val_root` or, without it, a share `val_ratio`: of the images, or of streamed shards,
     of which at most `val_size` images are kept in memory. Without `train_transform` all of the
     shards are. An epoch of a stream is `samples_per_epoch` (None: what its dataset.json tells).
+    Of samples with several images `image_key` says which is taken (`shard_samples`).
     Shards come in a random order; `shuffle_buffer` images are shuffled among each other. `mean` and
     `std` are as with `imagefolder`.
 
@@ -163,6 +166,8 @@ def webdataset(
     root, val_root = sort_roots(root, val_root)
     shards = find_shards(root)
     val_shards = [] if val_root is None else find_shards(val_root, "data.val_root")
+    if val_root is None:
+        shards, val_shards = sort_shards(shards)
     if train_transform is None:
         shards, val_shards = [], val_shards or shards
     streamed = [name for name in (*shards, *val_shards) if is_url(name)]
@@ -176,6 +181,7 @@ def webdataset(
         "channels": channels,
         "on_error": reading.on_error,
         "samples_per_epoch": samples_per_epoch,
+        "keys": image_keys(image_key),
     }
     train: ImageSource | ImageStream
     val: ImageSource

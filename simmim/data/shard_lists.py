@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.utilities import rank_zero_info
+
 from simmim.data.named_images import find_matches
+from simmim.data.parts import Part, find_parts, part_of, part_within
 from simmim.errors import UserError
 
 # Beside shards of scripts/make_shards.py: names of the classes, and how many images each shard holds.
@@ -36,7 +39,9 @@ def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> lis
                 continue
             path = os.path.expanduser(name)  # noqa: PTH111
             if Path(path).is_dir():
-                matches = sorted(map(str, Path(path).glob("*.tar")))
+                # A Mac keeps what it knows of a file in `._NAME`.
+                paths = Path(path).glob("*.[tT][aA][rR]")
+                matches = sorted(str(found) for found in paths if not found.name.startswith("."))
             else:
                 matches = [path] if Path(path).exists() else sorted(find_matches(path))
             found += matches
@@ -62,12 +67,37 @@ def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> lis
 def sort_roots(
     root: str | Sequence[str], val_root: str | Sequence[str] | None
 ) -> tuple[str | Sequence[str], str | Sequence[str] | None]:
-    """The two as they are given, or the `train` and `val` of a folder that has both."""
-    if val_root is None and isinstance(root, str):
-        train, val = (Path(root).expanduser() / split for split in ("train", "val"))
-        if train.is_dir() and val.is_dir():
-            return str(train), str(val)
+    """The two as they are given, or the parts of a folder that has them, as `train` and `val`."""
+    if val_root is None and isinstance(root, str) and not is_url(root):
+        folder = Path(root).expanduser()
+        if folder.is_dir():
+            names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            if parts := find_parts(names, folder):
+                rank_zero_info(
+                    f"parts of {root}: {parts.train} to train on, {parts.held_out} held out"
+                )
+                return str(folder / parts.train), str(folder / parts.held_out)
     return root, val_root
+
+
+def sort_shards(shards: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Shards to train on and to hold out where the names of all say which they are; else all and none.
+
+    As `imagenet-train-0001.tar` and `imagenet-validation-0001.tar`, beside each other or in folders.
+    """
+    named: dict[Part | None, list[str]] = {}
+    for shard in shards:
+        *_, folder, name = ("", *shard.split("/"))
+        part = None if shard.startswith("pipe:") else part_within(name) or part_of(folder)
+        named.setdefault(part, []).append(shard)
+    train, held_out = named.get("train"), named.get("val") or named.get("test")
+    if None in named or not train or not held_out:
+        return list(shards), []
+    rank_zero_info(
+        f"by their names, {len(train)} shards are to train on and {len(held_out)} are held out, as "
+        f"{held_out[0]}"
+    )
+    return train, held_out
 
 
 def is_url(name: str) -> bool:

@@ -7,13 +7,22 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import IO, Any
 
 from pytorch_lightning.utilities import rank_zero_info
+from torch.utils.data import get_worker_info
 
 from simmim.data.shard_lists import DESCRIPTION, require_webdataset
+from simmim.data.shard_samples import (
+    File,
+    choose_images,
+    describe_left_out,
+    group_files,
+    is_needed,
+    split_name,
+)
 from simmim.data.streams import Encoded, FirstImages
-from simmim.data.tar_index import Member, is_image, parse_label, split_name
+from simmim.data.tar_index import Member, parse_label
 from simmim.data.tolerance import OnError
 from simmim.errors import UserError
 from simmim.randomness import derive_seed
@@ -32,6 +41,7 @@ class ShardStream:
         length: samples that count as an epoch.
         buffer: samples that the shuffle buffer holds, encoded; 1 leaves the shards' order.
         on_error: whether a damaged shard is named and left (`skip`) or stops the run.
+        keys: those of `data.image_key`.
     """
 
     def __init__(
@@ -44,7 +54,10 @@ class ShardStream:
         classes: tuple[str, ...] = (),
         channels: int = 3,
         on_error: OnError = "raise",
+        keys: Sequence[str] = (),
     ) -> None:
+        self.keys = tuple(keys)
+        self._told: set[str] = set()
         self.urls = list(urls)
         self.buffer = buffer
         self.seed = seed
@@ -73,25 +86,46 @@ class ShardStream:
         pipeline = wds.DataPipeline(
             wds.SimpleShardList(urls[part::parts] if is_split else urls),
             partial(wds.tariterators.url_opener, handler=handler),
-            partial(_read_members, handler=handler),
-            partial(wds.tariterators.group_by_keys, handler=handler),
+            partial(self._read_shards, handler=handler),
             wds.shuffle(self.buffer, initial=self.buffer, rng=rng),
         )
-        images = filter(None, map(self._encoded, pipeline))
+        images = iter(pipeline)
         yield from images if is_split else islice(images, part, None, parts)
 
-    def _encoded(self, sample: dict[str, Any]) -> Encoded | None:
-        suffix = next((name for name in sample if is_image(f".{name}")), None)
-        if suffix is None:
-            return None
-        label = -1
-        if self.classes:
-            folder = sample["__key__"].rpartition("/")[0].split("/", 1)[0]
-            text = (
-                parse_label(sample["cls"]).decode("utf-8", "replace") if "cls" in sample else folder
-            )
-            label = _place(text, self.classes) if text else -1
-        return Encoded(sample[suffix], f"{sample['__url__']}/{sample['__key__']}.{suffix}", label)
+    def _read_shards(
+        self, shards: Iterable[dict[str, Any]], handler: Callable[[Exception], bool]
+    ) -> Iterator[Encoded]:
+        """The images of opened shards, one after another."""
+        for shard in shards:
+            try:
+                for group in group_files(_read_files(shard["stream"])):
+                    yield from self._encode(group, shard["url"])
+            except Exception as error:  # of as many kinds as there are ways to open a shard
+                error.args = (*error.args, shard["url"])
+                if not handler(error):
+                    return
+
+    def _encode(self, group: Sequence[File[bytes]], url: str) -> Iterator[Encoded]:
+        chosen = choose_images(group, self.keys)
+        self._tell(group, {image.image.path for image in chosen})
+        for image, label_file in chosen:
+            label = -1
+            if self.classes:
+                text = image.name.folder
+                if label_file is not None:
+                    text = parse_label(label_file.content).decode("utf-8", "replace")
+                label = _place(text, self.classes) if text else -1
+            yield Encoded(image.content, f"{url}/{image.path}", label)
+
+    def _tell(self, group: Sequence[File[bytes]], taken: set[str]) -> None:
+        """Says which images of samples are left out, once each, in the run's own processes."""
+        left_out = {
+            file.name.suffixes for file in group if file.name.is_image and file.path not in taken
+        }
+        if left_out - self._told:
+            self._told |= left_out
+            if get_worker_info() is None:
+                rank_zero_info(describe_left_out(left_out))
 
     def _report(self, named: set[str], error: Exception) -> bool:
         """Whether to go on after a shard that cannot be read, or not to its end."""
@@ -119,6 +153,7 @@ def open_streams(
     seed: int,
     on_error: OnError,
     samples_per_epoch: int | None,
+    keys: Sequence[str] = (),
 ) -> tuple[ShardStream, FirstImages]:
     """What a run trains on and holds out: the first images of `val_urls`, or of a share of `urls`.
 
@@ -153,6 +188,7 @@ def open_streams(
         "classes": classes,
         "channels": channels,
         "on_error": on_error,
+        "keys": keys,
     }
     train = ShardStream(train_urls, samples_per_epoch or 0, buffer=buffer, **options)
     held_out = ShardStream(val_urls, 0, buffer=1, **options)
@@ -175,38 +211,21 @@ def describe_url(url: str) -> dict[str, Any]:
     return description if isinstance(description, dict) else {}
 
 
-def _read_members(
-    shards: Iterable[dict[str, Any]], handler: Callable[[Exception], bool]
-) -> Iterator[dict[str, Any]]:
-    """The images and labels of opened shards, one after another; {} after each shard.
+def _read_files(stream: IO[bytes]) -> Iterator[File[bytes]]:
+    """The images and labels of a shard; nothing of a sample that a damage cuts off.
 
     Nothing else is read: no pickle comes near a decoder, and no member is as large as it likes.
     """
-    for shard in shards:
-        try:
-            with tarfile.open(fileobj=shard["stream"], mode="r|*", tarinfo=Member) as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # or memory grows with the shard
-                    if not (member.isreg() and _is_needed(member.name)):
-                        continue
-                    if member.size > _LARGEST_FILE:
-                        raise tarfile.ReadError(f"a file of {member.size} bytes")
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    yield {"fname": member.name, "data": file.read(), "__url__": shard["url"]}
-        except Exception as error:  # of as many kinds as there are ways to open a shard
-            error.args = (*error.args, shard["url"])
-            if not handler(error):
-                return
-        else:
-            yield {}
-
-
-def _is_needed(name: str) -> bool:
-    if name.startswith("__"):  # what the format's makers keep for themselves
-        return False
-    suffixes = split_name(name)[1]
-    return suffixes == ".cls" or is_image(suffixes)
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # or memory grows with the shard
+            if not (member.isreg() and is_needed(member.name)):
+                continue
+            if member.size > _LARGEST_FILE:
+                raise tarfile.ReadError(f"a file of {member.size} bytes")
+            file = tar.extractfile(member)
+            assert file is not None
+            yield File(member.name, split_name(member.name), file.read())
 
 
 def _place(text: str, classes: tuple[str, ...]) -> int:

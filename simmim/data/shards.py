@@ -20,6 +20,7 @@ from simmim.data.decode import open_encoded
 from simmim.data.pictures import Picture
 from simmim.data.sampling import Order, shuffle_nearby
 from simmim.data.shard_lists import DESCRIPTION, describe
+from simmim.data.shard_samples import describe_left_out
 from simmim.data.tar_index import ShardIndex, index_shard, require_tar
 from simmim.data.tolerance import OnError
 from simmim.data.unreadable import unreadable
@@ -139,6 +140,7 @@ def open_shards(
     channels: int,
     on_error: OnError,
     samples_per_epoch: int | None,
+    keys: Sequence[str] = (),
 ) -> tuple[ShardImages, ShardImages]:
     """What a run trains on and holds out: of `val_paths` all, or a share of the images of `paths`.
 
@@ -153,8 +155,10 @@ def open_shards(
         )
     # Lists of images name the same ones wherever a command is started.
     everything = [Path(path).absolute() for path in (*paths, *val_paths)]
-    indexes = index_shards(everything, on_error)
+    indexes = index_shards(everything, on_error, keys)
     classes = name_classes(indexes, everything[0].parent)
+    if val_paths:
+        require_same_classes(everything[0].parent, everything[-1].parent)
     count = len(paths)
     train = Shards(everything[:count], indexes[:count], classes)
     val = Shards(everything[count:], indexes[count:], classes)
@@ -163,8 +167,12 @@ def open_shards(
     return ShardImages(train, channels=channels), ShardImages(val, channels=channels)
 
 
-def index_shards(paths: Sequence[Path], on_error: OnError) -> list[ShardIndex]:
-    """Indexes of shards that are on a disk; says which are damaged, and how many.
+def index_shards(
+    paths: Sequence[Path], on_error: OnError, keys: Sequence[str] = ()
+) -> list[ShardIndex]:
+    """Indexes of shards that are on a disk; says which are damaged, and what is left out of samples.
+
+    `keys` are those of `data.image_key`.
 
     Raises:
         UserError: a compressed shard, one that is damaged where `on_error` is `raise`, or none that
@@ -174,7 +182,7 @@ def index_shards(paths: Sequence[Path], on_error: OnError) -> list[ShardIndex]:
         for path in paths:
             require_tar(path)
         with ThreadPoolExecutor(8) as threads:
-            indexes = list(threads.map(index_shard, paths))
+            indexes = list(threads.map(partial(index_shard, keys=keys), paths))
     except OSError as error:
         raise UserError(f"a shard cannot be opened ({error}); check its permissions") from error
     _say(log.info, f"{len(paths)} shards hold {sum(map(len, indexes))} images")
@@ -191,8 +199,16 @@ def index_shards(paths: Sequence[Path], on_error: OnError) -> list[ShardIndex]:
         _say(log.warning, f"skipped: the rest of {what}")
     if damaged:
         _say(log.warning, f"skipped: the rest of {damaged} of {len(paths)} shards")
+    left_out = {
+        ending for index in indexes if index.left_out for ending in index.left_out.split(";")
+    }
     if not any(map(len, indexes)):
-        raise UserError(f"{paths[0]} and {len(paths) - 1} other shards hold no image")
+        others = f" that data.image_key chooses; they have {', '.join(sorted(left_out))}"
+        raise UserError(
+            f"{paths[0]} and {len(paths) - 1} other shards hold no image{others if left_out else ''}"
+        )
+    if left_out:
+        _say(log.info, describe_left_out(left_out))
     return indexes
 
 
@@ -218,6 +234,16 @@ def name_classes(indexes: Sequence[ShardIndex], folder: Path) -> tuple[str, ...]
     if highest >= max(100_000, sum(map(len, indexes))):
         raise UserError(f"a label in {folder} is {highest}, which is no number of a class")
     return described or tuple(map(str, range(highest + 1)))
+
+
+def require_same_classes(folder: Path, val_folder: Path) -> None:
+    """Raises UserError where a number is one class to train on and another held out."""
+    one, other = (describe(place).get("classes") for place in (folder, val_folder))
+    if one and other and one != other:
+        raise UserError(
+            f"{folder / DESCRIPTION} and {val_folder / DESCRIPTION} name different classes, and labels "
+            "are places among them; make the shards of folders with the same classes"
+        )
 
 
 def split_shards(

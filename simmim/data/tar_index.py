@@ -1,29 +1,34 @@
 """Where the images of a tar shard are: so that a shard is read at random, like a folder.
 
-A shard follows WebDataset's convention: files of one sample stand together and share their name up
-to the first dot; the image is the one with an image's suffix, the label a `.cls`, or the folder that
-the name begins with. An index is kept beside the shards in `.simmim-index` (where that can be
-written) and made anew when a shard's size or time has changed.
+Which files are images is told in `shard_samples`; an image's label is a `.cls`, or the folder that the
+name begins with. An index is kept beside the shards in `.simmim-index` (where that can be written) and
+made anew when a shard's size or time, or what is asked of it, has changed.
 """
 
 import os
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from simmim.data.decode import IMAGE_SUFFIXES
+from simmim.data.shard_samples import (
+    LABEL_SUFFIX,
+    File,
+    choose_images,
+    group_files,
+    is_needed,
+    split_name,
+)
 from simmim.errors import UserError
 
 INDEX_FOLDER = ".simmim-index"
-LABEL_SUFFIX = ".cls"
-
 # Longer labels are none.
 _LONGEST_LABEL = 256
 _NO_LABEL = b"-1"
@@ -54,6 +59,8 @@ _DAMAGED = (
     ),
     *(TypeError, AttributeError),
 )
+# Of indexes of other kinds, nothing is believed.
+_VERSION = 2
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
@@ -78,9 +85,10 @@ class Member(tarfile.TarInfo):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The samples of one shard in their order; `damage` is why it ends early ("" where it is whole).
+    """The images of one shard in their order; `damage` is why it ends early ("" where it is whole).
 
-    `labels` are what `.cls` or the folder says ("" for none), as bytes like the names.
+    `labels` are what `.cls` or the folder says ("" for none), as bytes like the names. `left_out` are
+    endings of other images of the same samples, `;` between them.
     """
 
     offsets: Int[np.ndarray, " n"]
@@ -88,32 +96,37 @@ class ShardIndex:
     names: Shaped[np.ndarray, " n"]
     labels: Shaped[np.ndarray, " n"]
     damage: str
+    left_out: str
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.offsets)
 
 
-def index_shard(path: Path) -> ShardIndex:
-    """The index of a shard: the one that was kept, if it is still true, else a new one."""
+def index_shard(path: Path, keys: Sequence[str] = ()) -> ShardIndex:
+    """The index of a shard: the one that was kept, if it is still true, else a new one.
+
+    `keys` are those of `data.image_key`.
+    """
     kept = path.parent / INDEX_FOLDER / f"{path.name}.npz"
     status = path.stat()
     stamp = np.array([status.st_size, status.st_mtime_ns])
+    asked = f"{_VERSION} {';'.join(keys)}"
     try:
-        index = _read_index(kept, stamp)
+        index = _read_index(kept, stamp, asked)
         if index is not None:
             return index
     # There is none, or it was cut off; what else is wrong with it shows in many ways.
     except (*_DAMAGED, OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
         pass
-    index = scan_shard(path)
+    index = scan_shard(path, keys)
     if index.damage:
         return index  # it may be mended without another size or time
     try:
         kept.parent.mkdir(exist_ok=True)
         # Written beside and renamed: other processes and machines may do the same.
         with NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            np.savez(file, **vars(index), stamp=stamp)
+            np.savez(file, **vars(index), stamp=stamp, asked=np.array(asked))
         Path(file.name).chmod(0o644)
         Path(file.name).replace(kept)
     except OSError:
@@ -121,7 +134,7 @@ def index_shard(path: Path) -> ShardIndex:
     return index
 
 
-def _read_index(path: Path, stamp: Int[np.ndarray, "2"]) -> ShardIndex | None:
+def _read_index(path: Path, stamp: Int[np.ndarray, "2"], asked: str) -> ShardIndex | None:
     """An index that was kept; None if its shard has changed since, or it cannot be of that shard."""
     length = int(stamp[0])
     with np.load(path, allow_pickle=False) as file:
@@ -129,7 +142,7 @@ def _read_index(path: Path, stamp: Int[np.ndarray, "2"]) -> ShardIndex | None:
         most = (length // tarfile.BLOCKSIZE + 1) * (_LONGEST_NAME + _LONGEST_LABEL) + (1 << 16)
         if sum(entry.file_size for entry in file.zip.infolist()) > most:
             return None
-        if not np.array_equal(file["stamp"], stamp):
+        if not np.array_equal(file["stamp"], stamp) or str(file["asked"]) != asked:
             return None
         offsets, sizes, names, labels = columns = [file[name] for name in _COLUMNS]
         is_sound = (
@@ -138,17 +151,53 @@ def _read_index(path: Path, stamp: Int[np.ndarray, "2"]) -> ShardIndex | None:
             and names.dtype.kind == labels.dtype.kind == "S"
             and bool(((offsets >= 0) & (sizes >= 0) & (sizes <= length - offsets)).all())
         )
-        return ShardIndex(offsets, sizes, names, labels, str(file["damage"])) if is_sound else None
+        told = str(file["damage"]), str(file["left_out"])
+        return ShardIndex(offsets, sizes, names, labels, *told) if is_sound else None
 
 
-def scan_shard(path: Path) -> ShardIndex:
+class _Stored(NamedTuple):
+    """Where a file's content is; of a label, what it says."""
+
+    offset: int
+    size: int
+    label: bytes
+
+
+def scan_shard(path: Path, keys: Sequence[str] = ()) -> ShardIndex:
     """Reads the headers of an uncompressed tar file. Nothing after a damage is kept.
 
     Raises:
         OSError: it cannot be read just now.
     """
-    samples: list[_Sample] = []
-    damage = ""
+    files, damage = _read_files(path)
+    chosen, left_out = [], set()
+    for group in group_files(files):
+        images = choose_images(group, keys)
+        chosen += images
+        taken = {image.image.path for image in images}
+        left_out |= {
+            file.name.suffixes for file in group if file.name.is_image and file.path not in taken
+        }
+    stored = [one.image.content for one in chosen]
+    labels = [
+        one.label.content.label if one.label else os.fsencode(one.image.name.folder)
+        for one in chosen
+    ]
+    return ShardIndex(
+        np.array([content.offset for content in stored], np.int64),
+        np.array([content.size for content in stored], np.int64),
+        np.array([os.fsencode(one.image.path) for one in chosen], np.bytes_),
+        np.array(labels, np.bytes_),
+        damage,
+        ";".join(sorted(left_out)),
+    )
+
+
+def _read_files(path: Path) -> tuple[list[File[_Stored]], str]:
+    """Images and labels of a shard in their order, and why it ends early ("": it does not)."""
+    files: list[File[_Stored]] = []
+    # Whether or not it is needed: what stands before a damage may lack a part.
+    last = ""
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
             length = path.stat().st_size
@@ -156,67 +205,30 @@ def scan_shard(path: Path) -> ShardIndex:
                 tar.members.clear()  # type: ignore[attr-defined]  # or memory grows with the shard
                 if member.type not in _REGULAR or member.issparse():
                     continue
-                _add(samples, member, file)
+                name = split_name(member.name)
+                last = name.key
+                if is_needed(member.name):
+                    label = b""
+                    if name.ending == LABEL_SUFFIX:
+                        file.seek(member.offset_data)
+                        label = parse_label(file.read(min(member.size, _LONGEST_LABEL + 1)))
+                    stored = _Stored(member.offset_data, member.size, label)
+                    files.append(File(member.name, name, stored))
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError("unexpected end of data")
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it does not end as a tar file does")
     except _DAMAGED as error:
-        damage = str(error) or type(error).__name__
-        # What stands before the damage may lack a part.
-        samples = samples[:-1]
-    whole = [sample for sample in samples if sample.size >= 0]
-    return ShardIndex(
-        np.array([sample.offset for sample in whole], np.int64),
-        np.array([sample.size for sample in whole], np.int64),
-        np.array([os.fsencode(sample.name) for sample in whole], np.bytes_),
-        np.array([sample.label for sample in whole], np.bytes_),
-        damage,
-    )
-
-
-class _Sample:
-    """Files of one key; `size` is -1 until its image is found."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-        self.name = key
-        self.offset = self.size = -1
-        folder = key.split("/", 1)[0] if "/" in key else ""
-        self.label = os.fsencode(folder)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """A member's key and suffixes, which begin at the first dot of the last part of its name."""
-    path = PurePosixPath(name)
-    stem, dot, suffixes = path.name.partition(".")
-    return (path.parent / stem).as_posix(), (dot + suffixes).lower()
-
-
-def is_image(suffixes: str) -> bool:
-    """Whether a member with these suffixes is an image."""
-    return f".{suffixes.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES
+        whole = [file for file in files if file.name.key != last]
+        return whole, str(error) or type(error).__name__
+    return files, ""
 
 
 def parse_label(content: bytes) -> bytes:
     """What a `.cls` file says; nothing where that is -1, or too long to be a label."""
     label = content.strip()
     return b"" if label == _NO_LABEL or len(content) > _LONGEST_LABEL else label
-
-
-def _add(samples: list[_Sample], member: tarfile.TarInfo, file: BufferedReader) -> None:
-    key, suffixes = split_name(member.name)
-    if PurePosixPath(member.name).name.startswith("."):
-        return
-    if not samples or samples[-1].key != key:
-        samples.append(_Sample(key))
-    sample = samples[-1]
-    if suffixes == LABEL_SUFFIX:
-        file.seek(member.offset_data)
-        sample.label = parse_label(file.read(min(member.size, _LONGEST_LABEL + 1)))
-    elif is_image(suffixes) and sample.size < 0:
-        sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
 
 
 def require_tar(path: Path) -> None:

@@ -93,7 +93,7 @@ def test_less_is_ready_ahead_where_shared_memory_is_small(cores: None) -> None:
     assert fit(8, 340) == (8, 2)
     assert fit(8, 150) == (8, 1)
     assert fit(4, 341, ranks=2) == (4, 2)
-    assert fit(8, 341, loaders=2) == (8, 1)
+    assert fit(8, 341, loaders=2) == (8, 2)
     # By default there are fewer, too; none needs nothing.
     assert fit(None, 64) == (4, 1)
     assert fit(None, 10) == (0, 1)

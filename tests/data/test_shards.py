@@ -331,3 +331,84 @@ def test_arrays_of_many_bands_come_from_shards(tmp_path):
     path = write_tar(tmp_path / "0.tar", {"1.npy": file.getvalue()})
     source = ShardImages(Shards([path], index_shards([path], "raise"), ()), channels=5)
     np.testing.assert_array_equal(source.load(0)[0].numpy(), values.astype(np.float32))
+
+
+def listed(path: Path, **options) -> list[str]:
+    """Names of the images that are read of a shard."""
+    data = webdataset(
+        root=str(path), image_size=4, batch_size=1, num_workers=0, train_transform=None, **options
+    )
+    return [data.val.identifier(index).split(".tar/")[1] for index in range(len(data.val))]
+
+
+SAMPLES = {
+    # As photographs are called: the names have dots, and no image is lost.
+    "dots": (
+        [f"{folder}/shot.2024.{number:02}.jpg" for folder in "ab" for number in range(3)],
+        [f"{folder}/shot.2024.{number:02}.jpg" for folder in "ab" for number in range(3)],
+    ),
+    "words": (["paris.eiffel.jpg", "paris.louvre.jpg"], ["paris.eiffel.jpg", "paris.louvre.jpg"]),
+    "map first": (["0.depth.png", "0.jpg", "1.depth.png", "1.jpg"], ["0.jpg", "1.jpg"]),
+    "mask after": (["0.jpg", "0.seg.png", "1.jpg", "1.png"], ["0.jpg", "1.jpg"]),
+    "mask first": (["0.png", "0.jpg"], ["0.jpg"]),
+    "parts alone": (["0.mask_1.png", "0.rgb.png", "0.depth16.tiff"], ["0.rgb.png"]),
+    "views": (["0.left.jpg", "0.right.jpg", "0.depth.png"], ["0.left.jpg", "0.right.jpg"]),
+    "numbered": (["0.0.jpg", "0.1.jpg"], ["0.0.jpg", "0.1.jpg"]),
+    "a map alone": (["0.seg.png"], ["0.seg.png"]),
+    "a mac's": (["__MACOSX/0.jpg", "._0.jpg", "./0.jpg"], ["./0.jpg"]),
+}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_no_image_is_lost_and_no_map_is_taken_for_one(tmp_path, kind):
+    names, expected = SAMPLES[kind]
+    path = write_tar(tmp_path / "0.tar", dict.fromkeys(names, png(7)))
+    assert listed(path) == expected
+    # And the same of a stream.
+    assert listed(f"file://{path}") == expected
+
+
+def test_what_is_left_out_of_samples_is_said_and_may_be_chosen(tmp_path, caplog):
+    members = {f"{n}.{end}": png(n) for n in range(3) for end in ("depth.png", "jpg")}
+    path = write_tar(tmp_path / "0.tar", members)
+    with caplog.at_level(logging.INFO):
+        for root in (str(path), f"file://{path}"):
+            caplog.clear()
+            assert listed(root) == ["0.jpg", "1.jpg", "2.jpg"]
+            assert caplog.text.count("those that end in depth.png are left out") == 1
+            assert listed(root, image_key="depth.png") == [f"{n}.depth.png" for n in range(3)]
+            assert listed(root, image_key=["*.png", "jpg"]) == [f"{n}.depth.png" for n in range(3)]
+            assert listed(root, image_key="webp;JPG") == ["0.jpg", "1.jpg", "2.jpg"]
+    with pytest.raises(
+        UserError, match=r"no image that data\.image_key chooses; they have depth\.png, jpg"
+    ):
+        listed(path, image_key="webp")
+    with pytest.raises(UserError, match=r"data\.image_key= names no ending"):
+        listed(path, image_key="")
+
+
+def test_each_image_of_a_sample_has_its_label(tmp_path):
+    names = ["0.left.jpg", "0.right.jpg", "0.cls", "1.0.jpg", "1.1.jpg", "1.cls"]
+    names += ["my.dog.jpg", "my.dog.cls", "shot.2024.1.cls", "shot.2024.1.jpg", "shot.2024.2.jpg"]
+    labels = {"0.cls": b"3", "1.cls": b"4", "my.dog.cls": b"5", "shot.2024.1.cls": b"6"}
+    path = write_tar(tmp_path / "0.tar", {name: labels.get(name, png(1)) for name in names})
+    index = scan_shard(path)
+    assert index.labels.tolist() == [b"3", b"3", b"4", b"4", b"5", b"6", b""]
+
+
+def test_names_of_shards_tell_the_parts(tmp_path):
+    for part, count in (("train", 3), ("validation", 2), ("test", 1)):
+        for number in range(count):
+            write_tar(tmp_path / f"cats-{part}-{number:04}.tar", {f"{number}.png": png(1)})
+            write_tar(tmp_path / "in" / part.title() / f"{number}.tar", {f"{number}.png": png(1)})
+    (tmp_path / "._cats-train-0000.tar").write_bytes(b"a resource fork")
+    for root in (tmp_path, tmp_path / "in"):
+        data = open_data(root, val_root=None)
+        assert (len(data.train), len(data.val)) == (3, 2)
+
+
+def test_labels_that_mean_other_classes_held_out_are_refused(shards):
+    (shards / "dataset.json").write_text('{"classes": ["ant", "bee", "cat"]}')
+    (shards.parent / "val" / "dataset.json").write_text('{"classes": ["bee", "cat", "dog"]}')
+    with pytest.raises(UserError, match="name different classes"):
+        open_data(shards)

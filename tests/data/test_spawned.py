@@ -56,13 +56,13 @@ KINDS: dict[str, Callable[..., ImageDataModule]] = {
 
 
 def open_data(kind: str, folder: Path, **options: Any) -> ImageDataModule:
-    given = {"image_size": 8, "batch_size": 2, "num_workers": 0, "seed": 0} | options
-    given.setdefault("train_transform", light_augmentation(8))
+    given = {"image_size": 16, "batch_size": 2, "num_workers": 0, "seed": 0} | options
+    given.setdefault("train_transform", light_augmentation(16))
     return KINDS[kind](folder, **given)
 
 
 @pytest.mark.parametrize(
-    "transform", [torch.nn.Identity(), light_augmentation(8), strong_augmentation(8)]
+    "transform", [torch.nn.Identity(), light_augmentation(16), strong_augmentation(16)]
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_sent_to_a_worker_reads_the_same_there(
