@@ -20,7 +20,6 @@ from simmim.checkpoints.loading import Initialisation
 from simmim.console import say
 from simmim.data.imagefolder import ImageFolder
 from simmim.data.labels import require_labels
-from simmim.data.parts import part_of
 from simmim.data.samples import ImageSource
 from simmim.data.transforms import CenterCrop
 from simmim.encoder import SwinTransformer
@@ -168,9 +167,6 @@ def judge_classifier(
         outputs=len(kept),
         normalisation=start.find_normalisation(images.normalisation),
     )
-    is_whole = isinstance(images.val, ImageFolder) and part_of(images.val.root.name) is None
-    if is_whole and data.get("val_root") is None:
-        say(f"{data.root} has no val: all its images are judged, those that a run trained on too")
     announce(trainer, images.val, start.planned)
     trainer.validate(task, datamodule=images, verbose=False)
     assert task.answers is not None

@@ -127,14 +127,16 @@ def split_folder(
             ImageFolder(train.root, train.paths, classes, channels),
             ImageFolder(val.root, val.paths, classes, channels),
         )
+    whole = open_folder(root, channels)
+    if within := _parts_within_classes(whole):
+        return within
+    if len(whole) < 2:
+        raise UserError(f"{root} holds one image, none is left to validate on; add more images")
     if not 0 < val_ratio < 1:
         raise UserError(
             f"data.val_ratio {val_ratio} is not between 0 and 1 (both excluded); use 0.05, "
             f"or put the images into {root}/train and {root}/val"
         )
-    whole = open_folder(root, channels)
-    if len(whole) < 2:
-        raise UserError(f"{root} holds one image, none is left to validate on; add more images")
     by_hash = sorted(whole.paths, key=lambda path: zlib.crc32(os.fsencode(path)))
     held_out = set(by_hash[: min(max(1, round(val_ratio * len(whole))), len(whole) - 1)])
     return FolderSplits(
@@ -167,7 +169,35 @@ def held_out_folder(
     named = _folder_names(root)
     alone = [name for name in named if part_of(name) == "val"]
     is_part = len(alone) == 1 and all(part_of(name) for name in named)
-    return open_folder(root / alone[0] if is_part else root, channels)
+    whole = open_folder(root / alone[0] if is_part else root, channels)
+    if within := _parts_within_classes(whole):
+        return within.val
+    if part_of(whole.root.name) is None:
+        say(f"{root} has no val: all its images are judged, those that a run trained on too")
+    return whole
+
+
+def _parts_within_classes(whole: ImageFolder) -> FolderSplits | None:
+    """The parts where each class folder has them, as `cat/train` and `cat/val`."""
+    folders = [path.split("/")[1] if path.count("/") > 1 else "" for path in whole.paths]
+    names = sorted(set(folders))
+    parts = find_parts(names, whole.root) if all(part_of(name) for name in names) else None
+    if parts is None:
+        return None
+    say(
+        f"parts of {whole.root}: {parts.train} of each class to train on, {parts.held_out} held out"
+    )
+    return FolderSplits(
+        *(
+            ImageFolder(
+                whole.root,
+                [path for path, one in zip(whole.paths, folders, strict=True) if one == part],
+                whole.classes,
+                whole.channels,
+            )
+            for part in parts
+        )
+    )
 
 
 class SplitFolders(NamedTuple):
@@ -221,7 +251,11 @@ def open_folder(root: Path, channels: int = 3) -> ImageFolder:
         kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
         raise UserError(f"{root} holds no image ({kinds}); set data.root to a folder of images")
     _require_readable(root, paths, channels)
-    return ImageFolder(root, paths, find_classes(paths), channels)
+    classes = find_classes(paths)
+    if classes and (empty := sorted({*_folder_names(root)} - {*classes})):
+        shown = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        say(f"no classes of {root}, for they hold no image: {shown}")
+    return ImageFolder(root, paths, classes, channels)
 
 
 def find_classes(paths: Sequence[str]) -> tuple[str, ...]:

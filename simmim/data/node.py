@@ -7,6 +7,7 @@ or waits for ever; so they are counted before the first one starts.
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from simmim.errors import UserError
@@ -38,11 +39,16 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
     return 1
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
+def available_cores(quota: str | Path = "/sys/fs/cgroup/cpu.max") -> int:
+    """Cores that this process may use; of those that it sees, a container (`--cpus`) may give fewer."""
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    try:
+        time, period = Path(quota).read_text().split()
+        return min(cores, max(1, int(time) // int(period)))
+    except (OSError, ValueError):  # no such file, or no limit ("max")
+        return cores
 
 
 def cores_of_rank(ranks: int, environment: Mapping[str, str] = os.environ) -> int:

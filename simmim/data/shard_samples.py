@@ -15,6 +15,7 @@ shards were made:
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Generic, NamedTuple, TypeVar
@@ -75,7 +76,8 @@ class MemberName(NamedTuple):
         return self.key.split("/", 1)[0] if "/" in self.key else ""
 
 
-class File(NamedTuple, Generic[Content]):
+@dataclass(frozen=True)
+class File(Generic[Content]):
     """A file of a shard: its name as it is there and taken apart, and what is in it."""
 
     path: str
@@ -83,7 +85,8 @@ class File(NamedTuple, Generic[Content]):
     content: Content
 
 
-class SampleImage(NamedTuple, Generic[Content]):
+@dataclass(frozen=True)
+class SampleImage(Generic[Content]):
     """An image, and the label file that is for it, if any."""
 
     image: File[Content]

@@ -108,12 +108,12 @@ class ShardStream:
     def _encode(self, group: Sequence[File[bytes]], url: str) -> Iterator[Encoded]:
         chosen = choose_images(group, self.keys)
         self._tell(group, {image.image.path for image in chosen})
-        for image, label_file in chosen:
-            label = -1
+        for one in chosen:
+            image, label = one.image, -1
             if self.classes:
                 text = image.name.folder
-                if label_file is not None:
-                    text = parse_label(label_file.content).decode("utf-8", "replace")
+                if one.label is not None:
+                    text = parse_label(one.label.content).decode("utf-8", "replace")
                 label = _place(text, self.classes) if text else -1
             yield Encoded(image.content, f"{url}/{image.path}", label)
 

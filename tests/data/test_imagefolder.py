@@ -222,6 +222,25 @@ def test_parts_that_are_not_clear_are_refused_with_what_would_do(tmp_path: Path)
         split_folder(mixed, 0.5, val_root=mixed / "none")
 
 
+def test_parts_within_each_class_are_parts(tmp_path: Path) -> None:
+    names = [f"{name}/{part}" for name in ("cat", "dog") for part in ("train", "test")]
+    add(tmp_path, *(f"{name}/{number}.png" for name in names for number in (1, 2)))
+    data = open_data(tmp_path)
+    assert data.require_classes() == ("cat", "dog")
+    assert {path.split("/")[1] for path in data.train.paths} == {"train"}
+    assert data.val.paths == held_out_folder(tmp_path).paths
+    assert {path.split("/")[1] for path in data.val.paths} == {"test"}
+
+
+def test_a_class_folder_without_an_image_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (add(tmp_path, "cat/1.png", "dog/1.png") / "bird").mkdir()
+    with caplog.at_level("INFO"):
+        assert open_folder(tmp_path).classes == ("cat", "dog")
+    assert f"no classes of {tmp_path}, for they hold no image: bird" in caplog.text
+
+
 def test_what_lies_beside_train_and_val_is_left_out_with_a_word(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,6 +33,14 @@ def test_ranks_share_the_cores_of_their_node(cores: None, ranks: int, workers: i
     assert default_workers(ranks) == workers
 
 
+def test_a_container_s_share_of_the_cores_counts(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    every = node.available_cores(quota)
+    for text, cores in (("max 100000", every), ("150000 100000", 1), ("50000 100000", 1)):
+        quota.write_text(text)
+        assert node.available_cores(quota) == cores
+
+
 def test_cores_that_srun_bound_a_rank_to_are_its_own(
     cores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
