@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import IO, Any
+from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import get_worker_info
@@ -211,8 +211,8 @@ def describe_url(url: str) -> dict[str, Any]:
     return description if isinstance(description, dict) else {}
 
 
-def _read_files(stream: IO[bytes]) -> Iterator[File[bytes]]:
-    """The images and labels of a shard; nothing of a sample that a damage cuts off.
+def _read_files(stream: Any) -> Iterator[File[bytes]]:
+    """The images and labels of a file, pipe or response; nothing of a sample that a damage cuts off.
 
     Nothing else is read: no pickle comes near a decoder, and no member is as large as it likes.
     """
