@@ -41,7 +41,7 @@ PATHS_OF_STAGE = {
 # Options whose values are names.
 NAMES = frozenset(
     {
-        *("data.subset", "data.image_column", "data.label_column"),
+        *("data.subset", "data.image_column", "data.label_column", "data.image_key"),
         *("data.train_split", "data.val_split", "save.monitor", "objective"),
         *("logger.mlflow.experiment", "logger.mlflow.name", "logger.mlflow.tracking_uri"),
         *("logger.wandb.project", "logger.wandb.name", "logger.wandb.entity"),
@@ -49,7 +49,7 @@ NAMES = frozenset(
     }
 )
 # A list of paths is one more kind of value for these.
-LISTS = frozenset({"data.root", "data.val_root", "images"})
+LISTS = frozenset({"data.root", "data.val_root", "data.image_key", "images"})
 
 # Hydra's flags; those with a value, and those that may have one.
 FLAGS = frozenset(
