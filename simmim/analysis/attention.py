@@ -151,8 +151,8 @@ def _observe_attention(
 ) -> Iterator[None]:
     """Within the block, `see` is called with what the attention of each block that runs is given."""
 
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        return lambda block, inputs: see(name, _look(block, *inputs))
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, Tensor | None]], None]:
+        return lambda block, inputs: see(name, _look(block, inputs[0]))
 
     handles = [
         block.register_forward_pre_hook(hook_of(name))
