@@ -350,15 +350,16 @@ def header(content: bytearray, at: int, *, size: bytes | None = None, kind: byte
 )
 def test_no_size_of_a_tar_header_is_believed(tmp_path, size, kind):
     image = encoded("PNG", picture(size=10))
-    second = 512 + -(-len(image) // 512) * 512
+    third = 2 * (512 + -(-len(image) // 512) * 512)
     path = write_shard(
         tmp_path / "a.tar",
-        lambda content: header(content, second, size=size, kind=kind),
+        lambda content: header(content, third, size=size, kind=kind),
         **{"0": image, "1": image, "2": image},
     )
     index = scan_shard(path)
     assert index.damage
-    assert len(index) <= 1
+    # The second may lack a part.
+    assert 1 <= len(index) <= 2
     assert (index.offsets + index.sizes <= path.stat().st_size).all()
     data = webdataset(
         root=f"file://{path}",
@@ -369,7 +370,7 @@ def test_no_size_of_a_tar_header_is_believed(tmp_path, size, kind):
         num_workers=0,
         samples_per_epoch=1,
     )
-    assert len(data.val) <= 3
+    assert 1 <= len(data.val) <= 2
 
 
 def test_a_name_is_nowhere_to_write_to_and_not_of_any_length(tmp_path):
