@@ -18,7 +18,7 @@ PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FAST := tests/checkpoints tests/optim tests/tasks $(patsubst %,tests/%.py, \
   encoder/test_backends encoder/test_position_bias encoder/test_recomputation encoder/test_swin encoder/test_windows \
   data/test_auto_augment data/test_decode data/test_demo data/test_transforms \
-  test_command_line test_lock test_losses test_masking test_normalisation)
+  test_command_line test_defaults test_lock test_losses test_masking test_normalisation)
 # What a slow or busy machine breaks first: several processes, time-outs, seconds.
 TIMED := $(patsubst %,tests/%.py, data/test_waiting resources/test_steps test_distributed test_guard \
   test_interruption test_processes test_signals test_strategies)

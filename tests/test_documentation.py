@@ -4,9 +4,9 @@ import re
 
 import pytest
 from conftest import compose
-from documentation.commands import type_command
+from documentation.commands import as_typed, small, type_command
 from documentation.pages import PAGES, ROOT, name, options_in_prose, snippets
-from documentation.things import Things
+from documentation.things import OrdinaryThings, Things
 from omegaconf import OmegaConf
 
 from simmim.command_line import config_directory
@@ -14,24 +14,45 @@ from simmim.command_line import config_directory
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+# What a newcomer types first: with its defaults, on ordinary images.
+FIRST_STEPS = {
+    "README.md",
+    "docs/quickstart.md",
+    "docs/own-data.md",
+    "docs/with-labels.md",
+    "docs/choosing.md",
+    "docs/resolution-transfer.md",
+    "docs/reconstructions.md",
+}
+
+
 @pytest.fixture(scope="session")
-def things(tmp_path_factory: pytest.TempPathFactory) -> Things:
-    return Things(tmp_path_factory.mktemp("things"))
+def tiny_things(tmp_path_factory: pytest.TempPathFactory) -> Things:
+    return Things(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def ordinary_things(tmp_path_factory: pytest.TempPathFactory) -> Things:
+    return OrdinaryThings(tmp_path_factory.mktemp("ordinary"))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=name)
-def test_what_a_page_tells_to_type_works(page, things, tmp_path, monkeypatch):
+def test_what_a_page_tells_to_type_works(page, request, tmp_path, monkeypatch):
     """In one folder from top to bottom, as a reader does."""
+    is_first = name(page) in FIRST_STEPS
+    things = request.getfixturevalue("ordinary_things" if is_first else "tiny_things")
+    additions = as_typed if is_first else small
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for snippet in snippets(page):
         things.provide(snippet.text, tmp_path)
         try:
             if snippet.language == "python":
-                names = names or things.names()
+                # Code of the first steps stands by itself.
+                names = names or ({} if is_first else things.names())
                 exec(compile(snippet.text, name(page), "exec"), names)
             else:
-                type_command(snippet.text, tmp_path)
+                type_command(snippet.text, tmp_path, additions)
         except BaseException as error:
             # Which line of the page it was stands first.
             raise AssertionError(f"{name(page)}:{snippet.line}: {snippet.text}") from error
@@ -91,6 +112,6 @@ def test_a_fenced_block_says_what_it_is(page):
 
 def test_a_page_that_tells_to_type_something_unknown_fails(tmp_path):
     with pytest.raises(pytest.fail.Exception, match="nothing says how to test `frobnicate x`"):
-        type_command("frobnicate x", tmp_path)
+        type_command("frobnicate x", tmp_path, small)
     with pytest.raises(Exception, match=r"mask\.rato"):
-        type_command("torchrun -m simmim.pretrain mask.rato=0.5", tmp_path)
+        type_command("torchrun -m simmim.pretrain mask.rato=0.5", tmp_path, small)

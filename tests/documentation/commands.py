@@ -1,15 +1,17 @@
-"""Types a command of the documentation, in a form that takes a second.
+"""Types a command of the documentation, in a form that takes seconds.
 
 A command that `python` starts runs within this process, in a folder where the names that the page uses
-for the reader's own things (`DIR`, `RUN`, …) stand for tiny ones. Options that say how much (steps,
-batch, workers) are added after those of the line, which all stay. What cannot run on a machine like
-this is composed and its options are compared with what reads them.
+for the reader's own things (`DIR`, `RUN`, …) stand for things of the tests. All options of the line
+stay. What is added after them depends on the page: on those of a newcomer's first steps it is the
+length alone, so that defaults are what runs (`as_typed`); on all others it is what makes a run tiny
+(`small`). What cannot run on a machine like this is composed and its options are compared with what
+reads them.
 """
 
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,21 @@ ARCHITECTURE = [
     "model.num_heads=[1,2]",
 ]
 SIZES = ["model.image_size=32", "model.window_size=4"]
+# How long commands of the first steps take. Fine-tuning goes past an epoch of 240 images in batches of
+# 64, so that each operation of its augmentation is drawn, about ten times.
+LENGTH = {
+    "pretrain": ["trainer.max_steps=2"],
+    "finetune": ["trainer.max_steps=4"],
+    "transfer": ["trainer.max_steps=1"],
+    "reconstruct": ["most_images=16"],
+}
+# What a CPU cannot: of each model that they name, but swinv2_nano, a block a stage, and few channels; at
+# 384 pixels fewer images at a time. Nothing else of them is cut.
+LARGE_MODEL = ["model.depths=[1,1,1,1]", "model.embed_dim=16", "model.num_heads=[1,1,1,1]"]
+LARGE_IMAGES = ["data.batch_size=8", "report.training_images=0"]
+# What is added to a line, by its stage and its options.
+Additions = Callable[[str, dict[str, str]], list[str]]
+
 # What needs several devices, a GPU, a cluster, a study's database or another program's server.
 _ELSEWHERE = re.compile(
     r"trainer=(gpu|ddp|fsdp|deepspeed_zero1)|trainer\.strategy=|trainer\.(devices|num_nodes)=(?!1$)"
@@ -78,14 +95,14 @@ _ELSEWHERE = re.compile(
 )
 
 
-def type_command(command: str, folder: Path) -> None:
+def type_command(command: str, folder: Path, additions: Additions) -> None:
     """Runs or checks one command in `folder`, or fails with what to do about it."""
     typed = words(command)
     program = typed[0]
     if program in NOT_RUN:
         return
     if program == "python" and typed[1] == "-m" and typed[2].startswith("simmim."):
-        type_stage(typed[2].removeprefix("simmim."), typed[3:], folder)
+        type_stage(typed[2].removeprefix("simmim."), typed[3:], folder, additions)
     elif program == "python" and typed[1].startswith("scripts/"):
         type_script(typed[1].removeprefix("scripts/"), typed[2:])
     elif program in ("torchrun", "srun"):
@@ -104,7 +121,7 @@ def type_command(command: str, folder: Path) -> None:
         )
 
 
-def type_stage(stage: str, options: list[str], folder: Path) -> None:
+def type_stage(stage: str, options: list[str], folder: Path, additions: Additions) -> None:
     """A stage in a run directory below `folder`, unless the line names one."""
     if stage == "report":
         report(options)
@@ -121,7 +138,7 @@ def type_stage(stage: str, options: list[str], folder: Path) -> None:
     jobs = list(combinations(options))
     # Of a sweep, the first and the last; all were composed.
     for job in dict.fromkeys([jobs[0], jobs[-1]]):
-        run_small(stage, list(job), folder, is_sweep=len(jobs) > 1)
+        run_here(stage, list(job), folder, additions, is_sweep=len(jobs) > 1)
 
 
 def check_options(stage: str, options: list[str]) -> None:
@@ -150,12 +167,14 @@ def values(parser: OverridesParser, override: str) -> list[str]:
     return [f"{parsed.key_or_group}={value}" for value in parsed.sweep_string_iterator()]
 
 
-def run_small(stage: str, options: list[str], folder: Path, *, is_sweep: bool) -> None:
+def run_here(
+    stage: str, options: list[str], folder: Path, additions: Additions, *, is_sweep: bool
+) -> None:
     given = dict(option.split("=", 1) for option in options if "=" in option)
     run_dir = Path(given.get("run_dir", f"outputs/{stage}/{len(list(folder.rglob('.hydra')))}"))
     if is_sweep:
         run_dir /= "__".join(option for option in options if not option.startswith("run_dir="))
-    added = [*small(stage, given), f"run_dir='{run_dir}'"]
+    added = [*additions(stage, given), f"run_dir='{run_dir}'"]
     run_dir.mkdir(parents=True, exist_ok=True)
     try:
         run_stage(stage, compose(stage, [*options, *added]), str(run_dir), options)
@@ -164,6 +183,17 @@ def run_small(stage: str, options: list[str], folder: Path, *, is_sweep: bool) -
     except SystemExit as stopped:
         # simmim.check found images that cannot be read, which is its purpose.
         assert (stage, stopped.code) == ("check", 1), stopped.code
+
+
+def as_typed(stage: str, given: dict[str, str]) -> list[str]:
+    """The length, and what a CPU cannot: all else is as the page and the defaults say."""
+    added = LENGTH.get(stage, [])
+    names_a_model = given.keys() & {"model", "experiment"}
+    if names_a_model and given.get("model") != "swinv2_nano" and stage != "plan":
+        added = [*added, *LARGE_MODEL]
+    if stage == "transfer" and given.get("model.image_size") == "384":
+        added = [*added, *LARGE_IMAGES]
+    return added
 
 
 def small(stage: str, given: dict[str, str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The reader's own things, by the names that the pages give them, tiny and made when first named."""
+"""The reader's own things, by the names that the pages give them, made when first named."""
 
 import re
 import shutil
@@ -12,14 +12,15 @@ from conftest import compose, pack
 from PIL import Image
 from safetensors.torch import load_file
 
-from documentation.commands import ARCHITECTURE, HOW_MUCH, SIZES, STEPS
+from documentation.commands import ARCHITECTURE, HOW_MUCH, SIZES, STEPS, as_typed
+from documentation.mixed import labelled_images, mixed_images
 from simmim import load_encoder
 from simmim.checkpoints import to_official
 from simmim.command_line import run_stage
 
 
 class Things:
-    """Makes each thing once in a folder of its own, and copies it to where a page names it."""
+    """Tiny ones: makes each once in a folder of its own, and copies it to where a page names it."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -97,11 +98,37 @@ class Things:
     def dataset(self, path: Path) -> None:
         import datasets
 
-        files = sorted(map(str, self.make("DIR").rglob("*.jpg")))
+        files = sorted(str(file) for file in self.make("DIR").rglob("*") if file.is_file())
         labels = [Path(file).parent.name for file in files]
         rows = datasets.Dataset.from_dict({"image": files, "label": labels})
         rows = rows.cast_column("image", datasets.Image()).class_encode_column("label")
         rows.save_to_disk(str(path))
+
+
+class OrdinaryThings(Things):
+    """Such as a newcomer has: hundreds of mixed images, and what commands make of these by default."""
+
+    def __init__(self, store: Path) -> None:
+        super().__init__(store)
+        self.makers |= {
+            "DIR": lambda path: mixed_images(path, 300),
+            "LABELLED": lambda path: labelled_images(path, train=240, val=60),
+            "BANDS": lambda path: bands(path, 100),
+            "mask.png": lambda path: stripes(path, 192),
+        }
+
+    def pretrained(self, path: Path) -> None:
+        self.run("pretrain", path, ["model=swinv2_t", f"data.root={self.make('DIR')}"])
+
+    def finetuned(self, path: Path) -> None:
+        options = [f"data.root={self.make('LABELLED')}"]
+        self.run("finetune", path, [*options, f"init.checkpoint={self.make('PRETRAINED')}"])
+
+    def run(self, stage: str, path: Path, options: list[str]) -> None:
+        path.mkdir()
+        given = dict(option.split("=", 1) for option in options)
+        options = [*options, "data=imagefolder", *as_typed(stage, given), f"run_dir={path}"]
+        run_stage(stage, compose(stage, options), str(path), options)
 
 
 def images(path: Path) -> None:
@@ -112,10 +139,10 @@ def images(path: Path) -> None:
             draw(40 * label + number).save(path / folder / f"{number:02}.jpg")
 
 
-def bands(path: Path) -> None:
-    """20 images of 14 bands."""
+def bands(path: Path, count: int = 20) -> None:
+    """Images of 14 bands."""
     path.mkdir()
-    for number in range(20):
+    for number in range(count):
         values = np.random.default_rng(number).integers(0, 9000, (14, 40, 40), np.uint16)
         np.save(path / f"{number:02}.npy", values)
 
@@ -131,10 +158,10 @@ def photos(path: Path) -> None:
         draw(number).save(path / f"{number}.jpg")
 
 
-def stripes(path: Path) -> None:
-    """Black and white, as large as what the tiny models see: white is hidden."""
-    stripe = np.zeros((32, 32), np.uint8)
-    stripe[8:24] = 255
+def stripes(path: Path, side: int = 32) -> None:
+    """Black and white, as large as what the models see: white is hidden."""
+    stripe = np.zeros((side, side), np.uint8)
+    stripe[side // 4 : 3 * side // 4] = 255
     Image.fromarray(stripe).save(path)
 
 
