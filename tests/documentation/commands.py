@@ -79,8 +79,8 @@ LENGTH = {
     "transfer": ["trainer.max_steps=1"],
     "reconstruct": ["most_images=16"],
 }
-# What a CPU cannot: of each model that they name, but swinv2_nano, a block a stage, and few channels; at
-# 384 pixels fewer images at a time. Nothing else of them is cut.
+# What a CPU cannot: a model that they name, unless swinv2_nano, has a block a stage and few channels;
+# at 384 pixels there are fewer images at a time. Nothing else is cut.
 LARGE_MODEL = ["model.depths=[1,1,1,1]", "model.embed_dim=16", "model.num_heads=[1,1,1,1]"]
 LARGE_IMAGES = ["data.batch_size=8", "report.training_images=0"]
 # What is added to a line, by its stage and its options.
