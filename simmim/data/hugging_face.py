@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Real
-from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
+from simmim.console import say
 from simmim.data.decode import open_encoded
 from simmim.data.parts import part_of
 from simmim.data.pictures import Picture
@@ -228,7 +228,7 @@ def index_splits(
         classes = class_names(whole, columns.label)
         count = min(max(1, round(val_ratio * len(whole))), len(whole) - 1)
         order = np.random.default_rng(0).permutation(len(whole))
-        rank_zero_info(f"{count} of {len(whole)} images are held out (data.val_ratio)")
+        say(f"{count} of {len(whole)} images are held out (data.val_ratio)")
         val, train = (whole.select(np.sort(part)) for part in (order[:count], order[count:]))
     return HuggingFaceImages(train, columns, classes), HuggingFaceImages(val, columns, classes)
 
@@ -257,7 +257,7 @@ def stream_splits(
     else:
         held_out, train = train.take(val_size), train.skip(val_size)
         length = length if samples_per_epoch else length - val_size
-        rank_zero_info(
+        say(
             f"the first {val_size} images are held out (data.val_size), so each reader has to read all "
             "files; set data.val_split to hold out another split and share the files out"
         )
@@ -316,7 +316,7 @@ def undecoded(dataset: Any, image_column: str) -> Any:
     if isinstance(feature, datasets.Image):
         dataset = dataset.cast_column(image_column, encoded)
     elif isinstance(getattr(feature, "feature", None), datasets.Image):
-        rank_zero_info(f"of several images in a row of {image_column} the first is taken")
+        say(f"of several images in a row of {image_column} the first is taken")
         dataset = dataset.cast_column(image_column, datasets.List(encoded))
     elif not _holds_files(feature) and value_kind(feature) is None:
         raise UserError(

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
-
+from simmim.console import say
 from simmim.data.named_images import find_matches
 from simmim.data.parts import Part, find_parts, part_of, part_within
 from simmim.errors import UserError
@@ -73,9 +72,7 @@ def sort_roots(
         if folder.is_dir():
             names = sorted(path.name for path in folder.iterdir() if path.is_dir())
             if parts := find_parts(names, folder):
-                rank_zero_info(
-                    f"parts of {root}: {parts.train} to train on, {parts.held_out} held out"
-                )
+                say(f"parts of {root}: {parts.train} to train on, {parts.held_out} held out")
                 return str(folder / parts.train), str(folder / parts.held_out)
     return root, val_root
 
@@ -93,7 +90,7 @@ def sort_shards(shards: Sequence[str]) -> tuple[list[str], list[str]]:
     train, held_out = named.get("train"), named.get("val") or named.get("test")
     if None in named or not train or not held_out:
         return list(shards), []
-    rank_zero_info(
+    say(
         f"by their names, {len(train)} shards are to train on and {len(held_out)} are held out, as "
         f"{held_out[0]}"
     )

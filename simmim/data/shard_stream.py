@@ -9,9 +9,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import get_worker_info
 
+from simmim.console import say
 from simmim.data.shard_lists import DESCRIPTION, require_webdataset
 from simmim.data.shard_samples import (
     File,
@@ -125,7 +125,7 @@ class ShardStream:
         if left_out - self._told:
             self._told |= left_out
             if get_worker_info() is None:
-                rank_zero_info(describe_left_out(left_out))
+                say(describe_left_out(left_out))
 
     def _report(self, named: set[str], error: Exception) -> bool:
         """Whether to go on after a shard that cannot be read, or not to its end."""
@@ -171,7 +171,7 @@ def open_streams(
                 f"{train_urls[0]} is one shard, none is left to validate on; set data.val_root"
             )
         train_urls, val_urls = train_urls[:-count], train_urls[-count:]
-        rank_zero_info(f"the last {count} of {len(urls)} shards are held out (data.val_ratio)")
+        say(f"the last {count} of {len(urls)} shards are held out (data.val_ratio)")
     if samples_per_epoch is None and train_urls:
         counts = about.get("shards", {})
         unknown = [url for url in train_urls if url.rsplit("/", 1)[-1] not in counts]
@@ -195,7 +195,7 @@ def open_streams(
     val = FirstImages(held_out.read_part(0, 0, 1), val_size, classes, channels)
     if not len(val):
         raise UserError(f"{val_urls[0]} and {len(val_urls) - 1} other shards hold no image")
-    rank_zero_info(f"{len(val)} held-out images are kept in memory (at most data.val_size)")
+    say(f"{len(val)} held-out images are kept in memory (at most data.val_size)")
     return train, val
 
 
