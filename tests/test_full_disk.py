@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from simmim import metrics_csv, writing
 from simmim.callbacks import checkpoints, guard, reconstructions
 from simmim.metrics_csv import MetricsCsv
+from simmim.tasks.training import StepFigures, TrainingTask
 
 OPTIONS = [*TINY_DEMO, "trainer.max_steps=8", "trainer.log_every_n_steps=1"]
 OPTIONS += ["save.every_n_steps=1", "save.keep=1", "reconstructions.count=2"]
@@ -104,13 +106,10 @@ def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch):
 
 def test_unusual_steps_wait_for_room(run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(guard, "append", full_at_first(guard.append, 1))
-    looked_at = []
-
-    def diverge(figures):
-        looked_at.append(figures)
-        return (float("nan") if len(looked_at) <= 2 else 1.0), 1.0
-
-    monkeypatch.setattr(guard, "_read", diverge)
+    losses = iter([math.nan, math.nan, *[1.0] * 6])
+    monkeypatch.setattr(
+        TrainingTask, "measure_step", lambda task, optimizer: StepFigures(next(losses), 1.0)
+    )
     assert run("pretrain", *OPTIONS, "logger=csv", "reconstructions.count=0")["steps"] == 8
     lines = (tmp_path / "run" / "unusual_steps.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1]
