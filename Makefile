@@ -13,7 +13,7 @@ export DS_BUILD_OPS := 0
 UV := UV_PYTHON_DOWNLOADS=never \
   PATH="$$PATH$(subst $() ,,$(patsubst %,:%,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin)))" $(BIN)/uv
 
-PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := -m pytest -n 2 --dist worksteal
 # What a changed package or interpreter breaks first, in three minutes.
 FAST := tests/checkpoints tests/optim tests/tasks $(patsubst %,tests/%.py, \
   encoder/test_backends encoder/test_position_bias encoder/test_recomputation encoder/test_swin encoder/test_windows \

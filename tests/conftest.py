@@ -47,14 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file comes first: as the last one it would keep one worker busy, and the other idle.
-
-    By itself, xdist begins with the files that have the most tests (`--no-loadscope-reorder`).
-    """
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
-
-
 def compose(stage: str, overrides: list[str]) -> DictConfig:
     """The configuration that `python -m simmim.<stage> <overrides>` runs with."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):

@@ -8,21 +8,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from PIL import Image
+from started import run_started
 
 from simmim import command_line
 from simmim.command_line import config_directory
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "simmim.pretrain", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"HYDRA_FULL_ERROR": "0"} | environment,
-    )
+    own = {"HYDRA_FULL_ERROR": "0"} | environment
+    return run_started("simmim.pretrain", *arguments, cwd=cwd, environment=own)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["model=swinv2_g", "--cfg", "job"]])

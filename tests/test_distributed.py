@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY_DEMO, TORCHRUN, rows, run_python, run_within
 from safetensors.torch import load_file
+from started import check_started, run_started
 
 from simmim.errors import UserError
 
@@ -31,14 +30,16 @@ Train = Callable[..., Path]
 
 
 def train(folder: Path, *options: str, processes: int = 1, launcher: str = "torchrun") -> Path:
-    """A run of 8 images a step, started through torchrun where it has several processes."""
+    """A run of 8 images a step, started as torchrun does where it has several processes."""
     # FSDP leaves a process group behind.
     if processes == 1 and "trainer.strategy=fsdp" not in options:
         run_within(folder, "pretrain", *ALIKE, *options, "data.batch_size=8")
         return folder
-    start = TORCHRUN if processes > 1 and launcher == "torchrun" else ("-m",)
     own = [*options, f"data.batch_size={8 // processes}", f"run_dir={folder}"]
-    run_python(*start, "simmim.pretrain", *ALIKE, *own, cwd=folder.parent)
+    if launcher == "lightning":
+        run_python("-m", "simmim.pretrain", *ALIKE, *own, cwd=folder.parent)
+    else:
+        check_started("simmim.pretrain", *ALIKE, *own, cwd=folder.parent, processes=processes)
     return folder
 
 
@@ -164,8 +165,8 @@ def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) ->
             "model.window_size=8",
         ],
     }.items():
-        command = (*TORCHRUN, f"simmim.{stage}", *options, *own, f"run_dir={stage}")
-        run_python(*command, cwd=tmp_path)
+        typed = (*options, *own, f"run_dir={stage}")
+        check_started(f"simmim.{stage}", *typed, cwd=tmp_path, processes=2)
     assert (tmp_path / "finetune" / "checkpoints" / "last.ckpt").is_dir()
     metrics = json.loads((tmp_path / "transfer" / "summary.json").read_text())["metrics"]
     assert {"direct/top1", "val/top1"} <= metrics.keys()
@@ -184,6 +185,7 @@ def test_fsdp_shares_all_out_and_takes_the_memory_that_is_planned(tmp_path: Path
     run_python("-m", "simmim.plan", *options, *on, cwd=tmp_path)
     planned = json.loads((tmp_path / "plan" / "plan.json").read_text())["needed_bytes"]
     script = str(Path(__file__).with_name("shares.py"))
+    # By torchrun itself: what is forked shares memory with others.
     run_python(*TORCHRUN[:-1], script, "pretrain", *options, "run_dir=train", cwd=tmp_path)
     for rank in range(2):
         shares = json.loads((tmp_path / f"shares-{rank}.json").read_text())
@@ -201,16 +203,8 @@ def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: 
 
 
 def test_other_numbers_than_the_launchers_are_refused(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, *TORCHRUN, "simmim.pretrain"),
-            *(*ALIKE, "trainer.devices=1", f"run_dir={tmp_path / 'run'}"),
-        ],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    options = (*ALIKE, "trainer.devices=1", "run_dir=run")
+    done = run_started("simmim.pretrain", *options, cwd=tmp_path, processes=2)
     assert done.returncode != 0
     assert (
         "trainer.devices=1, and torchrun started 2 processes on each of 1 nodes; "

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY, TINY_DEMO
 from PIL import Image
 from safetensors.torch import load_file
+from started import check_started
 
 from simmim.checkpoints.classifier_file import load_classifier, save_classifier
 from simmim.checkpoints.reading import read_weights
@@ -406,13 +407,7 @@ def test_two_processes_judge_as_one_does(run, tmp_path, classifier):
     options = [f"checkpoint={classifier}", "data=imagefolder", f"data.root={root}"]
     options += ["data.batch_size=4", "data.num_workers=0", "trainer.accelerator=cpu"]
     run("evaluate", *options, "trainer.devices=1", name="1")
-    subprocess.run(
-        [sys.executable, "-m", "simmim.evaluate", *options, "trainer.devices=2", "run_dir=2"],
-        cwd=tmp_path,
-        check=True,
-        timeout=300,
-        capture_output=True,
-    )
+    check_started("simmim.evaluate", *options, "run_dir=2", cwd=tmp_path, processes=2)
     for folder in (tmp_path / "1", tmp_path / "2"):
         summary = json.loads((folder / "summary.json").read_text())
         tables = [(folder / name).read_text() for name in ("per_class.csv", "confusion.csv")]

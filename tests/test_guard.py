@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_DEMO, TORCHRUN, run_python
+from conftest import TINY, TINY_DEMO
 from pytorch_lightning.plugins import MixedPrecision
 from safetensors.torch import load_file
+from started import check_started
 
 from simmim import stages
 from simmim.analysis import spikes
@@ -241,7 +242,7 @@ def test_two_processes_skip_the_same_step_as_one(run, tmp_path, images):
     options += [*data(images), "trainer.accelerator=cpu", "trainer.max_steps=4"]
     run("pretrain", *options, "trainer.devices=1", "data.batch_size=8", name="one")
     shared = [*options, "trainer.strategy=ddp", f"run_dir={tmp_path / 'two'}"]
-    run_python(*TORCHRUN, "simmim.pretrain", *shared, cwd=tmp_path)
+    check_started("simmim.pretrain", *shared, cwd=tmp_path, processes=2)
     for record, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
         for what in ("step", "suspects", "first_not_finite", "images"):
             assert record[what] == expected[what]
@@ -300,7 +301,9 @@ def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(
     options = [option for option in [*OPTIONS, *TINY_DEMO] if option != "trainer=cpu"]
     options += ["trainer.accelerator=cpu", "trainer.max_steps=12", "trainer.devices=1"]
     shared = [*options, "trainer.strategy=fsdp", f"run_dir={tmp_path / 'shared'}"]
-    run_python("-c", SPIKING, *shared, cwd=tmp_path)
+    script = tmp_path / "spiking.py"
+    script.write_text(SPIKING)
+    check_started(str(script), *shared, cwd=tmp_path)
     compute_loss = SimMIMTask.compute_loss
 
     def spike(task, batch, batch_idx):

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from conftest import TINY, TINY_DEMO
 from PIL import Image
 from safetensors.torch import load_file
+from started import check_started
 
 import simmim
 from simmim.callbacks import NearestNeighbours
@@ -120,13 +119,7 @@ def test_two_processes_find_what_one_does(run, tmp_path):
     options += ["trainer.accelerator=cpu", "trainer.max_steps=2", "optim.lr=1e-12"]
     options += ["knn.every_n_epochs=1", "knn.k=3", "data.train_size=33", "data.val_size=61"]
     one = run("pretrain", *options, "trainer.devices=1", "data.batch_size=8", name="one")
-    two = ["trainer.devices=2", "data.batch_size=4", "run_dir=two"]
-    subprocess.run(
-        [sys.executable, "-m", "simmim.pretrain", *options, *two],
-        cwd=tmp_path,
-        check=True,
-        timeout=300,
-        capture_output=True,
-    )
+    two = ["data.batch_size=4", "run_dir=two"]
+    check_started("simmim.pretrain", *options, *two, cwd=tmp_path, processes=2)
     found = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert found["metrics"]["val/knn_top1"] == one["metrics"]["val/knn_top1"] > 0

@@ -38,7 +38,7 @@ def written(writer: str) -> Weights:
     return WRITERS[writer](dict(ENCODER.state_dict()))
 
 
-def require_read(content: Any, origin: str, path: Path) -> None:
+def assert_reads(content: Any, origin: str, path: Path) -> None:
     torch.save(content, path)
     weights = read_weights(path)
     assert weights.origin == origin
@@ -58,7 +58,7 @@ PREFIXES = [
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_is_taken_away(writer: str, prefix: str, tmp_path: Path) -> None:
     content = {prefix + name: tensor for name, tensor in written(writer).items()}
-    require_read({"state_dict": content, "epoch": 3}, writer, tmp_path / "a.pth")
+    assert_reads({"state_dict": content, "epoch": 3}, writer, tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("writer", WRITERS)
@@ -71,7 +71,7 @@ def test_wrappers_within_names_are_taken_away(writer: str, tmp_path: Path) -> No
         for name, tensor in written(writer).items()
     }
     assert any("_orig_mod" in name for name in content)
-    require_read(content, writer, tmp_path / "a.pth")
+    assert_reads(content, writer, tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
@@ -93,12 +93,12 @@ def test_wrappers_within_names_are_taken_away(writer: str, tmp_path: Path) -> No
 def test_what_programs_write_beside_weights_is_no_hindrance(
     wrap: Callable[[Weights], Any], tmp_path: Path
 ) -> None:
-    require_read(wrap(written("timm")), "timm", tmp_path / "a.pth")
+    assert_reads(wrap(written("timm")), "timm", tmp_path / "a.pth")
 
 
 def test_an_average_of_weights_keeps_its_names(tmp_path: Path) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(ENCODER)
-    require_read(averaged.state_dict(), "simmim", tmp_path / "a.pth")
+    assert_reads(averaged.state_dict(), "simmim", tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_heads_of_other_models_are_left_out_and_told_of(
     content = {f"backbone.{name}": tensor for name, tensor in written("official").items()}
     content |= {"head.weight": torch.zeros(5, 64), "head.bias": torch.zeros(5)}
     with caplog.at_level(logging.INFO):
-        require_read(content, "official", tmp_path / "a.pth")
+        assert_reads(content, "official", tmp_path / "a.pth")
     assert read_weights(tmp_path / "a.pth").num_classes is None
     assert "'backbone.'; 2 other tensors are left out (head.weight, head.bias)" in caplog.text
 
@@ -151,4 +151,4 @@ def test_our_own_names_under_a_program_of_the_users(tmp_path: Path) -> None:
             self.body = ENCODER
             self.boxes = nn.Linear(3, 3)
 
-    require_read(torch.compile(Detector()).state_dict(), "simmim", tmp_path / "a.pth")
+    assert_reads(torch.compile(Detector()).state_dict(), "simmim", tmp_path / "a.pth")
