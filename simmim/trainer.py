@@ -222,6 +222,11 @@ def available_accelerator(accelerator: str, devices: int | str | Sequence[int]) 
         if not devices.lstrip("-").isdigit():
             raise UserError(f"trainer.devices={devices} is neither a number nor auto; use auto")
         devices = int(devices)
+    if accelerator != "gpu" and not isinstance(devices, int):
+        raise UserError(
+            f"trainer.devices={list(devices)} names GPUs, and the run is on the {accelerator.upper()}; "
+            "use a number"
+        )
     wanted = devices if isinstance(devices, int) else max(devices, default=-1) + 1
     if devices == -1 and accelerator == "gpu":
         return accelerator

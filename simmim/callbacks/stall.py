@@ -20,6 +20,7 @@ from simmim.errors import UserError
 LONG_SECONDS = 3600.0
 # Loader workers start, and kernels are chosen.
 _FIRST_SECONDS = 60.0
+_MOST_MINUTES = 365.0 * 24 * 60
 
 
 class StallGuard(pl.Callback):
@@ -45,8 +46,9 @@ class StallGuard(pl.Callback):
     def __init__(
         self, run_dir: str | Path, minutes: float | None = 30.0, *, is_compiling: bool = False
     ) -> None:
-        if minutes is not None and not 0 < minutes < float("inf"):
-            raise UserError(f"guard.stall_minutes {minutes} is not positive; use 30, or null")
+        if minutes is not None and not 0 < minutes <= _MOST_MINUTES:
+            what = "more than a year" if minutes > _MOST_MINUTES else "not positive"
+            raise UserError(f"guard.stall_minutes {minutes} is {what}; use 30, or null")
         self.run_dir = Path(run_dir)
         self.minutes = minutes
         self.is_compiling = is_compiling

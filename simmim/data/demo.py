@@ -302,7 +302,7 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
             )
         if size < 1:
             raise UserError(
-                f"demo size is {size}; it must be at least 1: ask for one picture or more"
+                f"demo {split}_size is {size}; it must be at least 1: ask for one picture or more"
             )
         if min(image_size) < MIN_SIDE:
             raise UserError(

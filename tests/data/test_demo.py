@@ -158,7 +158,7 @@ def test_an_index_out_of_range_is_an_error(index: int) -> None:
 @pytest.mark.parametrize(
     ("size", "image_size", "seed", "message"),
     [
-        (0, (32, 32), 0, "demo size is 0; it must be at least 1: .+"),
+        (0, (32, 32), 0, "demo train_size is 0; it must be at least 1: .+"),
         (5, (32, 15), 0, r"image_size \(height, width\) is \(32, 15\); .* at least 16 px .*: .+"),
         (5, (32, 32), -1, "demo seed is -1; it must be at least 0: .+"),
     ],
