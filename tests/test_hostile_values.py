@@ -1,4 +1,4 @@
-"""Each option with numbers that are none for it: taken, or refused in one line that names the option."""
+"""Each option with numbers that are none for it: taken, or refused in a line that names the option."""
 
 import copy
 import traceback
