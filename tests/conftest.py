@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import jaxtyping
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -45,6 +46,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="a work tree of github.com/microsoft/Swin-Transformer to compare with",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Checks the types of every call (pyproject.toml's addopts), unless the test is marked unchecked.
+
+    A run takes twice as long with it: of whole runs, those of test_evaluate, test_export,
+    test_finetune, test_reconstruct, test_transfer and callbacks/ are checked, and others are not.
+    """
+    is_unchecked = item.get_closest_marker("unchecked") is not None
+    jaxtyping.config.update("jaxtyping_disable", is_unchecked)
 
 
 def compose(stage: str, overrides: list[str]) -> DictConfig:

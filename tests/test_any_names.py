@@ -19,6 +19,8 @@ from simmim.command_line import escape_names
 from simmim.evaluation import Judgement, write_tables
 from simmim.writing import as_json
 
+pytestmark = pytest.mark.unchecked
+
 ODD = os.fsdecode(b"caf\xe9")  # as Latin-1 has it
 FOLDER = ["data=imagefolder", "trainer.max_steps=2", "logger=csv", "augmentation.flip=0"]
 

@@ -18,6 +18,8 @@ from simmim.configuration import options
 from simmim.errors import UserError
 from simmim.known_options import choices, config_directory
 
+pytestmark = pytest.mark.unchecked
+
 NAMES = [
     *(
         "Bilder-ü",

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from simmim.errors import UserError
 
+pytestmark = pytest.mark.unchecked
+
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import claims
 from claims_page import Column, Outcome, as_differences, as_tables
 
+pytestmark = pytest.mark.unchecked
+
 TOP1 = Column("top-1, %", "finetune/val/top1", scale=100)
 
 

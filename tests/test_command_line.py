@@ -13,6 +13,8 @@ from started import run_started
 from simmim import command_line
 from simmim.command_line import config_directory
 
+pytestmark = pytest.mark.unchecked
+
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     own = {"HYDRA_FULL_ERROR": "0"} | environment

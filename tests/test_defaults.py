@@ -9,7 +9,7 @@ import pytest
 from documentation.commands import LENGTH
 from documentation.mixed import labelled_images, mixed_images
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.unchecked]
 
 
 def test_every_stage_takes_ordinary_images(run, tmp_path):

@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map_only
 from simmim.callbacks import Throughput
 from simmim.data.waiting import TimedLoader
 
+pytestmark = pytest.mark.unchecked
+
 STEPS = 4
 
 

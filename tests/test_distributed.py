@@ -14,6 +14,8 @@ from started import check_started, run_started
 
 from simmim.errors import UserError
 
+pytestmark = pytest.mark.unchecked
+
 ALIKE = [
     *(option for option in TINY_DEMO if not option.startswith(("trainer=", "data.train_size"))),
     # Of nine held-out images, the last batch of the second of two processes has but a repeat.

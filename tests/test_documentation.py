@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from simmim.command_line import config_directory
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.unchecked]
 
 
 # What a newcomer types first: with its defaults, on ordinary images.

@@ -17,6 +17,8 @@ from simmim.callbacks import checkpoints, guard, reconstructions
 from simmim.metrics_csv import MetricsCsv
 from simmim.tasks.training import StepFigures, TrainingTask
 
+pytestmark = pytest.mark.unchecked
+
 OPTIONS = [*TINY_DEMO, "trainer.max_steps=8", "trainer.log_every_n_steps=1"]
 OPTIONS += ["save.every_n_steps=1", "save.keep=1", "reconstructions.count=2"]
 

@@ -18,6 +18,8 @@ from simmim.analysis import spikes
 from simmim.errors import UserError
 from simmim.tasks import SimMIMTask
 
+pytestmark = pytest.mark.unchecked
+
 OVERFLOWS = "b/5.npy"
 OPTIONS = [*TINY, "trainer.log_every_n_steps=1", "optim.warmup_steps=0", "save.keep=99"]
 OPTIONS += ["augmentation.flip=0", "save.monitor=null", "logger=csv"]

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from simmim import runs
 from simmim.callbacks import LearningRate
 
+pytestmark = pytest.mark.unchecked
+
 # Four steps an epoch, each in metrics.csv.
 OPTIONS = [*TINY_DEMO, "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
 

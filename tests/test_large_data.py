@@ -16,6 +16,8 @@ import simmim
 from simmim.checkpoints.reading import read_weights
 from simmim.errors import UserError
 
+pytestmark = pytest.mark.unchecked
+
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:

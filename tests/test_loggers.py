@@ -15,6 +15,8 @@ from simmim.errors import UserError
 from simmim.interruption import INTERRUPTED, Interrupted
 from simmim.logs import ExpendableLog, RemoteLog, is_installed
 
+pytestmark = pytest.mark.unchecked
+
 OPTIONS = [*TINY_DEMO, "trainer.log_every_n_steps=1", "reconstructions.count=2"]
 SHORT, LONG = "trainer.max_steps=2", "trainer.max_steps=4"
 

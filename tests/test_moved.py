@@ -15,6 +15,8 @@ from simmim.data.content import describe_source
 from simmim.data.imagefolder import open_folder
 from simmim.errors import UserError
 
+pytestmark = pytest.mark.unchecked
+
 OPTIONS = ["logger=csv", "reconstructions.count=0", "save.monitor=null", "trainer.max_steps=2"]
 
 

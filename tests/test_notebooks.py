@@ -21,7 +21,8 @@ MOST = {"data.train_size": 128, "data.val_size": 64, "trainer.max_epochs": 1}
 
 
 def shorten(source: str) -> str:
-    """The cell with shorter runs."""
+    """The cell with shorter runs, within the notebook's process: each one's own would import torch."""
+    source = source.replace("!{sys.executable} -m", "%run -m")
     source = re.sub(
         r"-m simmim\.(?:pretrain|finetune|transfer) ",
         lambda run: f"{run[0]}data.train_size=128 data.val_size=64 ",

@@ -11,6 +11,8 @@ from simmim.command_line import run_command, run_stage
 from simmim.errors import DoesNotFitError
 from simmim.resources import devices
 
+pytestmark = pytest.mark.unchecked
+
 
 @pytest.fixture
 def little_memory(monkeypatch):

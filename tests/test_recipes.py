@@ -19,6 +19,8 @@ from simmim.planned_run import (
 from simmim.resources.devices import find_device
 from simmim.starting import Start
 
+pytestmark = pytest.mark.unchecked
+
 RECIPES = sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
 
 

@@ -11,6 +11,8 @@ from conftest import TINY_DEMO
 from simmim.command_line import run_command
 from simmim.one_writer import OneWriter
 
+pytestmark = pytest.mark.unchecked
+
 OPTIONS = [*TINY_DEMO, "reconstructions.count=0", "logger=csv", "save.monitor=null"]
 
 

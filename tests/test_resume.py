@@ -18,6 +18,8 @@ from simmim.checkpoints.reading import read_state, read_weights
 from simmim.errors import UserError
 from simmim.resuming import resume_checkpoint
 
+pytestmark = pytest.mark.unchecked
+
 # Four steps an epoch, each in metrics.csv.
 OPTIONS = [*TINY_DEMO, "trainer.max_steps=8", "trainer.log_every_n_steps=1"]
 OPTIONS += ["save.every_n_steps=2", "reconstructions.count=0"]

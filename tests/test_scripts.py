@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, run_python
+from conftest import TINY
 from PIL import Image
+from started import check_started
 
 from simmim.data import webdataset
 from simmim.errors import UserError
@@ -27,6 +28,8 @@ from make_shards import make_shards  # noqa: E402
 from quickstart import Story, as_markdown, table_rows  # noqa: E402
 from window_transfer import Cell  # noqa: E402
 from window_transfer import as_markdown as as_paper  # noqa: E402
+
+pytestmark = pytest.mark.unchecked
 
 
 def story(top1: float) -> Story:
@@ -86,7 +89,7 @@ def test_the_window_transfer_ablation_writes_its_table_and_plot(tmp_path):
     own = [option for option in tiny if not option.startswith("model.")]
     architecture = [option for option in tiny if "_size" not in option and "model." in option]
     shared = [*own, "data.train_size=16", "data.val_size=8", "trainer.max_steps=1"]
-    run_python(
+    check_started(
         str(SCRIPTS / "window_transfer.py"),
         "position_biases=[log_cpb]",
         "scales=[1.5]",

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from simmim.errors import UserError
 from simmim.models import Classifier
 
+pytestmark = pytest.mark.unchecked
+
 DATA = [option for option in TINY_DEMO if not option.startswith("model.")]
 SCRATCH = [*DATA, "model=swinv2_nano", *(option for option in TINY if "model." in option)]
 NAME = "head.linear.weight"

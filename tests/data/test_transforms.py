@@ -4,7 +4,6 @@ import math
 import re
 from typing import Any
 
-import jaxtyping
 import pytest
 import simplejpeg
 import torch
@@ -273,14 +272,10 @@ def test_every_way_to_a_crop_interpolates_as_asked(size: tuple[int, int]) -> Non
     assert (outputs["bicubic"] - outputs["bilinear"]).abs().max() > 5
 
 
+@pytest.mark.unchecked
 def test_an_unknown_interpolation_is_refused() -> None:
-    # Without the type checks of the tests, which would refuse it first: as users run simmim.
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(
-            UserError,
-            match=r"^augmentation\.interpolation nearest is unknown; use bicubic or bilinear$",
-        ):
-            light_augmentation(32, interpolation="nearest")
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(
+        UserError,
+        match=r"^augmentation\.interpolation nearest is unknown; use bicubic or bilinear$",
+    ):
+        light_augmentation(32, interpolation="nearest")

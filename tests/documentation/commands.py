@@ -200,8 +200,10 @@ def small(stage: str, given: dict[str, str]) -> list[str]:
     """What is added to a line with these options so that it takes a second."""
     data = given.get("data", "imagefolder" if "experiment" in given else "demo")
     drawn = ["data.train_size=16", "data.val_size=12"] if data == "demo" else []
-    if stage in ("plan", "analysis") and "model" in given:
+    if stage == "plan" and "model" in given:
         return ["model.depths=[1,1,1,1]"]
+    if stage == "analysis" and "model" in given:
+        return [*LARGE_MODEL, "images=4"]
     if stage not in (*TRAINING, "evaluate"):
         return [*SMALL.get(stage, []), *(drawn if stage in OF_DATA else [])]
     added = [*HOW_MUCH, *drawn]

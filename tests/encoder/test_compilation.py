@@ -1,8 +1,7 @@
 """Compiled blocks compute what they did, are compiled once a kind, and keep their names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,13 +21,8 @@ from simmim.encoder.linear import Linear
 from simmim.encoder.windows import attention_mask, fit_window
 from simmim.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Without the type checks of the tests, which the compiler would stop at."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+# The compiler would stop at checks of types.
+pytestmark = pytest.mark.unchecked
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """What drop path drops depends on PyTorch's generator alone."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -13,18 +12,15 @@ from simmim.encoder import SwinTransformer, chunked_attention, gelu
 from simmim.encoder.compilation import compile_blocks
 from simmim.encoder.drop_path import draw_paths
 
+# The compiler would stop at checks of types.
+pytestmark = pytest.mark.unchecked
+
 
 @pytest.fixture(autouse=True)
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the type checks of the tests, which the compiler would stop at.
-
-    What operators do within is not compiled, which takes seconds.
-    """
+def operators_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What operators do within is not compiled, which takes seconds."""
     monkeypatch.setattr(chunked_attention, "_compile", lambda function: function)
     monkeypatch.setattr(gelu, "_compile", lambda: gelu._compute)
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def create(**changes) -> SwinTransformer:

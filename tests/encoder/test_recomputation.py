@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 
@@ -115,10 +114,7 @@ def test_without_gradients_nothing_is_recomputed_and_the_features_are_the_same()
         ({"sequential_attention": [1]}, r"sequential_attention=\[1\] .* e.g. \[1,1,0,0\]"),
     ],
 )
+@pytest.mark.unchecked
 def test_mistakes_name_the_value_and_what_would_do(options: dict[str, Any], message: str) -> None:
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(UserError, match=message):
-            create_encoder("swinv2_t", **options)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(UserError, match=message):
+        create_encoder("swinv2_t", **options)

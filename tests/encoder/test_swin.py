@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -25,14 +24,6 @@ TINY: dict[str, Any] = {
     "window_size": 2,
     "patch_size": 2,
 }
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Without the type checks of the tests: as users run simmim."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def tiny(**changes: Any) -> SwinTransformer:
@@ -403,7 +394,7 @@ def test_every_published_encoder_has_heads_of_32_channels() -> None:
             assert arguments["embed_dim"] * 2**stage == 32 * heads
 
 
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.unchecked
 def test_the_compiled_encoder_is_one_graph_and_equals_the_eager_one() -> None:
     torch.manual_seed(0)
     # Maps of 16 and 8 tokens a side: shifts, padding, and a window that shrinks on one axis.
@@ -476,7 +467,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         ("attention_backend", "auto or chunked or sdpa or triton or reference"),
     ],
 )
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.unchecked
 def test_an_unknown_choice_is_answered_with_the_known_ones(name: str, choices: str) -> None:
     with pytest.raises(UserError, match=f"^model.{name}=best is unknown; use {choices}$"):
         SwinTransformer(**(TINY | {name: "best"}))

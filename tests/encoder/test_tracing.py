@@ -3,10 +3,9 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,12 +23,8 @@ WAYS: dict[str, dict[str, Any]] = {
 Module = Callable[[Tensor], Tensor]
 
 
-@pytest.fixture(autouse=True)
-def unchecked() -> Iterator[None]:
-    """Without the type checks of the tests: what is traced is no tensor of known sizes."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+# What is traced is no tensor of known sizes.
+pytestmark = pytest.mark.unchecked
 
 
 def create(**changes: Any) -> SwinTransformer:

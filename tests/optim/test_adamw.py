@@ -3,7 +3,6 @@
 import re
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -222,16 +221,12 @@ def test_what_cannot_work_is_refused_with_what_would(changes: dict[str, Any], me
         recipe(**changes)
 
 
+@pytest.mark.unchecked
 def test_an_unknown_schedule_is_refused_with_the_known_ones() -> None:
-    # Without the type checks of the tests, which would refuse it first: as users run simmim.
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        with pytest.raises(
-            UserError, match=r"^optim\.schedule linear is unknown; use cosine or multistep$"
-        ):
-            recipe(schedule="linear")
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(
+        UserError, match=r"^optim\.schedule linear is unknown; use cosine or multistep$"
+    ):
+        recipe(schedule="linear")
 
 
 def test_nothing_need_be_clipped_or_scaled() -> None:
