@@ -23,13 +23,16 @@ FAST := tests/checkpoints tests/optim tests/tasks $(patsubst %,tests/%.py, \
 TIMED := $(patsubst %,tests/%.py, data/test_waiting resources/test_steps test_distributed test_guard \
   test_interruption test_processes test_signals test_strategies)
 
-.PHONY: quickstart test fast newest oldest pythons loaded coverage torture slurm browser docs lint format lock clean setup
+.PHONY: quickstart test slow fast newest oldest pythons loaded coverage torture slurm browser docs lint format lock clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
 
-test: $(READY)  ## all tests
+test: $(READY)  ## all tests but the slow ones
 	$(BIN)/python $(PYTEST)
+
+slow: $(READY)  ## what `make test` leaves out: pages and notebooks as typed, measured memory, several interpreters
+	$(BIN)/python $(PYTEST) -m slow
 
 fast: $(READY)  ## the tests that a changed package or interpreter breaks first; three minutes
 	$(BIN)/python $(PYTEST) $(FAST)
@@ -58,7 +61,7 @@ loaded: $(READY)  ## tests of processes and time on one core, then beside two bu
 	  $(BIN)/python -m pytest $(TIMED); }
 
 coverage: $(READY)  ## all tests, and the lines that they miss; takes twice as long
-	$(BIN)/python $(PYTEST) --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python $(PYTEST) -m "not torture" --cov --cov-report=term --cov-fail-under=90
 
 torture: $(READY)  ## kills, faults, mutants and a soak: twenty minutes on two cores
 	$(BIN)/python -m pytest -m torture -n 2 --dist worksteal tests/torture

@@ -176,6 +176,7 @@ def test_the_labelled_stages_run_sharded_and_start_from_parts(tmp_path: Path) ->
     assert whole["head.linear.weight"].shape[0] == 12
 
 
+@pytest.mark.slow
 def test_fsdp_shares_all_out_and_takes_the_memory_that_is_planned(tmp_path: Path) -> None:
     """With checkpoints in parts: for one file, the first process gathers the others' parts as well."""
     options = ["model=swinv2_t", "data.batch_size=4", "data.train_size=16", "data.val_size=2"]
@@ -196,6 +197,7 @@ def test_fsdp_shares_all_out_and_takes_the_memory_that_is_planned(tmp_path: Path
         assert planned == pytest.approx(shares["peak_memory_bytes"], rel=0.15)
 
 
+@pytest.mark.slow
 def test_processes_that_lightning_starts_gather_gradients_as_one_does(tmp_path: Path) -> None:
     options = ["trainer.max_steps=4", "trainer.accumulate_grad_batches=2"]
     one = train(tmp_path / "one", *options, "trainer.devices=1")

@@ -1,6 +1,8 @@
 """What the documentation tells a reader to type does what it says."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import compose
@@ -36,7 +38,15 @@ def ordinary_things(tmp_path_factory: pytest.TempPathFactory) -> Things:
     return OrdinaryThings(tmp_path_factory.mktemp("ordinary"))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if snippets(page)], ids=name)
+def typed_pages() -> Iterator[Any]:
+    """Pages with commands; those that are typed with their defaults take long."""
+    for page in PAGES:
+        if snippets(page):
+            is_slow = name(page) in FIRST_STEPS - {"README.md"}
+            yield pytest.param(page, id=name(page), marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("page", typed_pages())
 def test_what_a_page_tells_to_type_works(page, request, tmp_path, monkeypatch):
     """In one folder from top to bottom, as a reader does."""
     is_first = name(page) in FIRST_STEPS

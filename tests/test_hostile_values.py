@@ -14,7 +14,7 @@ from simmim import stages
 from simmim.command_line import run_stage
 from simmim.mistakes import explain, mendable
 
-pytestmark = pytest.mark.unchecked
+pytestmark = [pytest.mark.slow, pytest.mark.unchecked]
 
 HOSTILE = ("-1", "nan", "1e30", "[1]")
 # Of each stage, the options that the ones before it do not have; drawn pictures, few of them.

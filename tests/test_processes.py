@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import TINY_DEMO
 
 from simmim.processes import start_name
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_processes_a_job_leaves_two_runs(tmp_path):
     tiny = [option for option in TINY_DEMO if not option.startswith("trainer=")]
     devices = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]

@@ -84,6 +84,7 @@ def test_a_command_that_fails_ends_the_script_and_one_that_finished_is_not_repea
     assert "finished before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_window_transfer_ablation_writes_its_table_and_plot(tmp_path):
     tiny = [option for option in TINY if option.startswith(("model.", "data.", "trainer"))]
     own = [option for option in tiny if not option.startswith("model.")]
@@ -181,6 +182,7 @@ def test_a_sweeps_plot_suits_what_was_varied(tmp_path, monkeypatch, options, pan
     assert frames[0].get_xscale() == ("log" if options[-1] == ["a=100"] else "linear")
 
 
+@pytest.mark.slow
 def test_the_memory_table_measures_each_way_in_a_process_of_its_own():
     plain, both = (
         memory_table.in_own_process("swinv2_nano", "256/16", 4, memory_table.WAYS[way])

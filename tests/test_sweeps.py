@@ -281,6 +281,7 @@ processes.run_apart("pretrain", Composed(Path("x"), config, [], config))
     assert (tmp_path / "saved").exists()
 
 
+@pytest.mark.slow
 def test_submitit_runs_each_job_and_one_command_gathers_them(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     tiny = [*TINY_DEMO, *STEP, "hydra/launcher=submitit_local", "run_dir=sweep"]

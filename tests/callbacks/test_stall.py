@@ -1,13 +1,11 @@
 """A run that gets no further ends, says who did not arrive, and goes on from its checkpoint."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import TINY_DEMO, TORCHRUN
+from conftest import TINY_DEMO
 from started import run_started
 
 from simmim.callbacks import StallGuard
@@ -59,19 +57,7 @@ def test_a_loader_that_hangs_ends_the_run_and_its_workers(tmp_path: Path) -> Non
 
 def test_a_rank_that_does_not_arrive_is_named_and_the_run_goes_on_after(tmp_path: Path) -> None:
     options = ["data.batch_size=2", "trainer.strategy=ddp"]
-    # By torchrun itself, which stops the rank that hangs where the other one has left.
-    done = subprocess.run(
-        [
-            *(sys.executable, *TORCHRUN[:-1], SCRIPT),
-            *(*OPTIONS, *options, "guard.stall_minutes=0.15"),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"HANG": "step"},
-        check=False,
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
+    done = pretrain(tmp_path, "step", *options, "guard.stall_minutes=0.15", processes=2)
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if "got no further" in line]
     assert len(said) == 1

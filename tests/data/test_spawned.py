@@ -80,6 +80,7 @@ def test_what_is_sent_to_a_worker_reads_the_same_there(
             images = pickle.loads(pickle.dumps(loader.dataset))
 
 
+@pytest.mark.slow
 def test_spawned_workers_give_the_batches_that_others_give(tmp_path: Path) -> None:
     add_images(tmp_path)
     data = open_data("imagefolder", tmp_path)

@@ -27,6 +27,7 @@ has_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @has_triton
 def test_the_kernels_equal_attention_spelled_out() -> None:
     """All of interpreted_fused_attention.py, in a process of its own."""

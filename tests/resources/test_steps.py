@@ -166,6 +166,7 @@ print(json.dumps(peaks))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_real_step_takes_what_was_planned():
     # Freed memory is given back at once, so that the process holds what its tensors do.
