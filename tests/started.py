@@ -51,10 +51,11 @@ def run_started(
         out, err = Path(name, "out"), Path(name, "err")
         out.touch()
         err.touch()
+        method = multiprocessing.get_start_method()
         started = [
             _FORKING.Process(
                 target=_become,
-                args=(program, arguments, str(cwd), os.environ | own, str(out), str(err)),
+                args=(program, arguments, str(cwd), os.environ | own, str(out), str(err), method),
             )
             for own in _environments(environment or {}, processes)
         ]
@@ -118,8 +119,11 @@ def _become(
     environment: Mapping[str, str],
     out: str,
     err: str,
+    start_method: str,
 ) -> None:
     """Goes on as a new interpreter with this program would."""
+    # Loader workers would be forked from such a server as well.
+    multiprocessing.set_start_method(start_method, force=True)
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()
