@@ -135,6 +135,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_job_that_is_preempted_and_requeued_ends_as_one_that_was_not(submit, tmp_path):
     """By the signal that recipes ask for, then by `scontrol requeue`, in one run directory."""
     whole = submit("whole")
@@ -166,6 +167,7 @@ def test_a_job_that_is_preempted_and_requeued_ends_as_one_that_was_not(submit, t
     assert not list(tmp_path.rglob("hpc_ckpt*"))
 
 
+@pytest.mark.slow
 def test_a_sweep_through_submitit_ends_with_a_summary_a_job(tmp_path, environment):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     done = subprocess.run(
