@@ -57,7 +57,7 @@ def run_apart(stage: str, composed: Composed) -> int:
 
 @contextmanager
 def _passing_on(
-    process: "subprocess.Popen[bytes]", signals: Iterable[int], received: list[int]
+    process: subprocess.Popen[bytes], signals: Iterable[int], received: list[int]
 ) -> Iterator[dict[int, Any]]:
     """Sends a process these signals where this one gets them; gives the handlers before."""
     if threading.current_thread() is not threading.main_thread():

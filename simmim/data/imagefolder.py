@@ -316,7 +316,7 @@ def _is_run(folder: Path) -> bool:
     )
 
 
-def _is_image(entry: "os.DirEntry[str]") -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
     is_one = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(entry.name)
     return is_one and _may_be_read(entry)
 
@@ -331,11 +331,11 @@ def _holds_images(folder: Path) -> bool:
     return not _is_run(folder) and next(find_images(folder), None) is not None
 
 
-def _list(folder: Path) -> list["os.DirEntry[str]"]:
+def _list(folder: Path) -> list[os.DirEntry[str]]:
     return patiently(partial(_scan, folder))
 
 
-def _scan(folder: Path) -> list["os.DirEntry[str]"]:
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -345,7 +345,7 @@ def _scan(folder: Path) -> list["os.DirEntry[str]"]:
         ) from error
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:  # as of a link to itself
@@ -353,7 +353,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _may_be_read(entry: "os.DirEntry[str]") -> bool:
+def _may_be_read(entry: os.DirEntry[str]) -> bool:
     """Whether an entry is a file, or a link to one that is gone: no folder, no pipe that waits."""
     try:
         return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
