@@ -34,7 +34,7 @@ def run_started(
     cwd: Path,
     environment: Mapping[str, str] | None = None,
     processes: int = 1,
-    timeout: float = 600,
+    timeout: float = 1200,
 ) -> "subprocess.CompletedProcess[str]":
     """Runs `python -m program` or, if it ends in `.py`, that script.
 

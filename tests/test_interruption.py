@@ -124,10 +124,10 @@ def test_all_ranks_stop_where_one_got_the_signal(tmp_path):
         )
         for process in [second, *second.children()]:
             process.send_signal(signal.SIGUSR1)
-        output, _ = first.communicate(timeout=300)
+        output, _ = first.communicate(timeout=1200)
         assert first.returncode == 75, output
         assert "interrupted after step" in output
-        assert psutil.wait_procs(children, timeout=300)[1] == []
+        assert psutil.wait_procs(children, timeout=1200)[1] == []
     finally:
         for process in [first, *children]:
             if isinstance(process, subprocess.Popen) or process.is_running():

@@ -21,7 +21,7 @@ def test_a_sweep_of_two_processes_a_job_leaves_two_runs(tmp_path):
         [sys.executable, "-m", "simmim.pretrain", "-m", *options],
         cwd=tmp_path,
         check=True,
-        timeout=300,
+        timeout=1200,
         capture_output=True,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
@@ -54,7 +54,7 @@ def test_what_torchrun_starts_has_one_name_and_keeps_it_in_a_restart(tmp_path):
         [*torchrun, "--nproc-per-node=2", "--max-restarts=1", "ask.py"],
         cwd=tmp_path,
         check=True,
-        timeout=300,
+        timeout=1200,
         capture_output=True,
     )
     names = [path.read_text() for path in tmp_path.glob("?-?")]

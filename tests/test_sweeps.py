@@ -286,7 +286,7 @@ def test_submitit_runs_each_job_and_one_command_gathers_them(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     tiny = [*TINY_DEMO, *STEP, "hydra/launcher=submitit_local", "run_dir=sweep"]
     command = [sys.executable, "-m", "simmim.pretrain", "-m", *tiny, "optim.lr=1e-4,1e-3"]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=1200, capture_output=True)
     assert len(summaries(tmp_path / "sweep")) == 2
     gather = Path(__file__).parent.parent / "scripts" / "gather_sweep.py"
     subprocess.run([sys.executable, gather, "sweep"], cwd=tmp_path, check=True, capture_output=True)
