@@ -35,13 +35,13 @@ slow: $(READY)  ## what `make test` leaves out: pages and notebooks as typed, me
 	$(BIN)/python $(PYTEST) -m slow
 
 fast: $(READY)  ## the tests that a changed package or interpreter breaks first; three minutes
-	$(BIN)/python $(PYTEST) $(FAST)
+	$(BIN)/python $(PYTEST) -m "not torture" $(FAST)
 
 # Runs the fast tests in .venv-$(1), which is made anew: by Python $(2), with the versions that $(3) chooses.
 define fast_in
 	$(UV) venv --quiet --clear --python $(2) .venv-$(1)
 	$(UV) pip install --quiet --python .venv-$(1) $(3) --editable ".[test]"
-	.venv-$(1)/bin/python $(PYTEST) $(FAST)
+	.venv-$(1)/bin/python $(PYTEST) -m "not torture" $(FAST)
 endef
 
 newest: $(READY)  ## fast tests on the newest Python, with today's versions of all packages
@@ -56,9 +56,9 @@ python3.%: $(READY)
 	$(call fast_in,3.$*,3.$*,$(LOCKED))
 
 loaded: $(READY)  ## tests of processes and time on one core, then beside two busy loops; fifteen minutes
-	taskset -c 0 $(BIN)/python -m pytest $(TIMED)
+	taskset -c 0 $(BIN)/python -m pytest -m "not torture" $(TIMED)
 	{ while :; do :; done & one=$$!; while :; do :; done & trap "kill $$one $$!" EXIT; \
-	  $(BIN)/python -m pytest $(TIMED); }
+	  $(BIN)/python -m pytest -m "not torture" $(TIMED); }
 
 coverage: $(READY)  ## all tests, and the lines that they miss; takes twice as long
 	$(BIN)/python $(PYTEST) -m "not torture" --cov --cov-report=term --cov-fail-under=90

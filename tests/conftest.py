@@ -53,7 +53,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Checks the types of every call (pyproject.toml's addopts), unless the test is marked unchecked.
 
     A run takes twice as long with it: of whole runs, those of test_evaluate, test_export,
-    test_finetune, test_reconstruct, test_transfer and callbacks/ are checked, and others are not.
+    test_finetune, test_reconstruct and callbacks/ are checked, and others are not.
     """
     is_unchecked = item.get_closest_marker("unchecked") is not None
     jaxtyping.config.update("jaxtyping_disable", is_unchecked)

@@ -1,6 +1,6 @@
 """The stages with their defaults, augmentation among them, on images as people have them.
 
-`make fast` has this for what a changed package does; test_documentation.py types the pages' commands.
+`make fast` has this for what a changed package does; test_documentation.py types README's commands.
 """
 
 import math
@@ -9,7 +9,7 @@ import pytest
 from documentation.commands import LENGTH
 from documentation.mixed import labelled_images, mixed_images
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.unchecked]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow, pytest.mark.unchecked]
 
 
 def test_every_stage_takes_ordinary_images(run, tmp_path):

@@ -100,6 +100,7 @@ def test_a_signal_during_the_last_step_ends_nothing(run, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_where_one_got_the_signal(tmp_path):
     """The second rank alone is sent it, and with it its loader's worker, which has to go on."""
     folder = tmp_path / "run"

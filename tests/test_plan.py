@@ -33,6 +33,7 @@ def test_a_plan_is_written_and_says_what_fits(run, tmp_path):
     assert figures["flops_per_image"]["backward"] > figures["flops_per_image"]["forward"]
 
 
+@pytest.mark.slow
 def test_a_plan_imports_no_training_library(tmp_path):
     unneeded = ["pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"]
     arguments = [*TINY, "data=imagefolder", "plan.device=A100", f"run_dir={tmp_path}"]

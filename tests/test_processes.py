@@ -38,6 +38,7 @@ def test_a_sweep_of_two_processes_a_job_leaves_two_runs(tmp_path):
         assert "2 × CPU" in (folder / "pretrain.log").read_text()
 
 
+@pytest.mark.slow
 def test_what_torchrun_starts_has_one_name_and_keeps_it_in_a_restart(tmp_path):
     (tmp_path / "ask.py").write_text(
         "import os, sys, time\n"
@@ -75,6 +76,7 @@ def test_a_requeued_slurm_job_keeps_its_name_and_two_commands_of_it_have_two(mon
     assert not start_name().startswith("slurm")
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_sweep_reaches_its_job_and_ends_both_resumable(tmp_path):
     """As SLURM sends it to every process of a job step."""
     tiny = [option for option in TINY_DEMO if not option.startswith("data.train_size")]

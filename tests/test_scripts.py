@@ -328,6 +328,7 @@ def test_channel_statistics_are_numpys_for_a_folder_and_for_its_shards(
         assert f"mean: [{found['mean'][0]:.6g}, " in printed
 
 
+@pytest.mark.slow
 def test_the_data_path_is_measured_on_a_folder_of_jpegs(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

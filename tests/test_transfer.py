@@ -14,6 +14,8 @@ import simmim
 from simmim.encoder.position_bias import resize_table
 from simmim.errors import UserError
 
+pytestmark = pytest.mark.unchecked
+
 DATA = [option for option in TINY_DEMO if not option.startswith("model.")]
 MODEL = ["model=swinv2_nano", *(option for option in TINY if option.startswith("model."))]
 NO_TRAINING = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "optim.lr=1e-12"]

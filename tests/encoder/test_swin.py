@@ -395,6 +395,7 @@ def test_every_published_encoder_has_heads_of_32_channels() -> None:
 
 
 @pytest.mark.unchecked
+@pytest.mark.slow
 def test_the_compiled_encoder_is_one_graph_and_equals_the_eager_one() -> None:
     torch.manual_seed(0)
     # Maps of 16 and 8 tokens a side: shifts, padding, and a window that shrinks on one axis.
