@@ -76,11 +76,15 @@ def without_places(options: Options, *, is_stream: bool) -> Options:
 
 
 def changed_options(before: Options, now: Options) -> list[str]:
-    """Names of the options whose values differ."""
+    """Names of the options whose values differ.
+
+    Where a class of simmim lies says nothing: it may have moved, and its options tell it from others.
+    """
     return sorted(
         name
         for name in before.keys() | now.keys()
         if before.get(name, _ADDED.get(name)) != now.get(name)
+        and not (_is_ours(name, before) and _is_ours(name, now))
     )
 
 
@@ -94,6 +98,12 @@ def is_longer(before: Options, now: Options, changed: list[str]) -> bool:
 def describe(before: Options, now: Options, changed: list[str]) -> str:
     """`name: old → new` for each."""
     return "; ".join(f"{name}: {_show(before, name)} → {_show(now, name)}" for name in changed)
+
+
+def _is_ours(name: str, options: Options) -> bool:
+    """Whether this is the path of a class of simmim's, or there is none."""
+    path = options.get(name)
+    return name.endswith("_target_") and (path is None or str(path).startswith("simmim."))
 
 
 def _show(options: Options, name: str) -> str:

@@ -34,3 +34,9 @@ def test_options_that_came_later_differ_from_what_runs_did_before_alone():
     assert changed_options({"seed": 0}, {"seed": 0, "loss_region": "image"}) == ["loss_region"]
     assert changed_options({"seed": 0}, {"seed": 0, "data.decode": "workers"}) == []
     assert changed_options({"seed": 0}, {"seed": 0, "data.decode": "device"}) == ["data.decode"]
+
+
+def test_classes_of_ours_may_move_and_others_are_told_apart():
+    before, moved = {"mask._target_": "simmim.old.Mask"}, {"mask._target_": "simmim.new.Mask"}
+    assert changed_options(before, moved) == changed_options(before, {}) == []
+    assert changed_options(before, {"mask._target_": "theirs.Mask"}) == ["mask._target_"]
