@@ -15,13 +15,14 @@ UV := UV_PYTHON_DOWNLOADS=never \
 
 PYTEST := -m pytest -n 2 --dist worksteal
 # What a changed package or interpreter breaks first, in three minutes.
-FAST := tests/checkpoints tests/optim tests/tasks $(patsubst %,tests/%.py, \
-  encoder/test_backends encoder/test_position_bias encoder/test_recomputation encoder/test_swin encoder/test_windows \
+FAST := tests/checkpoints tests/training/optim tests/tasks $(patsubst %,tests/%.py, \
+  models/swin/test_backends models/swin/test_position_bias models/swin/test_activation_checkpointing \
+  models/swin/test_swin models/swin/test_windows models/test_losses models/test_masking \
   data/test_auto_augment data/test_decode data/test_demo data/test_transforms \
-  test_command_line test_defaults test_lock test_losses test_masking test_normalisation)
+  cli/test_command_line test_defaults test_lock utils/test_normalization)
 # What a slow or busy machine breaks first: several processes, time-outs, seconds.
-TIMED := $(patsubst %,tests/%.py, data/test_waiting resources/test_steps test_distributed test_guard \
-  test_interruption test_processes test_signals test_strategies)
+TIMED := $(patsubst %,tests/%.py, cli/test_processes data/test_loader plan/test_step_memory \
+  training/test_strategies test_distributed test_guard test_interruption test_signals)
 
 .PHONY: quickstart test slow fast newest oldest pythons loaded coverage torture slurm browser docs lint format lock clean setup
 
@@ -69,7 +70,7 @@ torture: $(READY)  ## kills, faults, mutants and a soak: twenty minutes on two c
 slurm:  ## a SLURM on this machine for tests/test_slurm.py, which is skipped without; needs root or sudo
 	tests/slurm/start.sh
 
-browser:  ## a Chromium for tests/reports/test_browser.py, which is skipped without; needs root or sudo
+browser:  ## a Chromium for tests/report/test_browser.py, which is skipped without; needs root or sudo
 	command -v chromium >/dev/null || { \
 	  sudo=$$(test $$(id -u) = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && \

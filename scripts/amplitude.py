@@ -98,8 +98,8 @@ def follow(
 
     from simmim import create_encoder
     from simmim.analysis import activation_amplitudes
-    from simmim.masking import RandomMaskGenerator
-    from simmim.models import SimMIM
+    from simmim.models.masking import RandomMaskGenerator
+    from simmim.models.simmim import SimMIM
 
     torch.manual_seed(seed)
     encoder = create_encoder(
@@ -130,7 +130,7 @@ def train(model: Any, mask: Any, seed: int, *, steps: int, batch_size: int, rate
     """SimMIM by the project's AdamW recipe: warm-up over a tenth of the steps, then a cosine."""
     from torch.nn.utils import clip_grad_norm_
 
-    from simmim.optim import AdamWRecipe
+    from simmim.training.optim import AdamWRecipe
 
     recipe = AdamWRecipe(
         lr=rate, weight_decay=0.05, lr_batch_size=None, warmup_steps=max(1, steps // 10)
@@ -152,8 +152,8 @@ def masked_loss(model: Any, images: Any, mask: Any, *, step: int) -> Any:
     """SimMIM's loss on these images."""
     import torch
 
-    from simmim.losses import masked_l1
-    from simmim.masking import enlarge
+    from simmim.models.losses import masked_l1
+    from simmim.models.masking import enlarge
 
     masked = mask(torch.arange(len(images)), step=step)
     return masked_l1(model(images, masked), images, enlarge(masked, model.encoder.patch_size))
@@ -164,8 +164,8 @@ def draw_pictures(split: str, places: range, seed: int) -> Any:
     """Normalised pictures of the demo, the same for all encoders of a seed."""
     import torch
 
-    from simmim.data.demo import DemoImages
-    from simmim.normalisation import Normalisation
+    from simmim.data.synthetic.dataset import DemoImages
+    from simmim.utils.normalization import Normalisation
 
     size = (IMAGE_SIZE, IMAGE_SIZE)
     source = DemoImages(split=split, size=places.stop, image_size=size, seed=seed)

@@ -8,7 +8,7 @@ each pays for its own layout, normalisation, bias and mask. All are first compar
 plain float32, outputs and gradients, and one that is wrong is not timed. Then they take turns, once a
 round. The table shows the median of a step with its middle half, and the allocator's peak (GPUs only);
 everything is in --out, written after each shape. With --tiles the kernel races against itself, and the
-lines to put into RACED_TILES of simmim/encoder/fused_launch.py are printed.
+lines to put into RACED_TILES of simmim/models/swin/kernels/triton_launch.py are printed.
 
 On a machine without a GPU: `--device cpu --tokens 1000`, and the kernel itself with TRITON_INTERPRET=1,
 which shows that it is right, not how fast it is.
@@ -34,9 +34,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from simmim.encoder.attention import attend_reference, attend_sdpa
-from simmim.encoder.fused_attention import fused_attention, regions_of
-from simmim.encoder.windows import attention_mask, fit_window
+from simmim.models.swin.attention import attend_reference, attend_sdpa
+from simmim.models.swin.kernels.triton_attention import fused_attention, regions_of
+from simmim.models.swin.windows import attention_mask, fit_window
 
 TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Of the largest value of the float32 reference; what a right answer differs by stays well below.
@@ -258,7 +258,7 @@ def masked_bias(given: Given) -> Tensor:
 
 def tile_contenders(tokens: int, head_dim: int, dtype: torch.dtype) -> dict[str, Contender]:
     """The kernel with the tile that it would take, and with others."""
-    from simmim.encoder.fused_launch import RACED_TILES, Tile, choose_tile
+    from simmim.models.swin.kernels.triton_launch import RACED_TILES, Tile, choose_tile
 
     key = tokens, head_dim, dtype.itemsize
 

@@ -19,12 +19,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from simmim.data.imagefolder import open_folder
-from simmim.data.samples import ImageSource
-from simmim.data.shard_lists import find_shards
-from simmim.data.shards import ShardImages, Shards, index_shards
-from simmim.data.statistics import ChannelStatistics, PartStatistics, part_statistics
-from simmim.errors import UserError
+from simmim.data.channel_stats import ChannelStatistics, PartStatistics, part_statistics
+from simmim.data.dataset import ImageSource
+from simmim.data.sources.image_folder import open_folder
+from simmim.data.sources.shard_urls import find_shards
+from simmim.data.sources.shards import ShardImages, Shards, index_shards
+from simmim.utils.errors import UserError
 
 # Images that a process takes at a time.
 _CHUNK = 64

@@ -27,7 +27,7 @@ from claims_page import Outcome, write, write_page
 from commands import run
 from rich.console import Console
 
-from simmim.sweeps import job_name
+from simmim.cli.sweeps import job_name
 
 RECIPES = Path(__file__).parent / "claims"
 CLAIMS = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "shared")

@@ -21,8 +21,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from simmim.encoder import fused_kernels
-from simmim.encoder.fused_launch import launch_options
+from simmim.models.swin.kernels import triton_kernels
+from simmim.models.swin.kernels.triton_launch import launch_options
 
 TYPES = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
 KERNELS = ("forward", "backward_queries", "backward_keys", "backward_bias")
@@ -79,7 +79,7 @@ def compile_kernel(
     }
     if is_dot:
         constants |= {"factor": None, "regions": None, "factor_parts": None}
-    function = getattr(fused_kernels, kernel)
+    function = getattr(triton_kernels, kernel)
     constants = {name: constants[name] for name in function.arg_names if name in constants}
     signature: dict[str, str] = {}
     for name in function.arg_names:

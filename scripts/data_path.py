@@ -31,12 +31,12 @@ from torchvision import transforms as v1
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from simmim.data.demo import render
-from simmim.data.imagefolder import ImageFolder, find_images
-from simmim.data.samples import SampleKey, TransformedImages
+from simmim.data.dataset import SampleKey, TransformedImages
+from simmim.data.sources.image_folder import ImageFolder, find_images
+from simmim.data.synthetic.dataset import render
 from simmim.data.transforms import light_augmentation
-from simmim.errors import UserError
-from simmim.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 SCALE, RATIO = (0.67, 1.0), (3 / 4, 4 / 3)
 DRAWN = {"500×375": (375, 500, 24), "3000×2000": (2000, 3000, 6)}

@@ -3,8 +3,8 @@
     python scripts/draw_figures.py                 into docs/images/
     python scripts/draw_figures.py --out FOLDER
 
-So a figure shows what the code does: windows and regions come from `simmim.encoder.windows`, masks from
-`simmim.masking`, offsets and biases from `simmim.encoder.position_bias`, sizes from an encoder.
+So a figure shows what the code does: windows, regions, offsets and biases come from
+`simmim.models.swin`, masks from `simmim.models.masking`, sizes from an encoder.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from simmim.data.demo import DemoImages
-from simmim.encoder import SwinTransformer, create_encoder
-from simmim.encoder.position_bias import ContinuousPositionBias, normalised_offsets
-from simmim.encoder.windows import WindowGrid, attention_mask, fit_window, partition_windows
-from simmim.masking import RandomMaskGenerator, enlarge
+from simmim.data.synthetic.dataset import DemoImages
+from simmim.models.masking import RandomMaskGenerator, enlarge
+from simmim.models.swin import SwinTransformer, create_encoder
+from simmim.models.swin.position_bias import ContinuousPositionBias, normalised_offsets
+from simmim.models.swin.windows import WindowGrid, attention_mask, fit_window, partition_windows
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 # The same file for the same figure, with letters that look alike everywhere.

@@ -86,7 +86,7 @@ def main() -> None:
         elif job.figures is None:
             Console().print(f"not finished: {job.name}", soft_wrap=True)
     plot(points, axes, figure, arguments.sweep / "sweep.png")
-    from simmim.reports import write_sweep_report
+    from simmim.report.sweep import write_sweep_report
 
     write_sweep_report(arguments.sweep)
     Console().print(

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from simmim.data.decode import decode_image
-from simmim.data.imagefolder import find_classes, find_images, find_split_folders
-from simmim.data.shard_lists import DESCRIPTION, require_webdataset
-from simmim.errors import UserError
+from simmim.data.decoding.decode import decode_image
+from simmim.data.sources.image_folder import find_classes, find_images, find_split_folders
+from simmim.data.sources.shard_urls import DESCRIPTION, require_webdataset
+from simmim.utils.errors import UserError
 
 _SHOWN = 10
 

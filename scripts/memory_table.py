@@ -83,10 +83,10 @@ def measure(
     import torch
 
     from simmim import create_encoder
-    from simmim.callbacks import peak_memory_bytes
-    from simmim.losses import masked_l1
-    from simmim.masking import RandomMaskGenerator, enlarge
-    from simmim.models import SimMIM
+    from simmim.models.losses import masked_l1
+    from simmim.models.masking import RandomMaskGenerator, enlarge
+    from simmim.models.simmim import SimMIM
+    from simmim.utils.devices import peak_memory_bytes
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     built = create_encoder(model, image_size=image_size, window_size=window_size, **encoder)

@@ -9,9 +9,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simmim.checkpoints.classifier_file import load_classifier, save_classifier
-    from simmim.checkpoints.encoder_file import load_encoder, save_encoder
-    from simmim.encoder import create_encoder
+    from simmim.checkpoints.model_file import (
+        load_classifier,
+        load_encoder,
+        save_classifier,
+        save_encoder,
+    )
+    from simmim.models.swin import create_encoder
 
 try:
     __version__ = version("simmim")
@@ -22,11 +26,11 @@ except PackageNotFoundError:  # a checkout that was never installed
 STARTED = monotonic()
 
 _HOME = {
-    "create_encoder": "simmim.encoder",
-    "load_classifier": "simmim.checkpoints.classifier_file",
-    "load_encoder": "simmim.checkpoints.encoder_file",
-    "save_classifier": "simmim.checkpoints.classifier_file",
-    "save_encoder": "simmim.checkpoints.encoder_file",
+    "create_encoder": "simmim.models.swin",
+    "load_classifier": "simmim.checkpoints.model_file",
+    "load_encoder": "simmim.checkpoints.model_file",
+    "save_classifier": "simmim.checkpoints.model_file",
+    "save_encoder": "simmim.checkpoints.model_file",
 }
 
 __all__ = ["create_encoder", "load_classifier", "load_encoder", "save_classifier", "save_encoder"]

@@ -16,7 +16,7 @@ import torch
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from simmim.command_line import config_directory, run_stage
+from simmim.cli.main import config_directory, run_stage
 
 # Small enough for a run to take about a second.
 TINY = [

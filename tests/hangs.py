@@ -8,10 +8,10 @@ import os
 import time
 from typing import Any
 
-from simmim.callbacks.checkpoints import CheckpointFiles
-from simmim.command_line import run_command
-from simmim.data.samples import SampleKey, TransformedImages
-from simmim.tasks import SimMIMTask
+from simmim.cli.main import run_command
+from simmim.data.dataset import SampleKey, TransformedImages
+from simmim.pretrain.task import SimMIMTask
+from simmim.training.callbacks.checkpoint import CheckpointFiles
 
 LONG_SECONDS = 6.0
 

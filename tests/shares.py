@@ -13,8 +13,8 @@ import pytorch_lightning as pl
 import torch
 from torch.distributed.tensor import DTensor
 
-from simmim.callbacks import peak_memory_bytes
-from simmim.command_line import run_command
+from simmim.cli.main import run_command
+from simmim.utils.devices import peak_memory_bytes
 
 
 def here(tensor: torch.Tensor) -> int:

@@ -22,7 +22,13 @@ from pathlib import Path
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
-    ["simmim.stages", "simmim.evaluation", "simmim.planning", "torch._dynamo", "torch.optim"]
+    [
+        "simmim.pretrain.stage",
+        "simmim.evaluate.stage",
+        "simmim.plan.stage",
+        "torch._dynamo",
+        "torch.optim",
+    ]
 )
 # What torchrun gives those that stay when one of its processes has failed.
 _GRACE_SECONDS = 5.0

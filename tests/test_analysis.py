@@ -11,10 +11,10 @@ from PIL import Image
 
 import simmim
 from simmim.analysis import activation_amplitudes
-from simmim.data.demo import DemoImages
-from simmim.diagnostics import DIAGNOSTICS
-from simmim.errors import UserError
-from simmim.normalisation import Normalisation
+from simmim.analysis.diagnostics import DIAGNOSTICS
+from simmim.data.synthetic.dataset import DemoImages
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 DATA = ["data.batch_size=4", "data.num_workers=0", "data.train_size=40", "data.val_size=12"]
 SMALL = [*DATA, "images=4", "device=cpu", "linear.l2=[1e-2]"]
@@ -124,7 +124,9 @@ def test_without_labels_the_probe_is_left_out_or_refused(run, tmp_path):
     ],
 )
 def test_a_mistake_is_named_before_any_work(run, monkeypatch, override, message):
-    monkeypatch.setattr("simmim.diagnosing.load_images", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr(
+        "simmim.analysis.stage.load_images", lambda *_: pytest.fail("images were read")
+    )
     with pytest.raises(UserError, match=message):
         run("analysis", *NAMED, *SMALL, *override.split())
 

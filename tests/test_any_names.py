@@ -13,11 +13,11 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from simmim.analysis.answers import Answers
-from simmim.analysis.spikes import SpikeDetector
-from simmim.command_line import escape_names
-from simmim.evaluation import Judgement, write_tables
-from simmim.writing import as_json
+from simmim.cli.main import escape_names
+from simmim.evaluate.confusion import Answers
+from simmim.evaluate.stage import Judgement, write_tables
+from simmim.training.callbacks.loss_spikes import SpikeDetector
+from simmim.utils.files import as_json
 
 pytestmark = pytest.mark.unchecked
 

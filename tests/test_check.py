@@ -9,7 +9,7 @@ from broken_images import BREAKINGS, picture, write_folder
 from conftest import TINY, pack
 from safetensors.torch import load_file
 
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 

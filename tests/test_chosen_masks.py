@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from simmim.chosen_masks import masks_of_files, random_masks, read_mask
-from simmim.errors import UserError
-from simmim.masking import RandomMaskGenerator
+from simmim.models.masking import RandomMaskGenerator
+from simmim.reconstruct.masks import masks_of_files, random_masks, read_mask
+from simmim.utils.errors import UserError
 
 SIZE, TOKEN = (16, 24), 4
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from conftest import compose
 
-from simmim import configuration, stages
-from simmim.sweeps import job_name
+from simmim.cli import schema
+from simmim.cli.main import find_stage
+from simmim.cli.sweeps import job_name
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
@@ -74,7 +75,7 @@ def test_a_recipe_tells_its_source_and_every_command_composes(claim, tmp_path):
             commands[(stage, *own)] = shared[stage] | own | {"seed": 0}
     for (stage, *_), options in commands.items():
         config = compose(stage, claims.as_typed(options))
-        configuration.check(config, getattr(stages, stage))
+        schema.check(config, find_stage(stage))
 
 
 @pytest.mark.parametrize("claim", claims.CLAIMS)

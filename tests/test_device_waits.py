@@ -10,8 +10,8 @@ from conftest import TINY_DEMO
 from device_waits import DEVICE, DeviceWaits, tensors_in
 from torch.utils._pytree import tree_map_only
 
-from simmim.callbacks import Throughput
-from simmim.data.waiting import TimedLoader
+from simmim.data.loader import TimedLoader
+from simmim.training.callbacks import Throughput
 
 pytestmark = pytest.mark.unchecked
 

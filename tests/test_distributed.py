@@ -12,7 +12,7 @@ from conftest import TINY_DEMO, TORCHRUN, rows, run_python, run_within
 from safetensors.torch import load_file
 from started import check_started, run_started
 
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 

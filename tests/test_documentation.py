@@ -11,7 +11,7 @@ from documentation.pages import PAGES, ROOT, name, options_in_prose, snippets
 from documentation.things import OrdinaryThings, Things
 from omegaconf import OmegaConf
 
-from simmim.command_line import config_directory
+from simmim.cli.main import config_directory
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.unchecked]
 

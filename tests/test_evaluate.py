@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from started import check_started
 
-from simmim.checkpoints.classifier_file import load_classifier, save_classifier
-from simmim.checkpoints.reading import read_weights
+from simmim.checkpoints.model_file import load_classifier, save_classifier
+from simmim.checkpoints.read import read_weights
 from simmim.data.transforms import CenterCrop
-from simmim.errors import UserError
-from simmim.evaluation import output_names
-from simmim.normalisation import Normalisation
+from simmim.evaluate.stage import output_names
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 EVALUATE = [option for option in TINY_DEMO if not option.startswith("model.")]
 SCRATCH = [*EVALUATE, "model=swinv2_nano", *(option for option in TINY if "model." in option)]
@@ -56,7 +56,7 @@ def labelled(root: Path, names: list[str], count: int = 3) -> Path:
 def classifier(tmp_path) -> Path:
     """A classifier of twelve classes c00 … c11 with large random weights: its answers differ."""
     import simmim
-    from simmim.models import Classifier
+    from simmim.models.classifier import Classifier
 
     torch.manual_seed(0)
     encoder = simmim.create_encoder(
@@ -357,7 +357,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("options", MISTAKES)
 def test_a_mistake_is_named(run, tmp_path, classifier, options):
-    from simmim.checkpoints.encoder_file import save_encoder
+    from simmim.checkpoints.model_file import save_encoder
 
     if "trainer.devices=2" in options and (os.cpu_count() or 1) < 2:
         pytest.skip("this machine has one core")

@@ -17,10 +17,11 @@ from conftest import TINY_DEMO, compose
 from torch import Tensor
 
 import simmim
-from simmim.checkpoints.trained import load_trained
-from simmim.command_line import run_command, run_stage
-from simmim.errors import UserError
-from simmim.models import Classifier, SimMIM
+from simmim.checkpoints.model_file import load_trained
+from simmim.cli.main import run_command, run_stage
+from simmim.models.classifier import Classifier
+from simmim.models.simmim import SimMIM
+from simmim.utils.errors import UserError
 
 WITHOUT_MODEL = [option for option in TINY_DEMO if not option.startswith("model.")]
 LOADERS = {"timm": timm, "transformers": transformers, "simmim": simmim}

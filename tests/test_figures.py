@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simmim.encoder.windows import fit_window
+from simmim.models.swin.windows import fit_window
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -44,7 +44,7 @@ def test_all_figures_are_drawn_and_stand_in_the_documentation(tmp_path, monkeypa
 
 @pytest.mark.parametrize("side", [8, 24])
 def test_a_bias_by_offset_is_that_of_its_pairs(side):
-    from simmim.encoder.position_bias import ContinuousPositionBias
+    from simmim.models.swin.position_bias import ContinuousPositionBias
 
     bias = ContinuousPositionBias(1, (side, side), (8, 8), log_spaced=True)
     by_offset = draw_figures.by_offset(bias)

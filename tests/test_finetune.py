@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import simmim
-from simmim.errors import UserError
-from simmim.models import Classifier
-from simmim.normalisation import Normalisation
-from simmim.optim import AdamWRecipe
-from simmim.tasks import ClassificationTask
+from simmim.models.classifier import Classifier
+from simmim.tasks.classification.task import ClassificationTask
+from simmim.training.optim import AdamWRecipe
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 # `model=auto` takes its architecture from the checkpoint: no switch of it is given.
 FINETUNE = [option for option in TINY_DEMO if not option.startswith("model.")]

@@ -12,10 +12,12 @@ import torch
 from conftest import TINY_DEMO
 from torch.utils.tensorboard import SummaryWriter
 
-from simmim import metrics_csv, writing
-from simmim.callbacks import checkpoints, guard, reconstructions
-from simmim.metrics_csv import MetricsCsv
-from simmim.tasks.training import StepFigures, TrainingTask
+from simmim.pretrain import reconstructions
+from simmim.training.callbacks import checkpoint, nonfinite_guard
+from simmim.training.loggers import csv as metrics_csv
+from simmim.training.loggers.csv import MetricsCsv
+from simmim.training.task import StepFigures, TrainingTask
+from simmim.utils import files
 
 pytestmark = pytest.mark.unchecked
 
@@ -45,7 +47,7 @@ def steps(folder: Path) -> list[int]:
 
 def test_a_run_goes_on_and_its_figures_wait_for_room(run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(metrics_csv, "append", full_at_first(metrics_csv.append, 3))
-    monkeypatch.setattr(checkpoints, "_point", full_at_first(checkpoints._point, 2))
+    monkeypatch.setattr(checkpoint, "_point", full_at_first(checkpoint._point, 2))
     monkeypatch.setattr(SummaryWriter, "add_scalar", full)
     monkeypatch.setattr(reconstructions, "save_sheet", full)
     assert run("pretrain", *OPTIONS)["steps"] == 8
@@ -60,14 +62,14 @@ def test_a_run_goes_on_and_its_figures_wait_for_room(run, tmp_path, monkeypatch,
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_stays(run, tmp_path, monkeypatch, caplog):
-    remove = checkpoints.remove
+    remove = checkpoint.remove
 
     def refuse(path: Path) -> None:
         if path.suffix == ".ckpt":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         remove(path)
 
-    monkeypatch.setattr(checkpoints, "remove", refuse)
+    monkeypatch.setattr(checkpoint, "remove", refuse)
     assert run("pretrain", *OPTIONS, "trainer.max_steps=2")["steps"] == 2
     assert "step-00000001.ckpt cannot be removed" in caplog.text
     assert (tmp_path / "run" / "checkpoints" / "step-00000001.ckpt").exists()
@@ -98,16 +100,16 @@ def test_what_is_appended_is_whole_or_not_there(tmp_path, monkeypatch):
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(writing.Path, "open", open_on_a_full_disk)
+        patch.setattr(files.Path, "open", open_on_a_full_disk)
         with pytest.raises(OSError, match="No space"):
-            writing.append(path, "two\n")
+            files.append(path, "two\n")
     assert path.read_text() == "one\n"
-    writing.append(path, "two\n")
+    files.append(path, "two\n")
     assert path.read_text() == "one\ntwo\n"
 
 
 def test_unusual_steps_wait_for_room(run, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(guard, "append", full_at_first(guard.append, 1))
+    monkeypatch.setattr(nonfinite_guard, "append", full_at_first(nonfinite_guard.append, 1))
     losses = iter([math.nan, math.nan, *[1.0] * 6])
     monkeypatch.setattr(
         TrainingTask, "measure_step", lambda task, optimizer: StepFigures(next(losses), 1.0)

@@ -13,10 +13,10 @@ from pytorch_lightning.plugins import MixedPrecision
 from safetensors.torch import load_file
 from started import check_started
 
-from simmim import stages
-from simmim.analysis import spikes
-from simmim.errors import UserError
-from simmim.tasks import SimMIMTask
+from simmim.pretrain import stage
+from simmim.pretrain.task import SimMIMTask
+from simmim.training.callbacks import loss_spikes
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 
@@ -225,7 +225,7 @@ def test_overflows_by_the_scale_of_fp16_are_lowered_and_not_counted(run, tmp_pat
         loss = compute_loss(task, batch, batch_idx)
         return loss * torch.nan if task.global_step == 3 else loss
 
-    monkeypatch.setattr(stages, "announce", use_fp16)
+    monkeypatch.setattr(stage, "announce", use_fp16)
     monkeypatch.setattr(SimMIMTask, "on_after_backward", spoil)
     monkeypatch.setattr(SimMIMTask, "compute_loss", spoil_loss)
     options = [*OPTIONS, *TINY_DEMO, *STEP_BY_STEP]
@@ -258,7 +258,7 @@ def test_two_processes_skip_the_same_step_as_one(run, tmp_path, images):
 
 
 def test_a_spike_of_the_loss_is_told_and_changes_nothing(run, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(spikes, "_WINDOW", 8)
+    monkeypatch.setattr(loss_spikes, "_WINDOW", 8)
     caplog.set_level(logging.WARNING)
     compute_loss = SimMIMTask.compute_loss
 
@@ -324,7 +324,7 @@ def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(
 @pytest.mark.parametrize("end", [2.0, 0.3, 1e-3])
 def test_losses_that_fall_and_scatter_are_no_spikes(end):
     generator = torch.Generator().manual_seed(0)
-    detector = spikes.SpikeDetector(3.0)
+    detector = loss_spikes.SpikeDetector(3.0)
     falling = 7 * torch.logspace(0, -1, 600) + end
     scattered = falling * torch.randn(600, generator=generator).mul(0.4).exp()
     assert not any(detector.begins(loss) for loss in scattered.tolist())

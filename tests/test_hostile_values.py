@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 from conftest import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from simmim import stages
-from simmim.command_line import run_stage
-from simmim.mistakes import explain, mendable
+from simmim.cli.main import run_stage
+from simmim.cli.mistakes import explain, mendable
 
 pytestmark = [pytest.mark.slow, pytest.mark.unchecked]
 
@@ -41,7 +41,7 @@ def test_a_number_that_is_none_is_one_line_that_names_the_option(stage, tmp_path
     def stop(*_: Any, **__: Any) -> None:
         raise ReachedError
 
-    monkeypatch.setattr(stages.pl, "seed_everything", stop)
+    monkeypatch.setattr(pl, "seed_everything", stop)
     monkeypatch.chdir(tmp_path)
     composed = OmegaConf.to_container(compose(stage, [*SMALL, "run_dir=run"]))
     assert isinstance(composed, dict)

@@ -12,8 +12,8 @@ import torch
 from conftest import TINY_DEMO, rows
 from safetensors.torch import load_file
 
-from simmim import runs
-from simmim.callbacks import LearningRate
+from simmim.training import run as runs
+from simmim.training.callbacks import LearningRate
 
 pytestmark = pytest.mark.unchecked
 
@@ -62,9 +62,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
     program = f"""
 import sys, time
 from conftest import compose
-from simmim import runs
-from simmim.callbacks import LearningRate
-from simmim.command_line import run_stage
+from simmim.training import run as runs
+from simmim.training.callbacks import LearningRate
+from simmim.cli.main import run_stage
 
 class Waiting(LearningRate):
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import simmim
-from simmim.checkpoints.reading import read_weights
-from simmim.errors import UserError
+from simmim.checkpoints.read import read_weights
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 

@@ -1,4 +1,4 @@
-"""Imports point down the flow: entry points > stages > tasks > models > encoder, data beside them."""
+"""Imports go down alone: commands > tasks > training > checkpoints, data > models > utils."""
 
 import ast
 from pathlib import Path
@@ -9,123 +9,111 @@ import simmim
 
 PACKAGE = Path(simmim.__file__).parent
 
-# A module may import from its own layer's row or from any row below, never from one above.
-LAYERS = [
-    [
-        "__main__",
-        *("benchmark", "check", "evaluate", "export", "finetune", "plan", "pretrain", "report"),
-        *("reconstruct", "transfer"),
-    ],
-    ["command_line"],
-    ["mistakes"],
-    ["sweeps", "studies", "finished", "processes"],
-    ["stages"],
-    ["diagnosing"],
-    [
-        *("benchmarking", "checking", "diagnostics", "evaluation", "exporting", "planning"),
-        "reconstructing",
-    ],
-    ["preflight"],
-    ["runs", "planned_run", "starting", "resuming"],
-    ["reports"],
-    [
-        "configuration",
-        "trainer",
-        "summary",
-        "metrics_csv",
-        "tensorboard_log",
-        "wandb_log",
-        "mlflow_log",
-        "one_writer",
-        "differences",
-    ],
-    ["strategies", "fully_sharded", "trainer_options"],
-    ["callbacks"],
-    ["resources"],
-    ["tasks", "features"],
-    ["optim", "data"],
-    ["contact_sheet"],
-    ["reconstruction"],
-    ["checkpoints", "sharding"],
-    ["models"],
-    ["chosen_masks"],
-    ["heads", "losses", "masking", "analysis"],
-    ["encoder"],
-    ["logs"],
-    [
-        "normalisation",
-        "held_out_crop",
-        "randomness",
-        "torch_device",
-        "sizes",
-        "console",
-        "interruption",
-        "writing",
-        "failures",
-    ],
-    ["composed"],
-    ["arguments"],
-    ["known_options"],
-    ["errors"],
+COMMANDS = [
+    *("pretrain", "finetune", "transfer", "evaluate", "reconstruct", "export", "plan", "check"),
+    *("analysis", "report", "benchmark"),
 ]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# A folder imports from those of rows below its own.
+FLOORS = [COMMANDS, ["tasks"], ["training"], ["checkpoints", "data"], ["models"], ["utils"]]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+# What one command uses of another.
+BETWEEN_COMMANDS = {
+    "pretrain": {"evaluate", "plan", "reconstruct"},
+    "finetune": {"plan", "report"},
+    "transfer": {"finetune", "plan", "report"},
+    "report": {"analysis", "reconstruct"},
+    "analysis": {"evaluate"},
+    "benchmark": {"plan"},
+}
 
 
-def layer(module: str) -> str:
-    # A package's command stands above the package.
-    return "__main__" if module.endswith(".__main__") else module.split(".")[1]
+def modules() -> dict[str, Path]:
+    """All modules by their dotted names."""
+    return {
+        ".".join(("simmim", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
+    """Our modules that a file imports, within functions too."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= set(names if node.module == "simmim" else [node.module])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return {name for name in found if name.startswith("simmim.")}
+    # A package hands on what its files hold, so only what is asked of itself counts.
+    named = {name for name in found & MODULES.keys() if name != "simmim"}
+    return {name for name in named if not any(other.startswith(f"{name}.") for other in named)}
 
 
-def modules() -> list[tuple[str, Path]]:
-    return [
-        (".".join(("simmim", *path.relative_to(PACKAGE).with_suffix("").parts)), path)
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path != PACKAGE / "__init__.py"
-    ]
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
 
 
-def test_every_module_stands_in_a_layer():
-    assert {layer(name) for name, _ in modules()} == set(LEVEL)
+def folder(module: str) -> str:
+    return module.split(".")[1]
 
 
-def test_imports_point_down():
+def may_import(importer: str, imported: str) -> bool:
+    """Whether a folder may import from another one."""
+    if importer == imported:
+        return True
+    if importer == "cli":
+        # It composes the configuration and finds the stage by its name.
+        return imported in ("utils", "training")
+    if FLOOR[importer] == FLOOR.get(imported):
+        return imported in BETWEEN_COMMANDS.get(importer, ())
+    return FLOOR[importer] < FLOOR.get(imported, -1)
+
+
+def test_every_folder_has_a_floor_and_no_module_lies_beside_them():
+    found = {folder(name) for name in MODULES if name != "simmim"}
+    assert found == {*FLOOR, "cli"}
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+    assert len(found) <= 20
+
+
+def test_imports_go_down():
     upward = [
         f"{name} imports {imported}"
-        for name, path in modules()
-        for imported in imports(path)
-        if LEVEL[layer(imported)] < LEVEL[layer(name)]
+        for name, names in IMPORTS.items()
+        if name != "simmim"
+        for imported in names
+        if not (name.endswith(".__main__") and folder(imported) == "cli")
+        and not may_import(folder(name), folder(imported))
     ]
     assert upward == []
 
 
-def test_encoder_and_data_do_not_know_each_other():
-    crossing = [
-        f"{name} imports {imported}"
-        for name, path in modules()
-        for imported in imports(path)
-        if {layer(name), layer(imported)} == {"encoder", "data"}
-        or (
-            layer(name) == "data"
-            and layer(imported) in ("models", "heads", "losses", "checkpoints")
-        )
-    ]
-    assert crossing == []
+def test_no_two_files_import_each_other():
+    """However many others stand between them."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = IMPORTS[waiting.pop()] - found
+            found |= new
+            waiting += new
+        return found
+
+    assert [name for name in MODULES if name in reached(name)] == []
+
+
+def test_a_command_is_a_door_and_a_story():
+    for command in COMMANDS:
+        assert (PACKAGE / command / "__main__.py").is_file()
+        assert command == "report" or (PACKAGE / command / "stage.py").is_file()
 
 
 def test_no_grab_bags():
-    names = {part for name, _ in modules() for part in name.split(".")}
+    names = {part for name in MODULES for part in name.split(".")[2:]}
     assert not names & {"utils", "util", "helpers", "common", "misc", "manager"}
 
 
@@ -155,15 +143,19 @@ def imported_first(module: str, paths: dict[str, Path]) -> set[str]:
 @pytest.mark.parametrize(
     ("command", "unneeded"),
     [
-        ("planning", {"pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"}),
-        ("exporting", {"pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"}),
-        ("stages", {"timm", "matplotlib", "transformers"}),
+        ("plan.stage", {"pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"}),
+        (
+            "export.stage",
+            {"pytorch_lightning", "torchmetrics", "torchvision", "timm", "matplotlib"},
+        ),
+        ("pretrain.stage", {"timm", "matplotlib", "transformers"}),
     ],
 )
 def test_a_command_does_not_wait_for_what_it_does_not_need(command, unneeded):
     # What nodes name that every stage builds.
-    built = ["checkpoints.loading", "encoder", "masking", "optim"]
-    paths = dict(modules())
-    imported = set().union(*(imported_first(f"simmim.{name}", paths) for name in [command, *built]))
+    built = ["checkpoints.load", "models.swin", "models.masking", "training.optim"]
+    imported = set().union(
+        *(imported_first(f"simmim.{name}", MODULES) for name in [command, *built])
+    )
     assert "torch" in imported
     assert not {name.partition(".")[0] for name in imported} & unneeded

@@ -7,9 +7,9 @@ import sys
 import pytest
 from conftest import TINY, TINY_DEMO, compose
 
-from simmim.command_line import run_command, run_stage
-from simmim.errors import DoesNotFitError
-from simmim.resources import devices
+from simmim.cli.main import run_command, run_stage
+from simmim.plan import devices
+from simmim.utils.errors import DoesNotFitError
 
 pytestmark = pytest.mark.unchecked
 
@@ -19,7 +19,7 @@ def little_memory(monkeypatch):
     """A machine with a little more memory than the process has."""
     found = devices.this_machine()
     short = found._replace(memory=found.process + 2_000_000)
-    monkeypatch.setattr("simmim.preflight.this_machine", lambda: short)
+    monkeypatch.setattr("simmim.plan.preflight.this_machine", lambda: short)
 
 
 def test_a_plan_is_written_and_says_what_fits(run, tmp_path):
@@ -79,7 +79,9 @@ def test_with_warn_the_run_goes_on(run, little_memory):
 
 def test_a_giant_stops_with_ways_that_compose(tmp_path, monkeypatch):
     found = devices.this_machine()
-    monkeypatch.setattr("simmim.preflight.this_machine", lambda: found._replace(memory=24 * 10**9))
+    monkeypatch.setattr(
+        "simmim.plan.preflight.this_machine", lambda: found._replace(memory=24 * 10**9)
+    )
     config = compose("pretrain", ["model=swinv2_g", "trainer=cpu"])
     with pytest.raises(DoesNotFitError) as stopped:
         run_stage("pretrain", config, str(tmp_path))

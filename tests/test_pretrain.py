@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import simmim
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 

@@ -7,17 +7,17 @@ import pytest
 from conftest import compose
 from hydra.utils import instantiate
 
-from simmim.command_line import config_directory
-from simmim.optim import AdamWRecipe
-from simmim.planned_run import (
+from simmim.checkpoints.model_init import Start
+from simmim.cli.main import config_directory
+from simmim.plan.devices import find_device
+from simmim.plan.inputs import (
     CreateModel,
     classifier_of,
     create_planner,
     create_setting,
     simmim_with,
 )
-from simmim.resources.devices import find_device
-from simmim.starting import Start
+from simmim.training.optim import AdamWRecipe
 
 pytestmark = pytest.mark.unchecked
 

@@ -10,18 +10,18 @@ import torch
 from conftest import TINY, compose
 from PIL import Image, ImageSequence
 
-from simmim.command_line import run_command, run_stage
-from simmim.contact_sheet import TILES
-from simmim.data.fitting import Fitted, fit_image
-from simmim.data.named_images import find_named
-from simmim.data.pictures import Box
-from simmim.encoder import SwinTransformer
-from simmim.errors import UserError
-from simmim.losses import visible_mean
-from simmim.masking import enlarge
-from simmim.models import SimMIM
-from simmim.normalisation import Normalisation
-from simmim.reconstructing import Filler, choose_bands
+from simmim.cli.main import run_command, run_stage
+from simmim.data.decoding.lazy_image import Box
+from simmim.models.losses import visible_mean
+from simmim.models.masking import enlarge
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.reconstruct.contact_sheet import TILES
+from simmim.reconstruct.fit import Fitted, fit_image
+from simmim.reconstruct.image_files import find_named
+from simmim.reconstruct.stage import Filler, choose_bands
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 
 def draw(path: Path, height: int, width: int, seed: int) -> None:

@@ -12,11 +12,13 @@ from conftest import TINY_DEMO, rows
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simmim import runs
-from simmim.callbacks import LearningRate, checkpoints
-from simmim.checkpoints.reading import read_state, read_weights
-from simmim.errors import UserError
-from simmim.resuming import resume_checkpoint
+from simmim.checkpoints.read import read_weights
+from simmim.checkpoints.run_state import read_state
+from simmim.training import run as runs
+from simmim.training.callbacks import LearningRate
+from simmim.training.callbacks import checkpoint as checkpoints
+from simmim.training.run_dir.resume import resume_checkpoint
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import compose, rows
 
-from simmim.finished import is_finished
+from simmim.training.run_dir.completed import is_finished
 
 pytestmark = pytest.mark.unchecked
 

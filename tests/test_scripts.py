@@ -14,7 +14,7 @@ from PIL import Image
 from started import check_started
 
 from simmim.data import webdataset
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))

@@ -9,18 +9,18 @@ import psutil
 import pytest
 from conftest import TINY_DEMO
 
-from simmim import runs
-from simmim.callbacks import LearningRate
+from simmim.training import run as runs
+from simmim.training.callbacks import LearningRate
 
 SWEEP = """
 import sys
 from pathlib import Path
 from omegaconf import OmegaConf
-from simmim import processes
-from simmim.composed import Composed
+from simmim.cli import subprocesses
+from simmim.training.run_dir.config_record import Composed
 sys.executable = {job!r}
 config = OmegaConf.create({{"run_dir": ".", "stop_signals": ["SIGINT", "SIGALRM"]}})
-processes.run_apart("pretrain", Composed(Path("x"), config, [], config))
+subprocesses.run_apart("pretrain", Composed(Path("x"), config, [], config))
 """
 
 

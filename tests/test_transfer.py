@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import simmim
-from simmim.encoder.position_bias import resize_table
-from simmim.errors import UserError
+from simmim.models.swin.position_bias import resize_table
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 
@@ -172,7 +172,7 @@ def test_a_damaged_classifier_is_named(run, tmp_path, finetuned):
 
 def test_a_loaded_classifier_predicts_as_in_the_run(run, tmp_path, finetuned):
     trained = simmim.load_classifier(finetuned / "checkpoints" / "last.ckpt")
-    from simmim.data.demo import DemoImages
+    from simmim.data.synthetic.dataset import DemoImages
 
     images = DemoImages(split="val", size=6, image_size=(32, 32))
     pixels, labels = zip(*(images.load(index) for index in range(6)), strict=True)

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY, TINY_DEMO
 from safetensors.torch import load_file
 
-from simmim.errors import UserError
-from simmim.models import Classifier
+from simmim.models.classifier import Classifier
+from simmim.utils.errors import UserError
 
 pytestmark = pytest.mark.unchecked
 

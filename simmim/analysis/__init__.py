@@ -1,7 +1,7 @@
 """Looking inside an encoder: pure functions of an encoder and images, of features and of answers.
 
 Images are normalised, `b c h w`, and go through in one batch. Nothing here trains, reads files or knows
-data; `drawing` makes pictures, and `python -m simmim.analysis` does all of it for a run.
+data; `plots` makes pictures, and `python -m simmim.analysis` does all of it for a run.
 
 Names load on first use, so that the command line answers without importing torch.
 """
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from simmim.analysis.amplitude import activation_amplitudes, amplitude_ratio
     from simmim.analysis.attention import attention_distances, attention_maps, attention_weights
-    from simmim.analysis.components import feature_pictures, principal_components
+    from simmim.analysis.cka import layer_features, layer_similarity, linear_cka
+    from simmim.analysis.pca import feature_pictures, principal_components
     from simmim.analysis.position_bias import position_biases
-    from simmim.analysis.probing import probe
-    from simmim.analysis.similarity import layer_features, layer_similarity, linear_cka
+    from simmim.evaluate.probe import probe
 
 _HOME = {
-    "activation_amplitudes": "amplitude",
-    "amplitude_ratio": "amplitude",
-    "attention_distances": "attention",
-    "attention_maps": "attention",
-    "attention_weights": "attention",
-    "feature_pictures": "components",
-    "layer_features": "similarity",
-    "layer_similarity": "similarity",
-    "linear_cka": "similarity",
-    "position_biases": "position_bias",
-    "principal_components": "components",
-    "probe": "probing",
+    "activation_amplitudes": "simmim.analysis.amplitude",
+    "amplitude_ratio": "simmim.analysis.amplitude",
+    "attention_distances": "simmim.analysis.attention",
+    "attention_maps": "simmim.analysis.attention",
+    "attention_weights": "simmim.analysis.attention",
+    "feature_pictures": "simmim.analysis.pca",
+    "layer_features": "simmim.analysis.cka",
+    "layer_similarity": "simmim.analysis.cka",
+    "linear_cka": "simmim.analysis.cka",
+    "position_biases": "simmim.analysis.position_bias",
+    "principal_components": "simmim.analysis.pca",
+    "probe": "simmim.evaluate.probe",
 }
 
 __all__ = [
@@ -51,4 +51,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'simmim.analysis' has no attribute {name!r}")
-    return getattr(import_module(f"simmim.analysis.{_HOME[name]}"), name)
+    return getattr(import_module(_HOME[name]), name)

@@ -1,6 +1,6 @@
 """`python -m simmim.analysis`: looks inside an encoder, and leaves pictures and tables."""
 
-from simmim.command_line import run_command
+from simmim.cli.main import run_command
 
 
 def main() -> None:

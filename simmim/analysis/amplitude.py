@@ -11,14 +11,14 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from simmim.analysis.activations import (
+from simmim.models.swin import SwinTransformer
+from simmim.models.swin.hooks import (
     block_outputs,
     feature_variance,
     named_blocks,
     observe,
     undisturbed,
 )
-from simmim.encoder import SwinTransformer
 
 
 class BlockAmplitude(NamedTuple):

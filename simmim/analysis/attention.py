@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from simmim.analysis.activations import named_blocks, undisturbed
-from simmim.encoder import SwinTransformer
-from simmim.encoder.attention import WindowAttention
-from simmim.encoder.blocks import SwinBlock
-from simmim.encoder.windows import WindowGrid, attention_mask, partition_windows
-from simmim.errors import UserError
-from simmim.sizes import Pair, show
+from simmim.models.swin import SwinTransformer
+from simmim.models.swin.attention import WindowAttention
+from simmim.models.swin.blocks import SwinBlock
+from simmim.models.swin.hooks import named_blocks, undisturbed
+from simmim.models.swin.windows import WindowGrid, attention_mask, partition_windows
+from simmim.utils.errors import UserError
+from simmim.utils.sizes import Pair, show
 
 Mask = Bool[Tensor, "windows tokens tokens"] | None
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from simmim.encoder import SwinTransformer
-from simmim.encoder.attention import MAX_LOGIT_SCALE
-from simmim.encoder.position_bias import normalised_offsets, resize_table
-from simmim.errors import UserError
-from simmim.sizes import Pair
+from simmim.models.swin import SwinTransformer
+from simmim.models.swin.attention import MAX_LOGIT_SCALE
+from simmim.models.swin.position_bias import normalised_offsets, resize_table
+from simmim.utils.errors import UserError
+from simmim.utils.sizes import Pair
 
 _OF_A_BLOCK = re.compile(
     r"stages\.(\d+)\.blocks\.(\d+)\.attention\.(logit_scale|position_bias\..+)"

@@ -1,7 +1,7 @@
 """Checkpoints: converters between our weights' names and those of other implementations."""
 
-from simmim.checkpoints.hugging_face import from_hf, to_hf
-from simmim.checkpoints.official import from_official, to_official
-from simmim.checkpoints.timm import from_timm, to_timm
+from simmim.checkpoints.formats.hugging_face import from_hf, to_hf
+from simmim.checkpoints.formats.official import from_official, to_official
+from simmim.checkpoints.formats.timm import from_timm, to_timm
 
 __all__ = ["from_hf", "from_official", "from_timm", "to_hf", "to_official", "to_timm"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from simmim.writing import written_beside
+from simmim.utils.files import written_beside
 
 _CHECKSUMS = "checksums.json"
 _PIECE = 1 << 22  # bytes

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 
 def head_rows(

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from simmim.data.samples import seeded
-from simmim.errors import UserError
-from simmim.normalisation import IMAGENET_MEAN
-from simmim.sizes import Pair
+from simmim.data.dataset import seeded
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import IMAGENET_MEAN
+from simmim.utils.sizes import Pair
 
 _NUMBER = r"\d+(\.\d+)?"
 # timm passes over a section that it cannot parse, and over a set of operations that it does not know.

@@ -14,11 +14,10 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from simmim.console import say, warn
-from simmim.data.content import describe_names, describe_source
-from simmim.data.device_decoding import UndecodedImages, UndecodedLoader, pack, require_decoder
-from simmim.data.imagefolder import ImageFolder
+from simmim.data.dataset import ImageSource, Sample, Transform, TransformedImages
+from simmim.data.decoding.on_device import UndecodedImages, UndecodedLoader, pack, require_decoder
 from simmim.data.labels import keep_labelled, require_labels
+from simmim.data.loader import TimedLoader, describe_wait
 from simmim.data.node import (
     PREFETCH,
     cores_of_rank,
@@ -27,19 +26,20 @@ from simmim.data.node import (
     launched_ranks,
     shared_bytes,
 )
-from simmim.data.parts import part_of
-from simmim.data.samples import ImageSource, Sample, Transform, TransformedImages
-from simmim.data.sampling import EvaluationSampler, Order, TrainSampler, in_turn
-from simmim.data.skipped import SKIPPED, require_named
-from simmim.data.streams import ImageStream, StreamedImages
-from simmim.data.tolerance import Candidate, Reading
+from simmim.data.samplers import EvaluationSampler, Order, TrainSampler, in_turn
+from simmim.data.sources.fingerprint import describe_names, describe_source
+from simmim.data.sources.image_folder import ImageFolder
+from simmim.data.sources.streams import ImageStream, StreamedImages
+from simmim.data.split_names import part_of
 from simmim.data.transforms import CenterCrop, CropFirst
-from simmim.data.waiting import TimedLoader, describe_wait
-from simmim.errors import UnreadableImageError, UserError
-from simmim.failures import CANNOT_HAND_OVER, SHARED_MEMORY, SharedMemory
-from simmim.held_out_crop import HeldOutCrop
-from simmim.interruption import ignore_signals
-from simmim.normalisation import Normalisation
+from simmim.data.unreadable.policy import Candidate, Reading
+from simmim.data.unreadable.skipped_list import SKIPPED, require_named
+from simmim.utils.console import say, warn
+from simmim.utils.errors import UnreadableImageError, UserError
+from simmim.utils.failures import CANNOT_HAND_OVER, SHARED_MEMORY, SharedMemory
+from simmim.utils.held_out_crop import HeldOutCrop
+from simmim.utils.normalization import Normalisation
+from simmim.utils.signals import ignore_signals
 
 # Of so many held-out images the first that can be read tells the type of all values.
 _MOST_TRIED = 100

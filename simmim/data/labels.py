@@ -4,11 +4,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from simmim.console import warn
-from simmim.data.device_decoding import UndecodedBatch
-from simmim.data.imagefolder import ImageFolder
-from simmim.data.samples import ImageSource, Sample
-from simmim.errors import UserError
+from simmim.data.dataset import ImageSource, Sample
+from simmim.data.decoding.on_device import UndecodedBatch
+from simmim.data.sources.image_folder import ImageFolder
+from simmim.utils.console import warn
+from simmim.utils.errors import UserError
 
 _WAY_OUT = (
     "leave them out of the dataset, or name splits that have labels by data.train_split and "

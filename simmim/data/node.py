@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from simmim.errors import UserError
-from simmim.failures import SHARED_MEMORY, SharedMemory, show_megabytes
+from simmim.utils.errors import UserError
+from simmim.utils.failures import SHARED_MEMORY, SharedMemory, show_megabytes
 
 # Batches that each worker has ready. With fewer, those that take longer are waited for.
 PREFETCH = 4

@@ -11,10 +11,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from simmim.data.auto_augment import create_policy
-from simmim.data.pictures import Box, Interpolation, Picture, Pixels, resize
-from simmim.data.samples import Transform
-from simmim.errors import UserError
-from simmim.sizes import Pair, Size, as_pair
+from simmim.data.dataset import Transform
+from simmim.data.decoding.lazy_image import Box, Interpolation, Picture, Pixels, resize
+from simmim.utils.errors import UserError
+from simmim.utils.sizes import Pair, Size, as_pair
 
 
 def light_augmentation(

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from simmim.analysis import activation_amplitudes, amplitude_ratio
-from simmim.encoder import create_encoder
-from simmim.encoder.blocks import Stage
+from simmim.models.swin import create_encoder
+from simmim.models.swin.blocks import Stage
 
 
 def small(norm: str, **arguments):

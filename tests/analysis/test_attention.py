@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from simmim.analysis import attention_distances, attention_maps
-from simmim.analysis.activations import named_blocks
 from simmim.analysis.attention import attention_weights, token_places
-from simmim.encoder import create_encoder
-from simmim.encoder.attention import WindowAttention
-from simmim.encoder.windows import WindowGrid, attention_mask, merge_windows, partition_windows
-from simmim.errors import UserError
+from simmim.models.swin import create_encoder
+from simmim.models.swin.attention import WindowAttention
+from simmim.models.swin.hooks import named_blocks
+from simmim.models.swin.windows import WindowGrid, attention_mask, merge_windows, partition_windows
+from simmim.utils.errors import UserError
 
 # Whole windows, shifted ones, padded ones, both; one that pads in one axis alone.
 GRIDS = [

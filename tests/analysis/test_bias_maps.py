@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from simmim.analysis.position_bias import describe_attention, position_biases
-from simmim.checkpoints.description import describe_encoder
-from simmim.checkpoints.loading import load_encoder_weights
-from simmim.encoder import adapt_encoder, create_encoder
-from simmim.encoder.attention import WindowAttention
-from simmim.errors import UserError
-from simmim.normalisation import Normalisation
+from simmim.checkpoints.load import load_encoder_weights
+from simmim.checkpoints.metadata import describe_encoder
+from simmim.models.swin import adapt_encoder, create_encoder
+from simmim.models.swin.attention import WindowAttention
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 
 @pytest.mark.parametrize("kind", ["log_cpb", "linear_cpb", "table"])

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simmim.checkpoints import from_hf, from_official, from_timm, to_hf, to_official, to_timm
-from simmim.encoder import SwinTransformer, create_encoder
-from simmim.errors import UserError
-from simmim.models import Classifier, SimMIM
+from simmim.models.classifier import Classifier
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer, create_encoder
+from simmim.utils.errors import UserError
 
 Weights = dict[str, Tensor]
 Converter = Callable[[Weights], Weights]

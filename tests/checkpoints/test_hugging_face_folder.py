@@ -15,14 +15,15 @@ from torch import nn
 
 import simmim
 from simmim.checkpoints.class_names import imagenet_synsets
-from simmim.checkpoints.hugging_face_folder import save_hugging_face
-from simmim.checkpoints.reading import read_weights
-from simmim.checkpoints.trained import TrainedModel, load_trained
+from simmim.checkpoints.model_file import TrainedModel, load_trained
+from simmim.checkpoints.read import read_weights
 from simmim.data.transforms import CenterCrop
-from simmim.encoder import SwinTransformer
-from simmim.errors import UserError
-from simmim.models import Classifier, SimMIM
-from simmim.normalisation import Normalisation
+from simmim.export.hugging_face import save_hugging_face
+from simmim.models.classifier import Classifier
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2]}
 

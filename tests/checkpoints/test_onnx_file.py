@@ -7,12 +7,12 @@ import torch
 from parity.compare import randomise
 
 import simmim
-from simmim.checkpoints import onnx_file
-from simmim.checkpoints.onnx_file import OLDEST_OPSET, require_onnx, save_onnx
-from simmim.checkpoints.trained import TrainedModel
-from simmim.errors import UserError
-from simmim.models import Classifier
-from simmim.normalisation import Normalisation
+from simmim.checkpoints.model_file import TrainedModel
+from simmim.export import onnx as onnx_file
+from simmim.export.onnx import OLDEST_OPSET, require_onnx, save_onnx
+from simmim.models.classifier import Classifier
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 pytest.importorskip("onnxruntime")
 

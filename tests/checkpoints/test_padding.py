@@ -8,15 +8,14 @@ from conftest import compose
 
 import simmim
 from simmim.checkpoints import to_hf, to_official, to_timm
-from simmim.checkpoints.encoder_file import load_encoder, save_encoder
-from simmim.checkpoints.hugging_face_folder import save_hugging_face
-from simmim.checkpoints.loading import Initialisation
-from simmim.checkpoints.published import find_padding, sizes_without_padding
-from simmim.checkpoints.trained import TrainedModel
-from simmim.encoder import SwinTransformer
-from simmim.encoder.blocks import SwinBlock
-from simmim.normalisation import Normalisation
-from simmim.starting import Start
+from simmim.checkpoints.formats.compatibility import find_padding, sizes_without_padding
+from simmim.checkpoints.load import Initialisation
+from simmim.checkpoints.model_file import TrainedModel, load_encoder, save_encoder
+from simmim.checkpoints.model_init import Start
+from simmim.export.hugging_face import save_hugging_face
+from simmim.models.swin import SwinTransformer
+from simmim.models.swin.blocks import SwinBlock
+from simmim.utils.normalization import Normalisation
 
 
 def create(image_size: int | tuple[int, int], window_size: int = 4) -> SwinTransformer:

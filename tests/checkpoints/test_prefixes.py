@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import simmim
 from simmim.checkpoints import to_hf, to_official, to_timm
-from simmim.checkpoints.reading import read_weights
-from simmim.encoder import SwinTransformer
-from simmim.errors import UserError
-from simmim.models import SimMIM
+from simmim.checkpoints.read import read_weights
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.utils.errors import UserError
 
 Weights = dict[str, Tensor]
 

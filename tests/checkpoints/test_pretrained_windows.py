@@ -5,8 +5,8 @@ import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
 
-from simmim.checkpoints.official import pretrained_windows
-from simmim.checkpoints.reading import read_weights
+from simmim.checkpoints.formats.official import pretrained_windows
+from simmim.checkpoints.read import read_weights
 
 
 def tables(

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from simmim.checkpoints.reading import read_state, read_weights, require_resumable
-from simmim.checkpoints.sharded import is_sharded, name_parameters, read_whole
-from simmim.errors import UserError
+from simmim.checkpoints.read import read_weights
+from simmim.checkpoints.run_state import read_state, require_resumable
+from simmim.checkpoints.sharded.merge import is_sharded, name_parameters, read_whole
+from simmim.utils.errors import UserError
 
 NAMES = ["model.mask_token", "model.encoder.norm.weight", "model.head.linear.weight"]
 SHAPES = [(3,), (4,), (2, 5)]

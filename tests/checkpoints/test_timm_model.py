@@ -10,12 +10,13 @@ from parity.compare import FLOAT32, assert_equal, randomise
 from safetensors import safe_open
 
 import simmim
-from simmim.checkpoints.timm_model import named_models, save_timm, timm_arguments
-from simmim.checkpoints.trained import TrainedModel
-from simmim.encoder import SwinTransformer
-from simmim.errors import UserError
-from simmim.models import Classifier, SimMIM
-from simmim.normalisation import Normalisation
+from simmim.checkpoints.model_file import TrainedModel
+from simmim.export.timm import named_models, save_timm, timm_arguments
+from simmim.models.classifier import Classifier
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 SMALL = {"image_size": 64, "window_size": 4, "embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2]}
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from simmim.checkpoints import to_official
-from simmim.checkpoints.description import describe_encoder
-from simmim.checkpoints.trained import load_trained
-from simmim.encoder import create_encoder
-from simmim.errors import UserError
-from simmim.heads import HeadKind
-from simmim.models import SimMIM
-from simmim.normalisation import Normalisation
+from simmim.checkpoints.metadata import describe_encoder
+from simmim.checkpoints.model_file import load_trained
+from simmim.models.heads import HeadKind
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import create_encoder
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 
 def create(head: HeadKind) -> SimMIM:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simmim.data.auto_augment import operations
-from simmim.data.samples import seeded
+from simmim.data.dataset import seeded
 from simmim.data.transforms import RandAugment, strong_augmentation
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 POLICIES = [
     *("rand-m9-mstd0.5-inc1", "rand-m9", "rand-m15-mmax20-inc1", "rand-m30-mmax30", "rand-p1-n3"),

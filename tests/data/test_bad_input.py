@@ -14,17 +14,18 @@ import torch
 from broken_images import BREAKINGS, encoded, huge_array, huge_png, huge_tiff, picture, write_folder
 from conftest import pack
 
-from simmim.data import imagefolder, webdataset
-from simmim.data.decode import decode_image
-from simmim.data.imagefolder import find_images, open_folder
-from simmim.data.limits import Limits, limited
-from simmim.data.samples import SampleKey, TransformedImages
-from simmim.data.shards import ShardImages, Shards
-from simmim.data.skipped import SkippedImages, read_names
-from simmim.data.tar_index import INDEX_FOLDER, index_shard, scan_shard
-from simmim.data.tolerance import Reading, Tolerance
-from simmim.data.unreadable import patiently, unreadable
-from simmim.errors import UnreadableImageError, UserError
+from simmim.data import webdataset
+from simmim.data.dataset import SampleKey, TransformedImages
+from simmim.data.decoding.decode import decode_image
+from simmim.data.decoding.size_limits import Limits, limited
+from simmim.data.sources import image_folder
+from simmim.data.sources.image_folder import find_images, open_folder
+from simmim.data.sources.shards import ShardImages, Shards
+from simmim.data.sources.tar_index import INDEX_FOLDER, index_shard, scan_shard
+from simmim.data.unreadable.policy import Reading, Tolerance
+from simmim.data.unreadable.retry import patiently, unreadable
+from simmim.data.unreadable.skipped_list import SkippedImages, read_names
+from simmim.utils.errors import UnreadableImageError, UserError
 
 
 def listed(path: Path) -> dict[str, str]:
@@ -37,7 +38,7 @@ def listed(path: Path) -> dict[str, str]:
 def open_data(root: Path, **options):
     given = {"root": root, "batch_size": 4, "num_workers": 0, "val_ratio": 0.2}
     given |= {"train_transform": torch.nn.Identity()} | options
-    return imagefolder(image_size=8, **given)
+    return image_folder(image_size=8, **given)
 
 
 @pytest.mark.parametrize("way", BREAKINGS)
@@ -231,7 +232,7 @@ def test_a_list_that_is_none_is_refused(tmp_path):
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_an_error_of_a_network_s_is_tried_again(monkeypatch, number):
     waited = []
-    monkeypatch.setattr("simmim.data.unreadable.time.sleep", waited.append)
+    monkeypatch.setattr("simmim.data.unreadable.retry.time.sleep", waited.append)
 
     def read() -> str:
         if len(waited) < 2:
@@ -250,7 +251,9 @@ def test_an_error_of_a_network_s_is_tried_again(monkeypatch, number):
 
 
 def test_other_errors_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr("simmim.data.unreadable.time.sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(
+        "simmim.data.unreadable.retry.time.sleep", lambda _: pytest.fail("it waits")
+    )
 
     def fail() -> None:
         raise unreadable("a", "gone") from FileNotFoundError(errno.ENOENT, "gone")
@@ -264,7 +267,7 @@ def test_a_shard_whose_handle_is_stale_is_opened_anew(tmp_path, monkeypatch):
     [path] = pack(tmp_path, tmp_path / "shards").iterdir()
     images = ShardImages(Shards([path], [index_shard(path)], ()))
     images.load(0)
-    monkeypatch.setattr("simmim.data.unreadable.time.sleep", lambda _: None)
+    monkeypatch.setattr("simmim.data.unreadable.retry.time.sleep", lambda _: None)
     os.close(images._files[0])
     read, write = os.pipe()  # of the same number, which cannot be read at a place
     monkeypatch.setitem(images._files, 0, read)

@@ -9,8 +9,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from simmim.data.decode import decode_image, read_image
-from simmim.errors import UserError
+from simmim.data.decoding.decode import decode_image, read_image
+from simmim.utils.errors import UserError
 
 DTYPES = [np.uint8, np.uint16, np.int16, np.float32]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from simmim.data.colours import to_rgb
-from simmim.data.decode import IMAGE_SUFFIXES, read_image
-from simmim.errors import UserError
+from simmim.data.decoding.colours import to_rgb
+from simmim.data.decoding.decode import IMAGE_SUFFIXES, read_image
+from simmim.utils.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -8,9 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from simmim.data.demo import DEMO_CLASSES, DemoImages, render
-from simmim.data.shapes import SHAPE_REACH, SHAPES
-from simmim.data.textures import TEXTURES
+from simmim.data.synthetic.dataset import DEMO_CLASSES, DemoImages, render
+from simmim.data.synthetic.shapes import SHAPE_REACH, SHAPES
+from simmim.data.synthetic.textures import TEXTURES
 
 
 def mean_colours(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:

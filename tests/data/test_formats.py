@@ -19,9 +19,9 @@ import tifffile
 import torch
 from PIL import Image
 
-from simmim.data.decode import decode_image, open_encoded
-from simmim.data.pictures import Box
-from simmim.errors import UserError
+from simmim.data.decoding.decode import decode_image, open_encoded
+from simmim.data.decoding.lazy_image import Box
+from simmim.utils.errors import UserError
 
 HEIGHT, WIDTH = 20, 28
 PALETTE = np.random.default_rng(7).integers(0, 256, (3, 256)).astype(np.uint16)

@@ -14,10 +14,11 @@ from test_streams import batches
 from simmim import create_encoder
 from simmim.data import hf
 from simmim.data.transforms import CenterCrop
-from simmim.errors import UserError
-from simmim.models import Classifier
-from simmim.optim import AdamWRecipe
-from simmim.tasks import ClassificationTask, EvaluationTask
+from simmim.evaluate.task import EvaluationTask
+from simmim.models.classifier import Classifier
+from simmim.tasks.classification.task import ClassificationTask
+from simmim.training.optim import AdamWRecipe
+from simmim.utils.errors import UserError
 
 
 def rows(numbers: range) -> datasets.Dataset:

@@ -4,8 +4,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from simmim.data.demo import DemoImages
-from simmim.data.mosaics import DISTANCE, MOSAIC_CLASSES, render_mosaic
+from simmim.data.synthetic.dataset import DemoImages
+from simmim.data.synthetic.mosaics import DISTANCE, MOSAIC_CLASSES, render_mosaic
 
 WHITE = len(MOSAIC_CLASSES)
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from simmim import failures
 from simmim.data import datamodule, demo, node
 from simmim.data.datamodule import start_worker
+from simmim.data.loader import TimedLoader
 from simmim.data.node import Loading, default_workers, fit_loading, launched_ranks, shared_bytes
-from simmim.data.waiting import TimedLoader
-from simmim.errors import UserError
-from simmim.failures import SharedMemory, explained_failures, explained_workers
+from simmim.utils import failures
+from simmim.utils.errors import UserError
+from simmim.utils.failures import SharedMemory, explained_failures, explained_workers
 
 MB = 2**20
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from simmim.data import ImageDataModule, webdataset
-from simmim.data.sampling import shuffle_nearby
-from simmim.data.shard_lists import find_shards
-from simmim.data.shards import ShardImages, Shards, index_shards
-from simmim.data.tar_index import INDEX_FOLDER, scan_shard
-from simmim.errors import UserError
+from simmim.data.samplers import shuffle_nearby
+from simmim.data.sources.shard_urls import find_shards
+from simmim.data.sources.shards import ShardImages, Shards, index_shards
+from simmim.data.sources.tar_index import INDEX_FOLDER, scan_shard
+from simmim.utils.errors import UserError
 
 SHARDS, PER_SHARD = 10, 8
 
@@ -315,7 +315,7 @@ def test_workers_that_are_started_anew_open_the_shards_themselves(shards):
 
 
 def test_many_shards_do_not_exhaust_the_open_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("simmim.data.shards._MOST_OPEN_FILES", 3)
+    monkeypatch.setattr("simmim.data.sources.shards._MOST_OPEN_FILES", 3)
     paths = [write_tar(tmp_path / f"{n}.tar", {"1.png": png(n)}) for n in range(6)]
     source = ShardImages(Shards(paths, index_shards(paths, "raise"), ()))
     for turn in range(2):

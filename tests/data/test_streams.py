@@ -9,10 +9,10 @@ import torch
 from test_shards import png, write_tar
 
 from simmim.data import webdataset
-from simmim.data.samples import SampleKey
-from simmim.data.shard_stream import ShardStream
-from simmim.data.streams import StreamedImages
-from simmim.errors import UserError
+from simmim.data.dataset import SampleKey
+from simmim.data.sources.shard_stream import ShardStream
+from simmim.data.sources.streams import StreamedImages
+from simmim.utils.errors import UserError
 
 SHARDS, PER_SHARD = 8, 8
 

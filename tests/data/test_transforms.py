@@ -11,12 +11,12 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from simmim.data.decode import open_encoded
-from simmim.data.device_decoding import Part, show
-from simmim.data.pictures import Box, Interpolation, Pixels
-from simmim.data.samples import seeded
+from simmim.data.dataset import seeded
+from simmim.data.decoding.decode import open_encoded
+from simmim.data.decoding.lazy_image import Box, Interpolation, Pixels
+from simmim.data.decoding.on_device import Part, show
 from simmim.data.transforms import CenterCrop, light_augmentation
-from simmim.errors import UserError
+from simmim.utils.errors import UserError
 
 
 def coordinates(height: int, width: int) -> torch.Tensor:

@@ -22,9 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import InstantiationException
 
 from documentation.pages import ROOT, words
-from simmim import configuration
-from simmim.command_line import find_stage, run_stage
-from simmim.report import main as report
+from simmim.cli import schema
+from simmim.cli.main import find_stage, run_stage
+from simmim.report.__main__ import main as report
 
 # Programs that need what a test machine lacks, each with what is done instead of running it.
 NOT_RUN = {
@@ -45,13 +45,13 @@ LONG_SCRIPTS = {
     "memory_table.py": "minutes; tests/test_scripts.py runs a row of it",
     "data_path.py": "minutes; tests/test_scripts.py runs it in small",
     "attention_race.py": "needs a GPU",
-    "compile_attention.py": "takes minutes; tests/encoder runs what it compiles",
-    "plan_accuracy.py": "ten minutes; tests/resources compares plans with what is measured",
+    "compile_attention.py": "takes minutes; tests/models/swin runs what it compiles",
+    "plan_accuracy.py": "ten minutes; tests/plan compares plans with what is measured",
     "draw_figures.py": "half a minute; tests/test_figures.py draws them",
 }
 SCRIPTS = ("make_shards.py", "channel_statistics.py", "gather_sweep.py")
 # Stages that are composed and not run.
-LONG_STAGES = {"benchmark": "minutes; tests/benchmarking runs it in small"}
+LONG_STAGES = {"benchmark": "minutes; tests/benchmark runs it in small"}
 
 # What makes another stage small, and those of them that take the data's options.
 SMALL = {
@@ -144,7 +144,7 @@ def type_stage(stage: str, options: list[str], folder: Path, additions: Addition
 def check_options(stage: str, options: list[str]) -> None:
     """Composes the line as it stands, each job of a sweep, and checks every option's name and type."""
     for job in combinations(options):
-        configuration.check(compose(stage, list(job)), find_stage(stage))
+        schema.check(compose(stage, list(job)), find_stage(stage))
 
 
 def combinations(options: list[str]) -> Iterator[tuple[str, ...]]:

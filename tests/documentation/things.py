@@ -16,7 +16,7 @@ from documentation.commands import ARCHITECTURE, HOW_MUCH, SIZES, STEPS, as_type
 from documentation.mixed import labelled_images, mixed_images
 from simmim import load_encoder
 from simmim.checkpoints import to_official
-from simmim.command_line import run_stage
+from simmim.cli.main import run_stage
 
 
 class Things:

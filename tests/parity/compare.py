@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from simmim.masking import enlarge
+from simmim.models.masking import enlarge
 
 # Of the largest value. That float32's differences are rounding, float64 shows (test_training.py);
 # there the official loss, which adds 1e-5 to its divisor, is what remains.

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from simmim.checkpoints import from_official, to_official
-from simmim.encoder import SwinTransformer, create_encoder
-from simmim.losses import local_statistics, masked_l1
-from simmim.masking import enlarge
-from simmim.models import Classifier, SimMIM
+from simmim.models.classifier import Classifier
+from simmim.models.losses import local_statistics, masked_l1
+from simmim.models.masking import enlarge
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer, create_encoder
 
 from .compare import (
     FLOAT32,

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from simmim.encoder import create_encoder
-from simmim.models import Classifier
+from simmim.models.classifier import Classifier
+from simmim.models.swin import create_encoder
 
 # Without and with a head of 1000 classes. H and G have one more LayerNorm every 6 blocks.
 SWINV2 = {

@@ -13,8 +13,9 @@ import transformers
 from torch import Tensor, nn
 
 from simmim.checkpoints import from_hf, from_official, from_timm, to_official, to_timm
-from simmim.encoder import SwinTransformer, create_encoder
-from simmim.models import Classifier, SimMIM
+from simmim.models.classifier import Classifier
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer, create_encoder
 
 from .compare import FLOAT32, assert_equal, build, draw_images, draw_mask, randomise
 from .test_official import DERIVED, Official, sizes

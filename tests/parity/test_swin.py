@@ -5,8 +5,8 @@ import torch
 from transformers import SwinForImageClassification, SwinModel
 
 from simmim.checkpoints import from_hf, from_timm, to_timm
-from simmim.encoder import create_encoder
-from simmim.models import Classifier
+from simmim.models.classifier import Classifier
+from simmim.models.swin import create_encoder
 
 from .compare import FLOAT32, assert_equal, build, draw_images, randomise
 from .theirs import load_hugging_face, swin_config, timm_swin

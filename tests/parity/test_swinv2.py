@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Swinv2ForImageClassification, Swinv2Model
 
 from simmim.checkpoints import from_hf, from_timm, to_hf, to_timm
-from simmim.encoder import SwinTransformer, create_encoder
-from simmim.models import Classifier
+from simmim.models.classifier import Classifier
+from simmim.models.swin import SwinTransformer, create_encoder
 
 from .compare import FLOAT32, assert_equal, build, draw_images, randomise
 from .theirs import load_hugging_face, swinv2_config, timm_swinv2

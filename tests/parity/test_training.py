@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import SwinForMaskedImageModeling, Swinv2ForMaskedImageModeling
 
 from simmim.checkpoints import from_hf, from_timm, to_timm
-from simmim.encoder import create_encoder
-from simmim.losses import masked_l1
-from simmim.masking import enlarge
-from simmim.models import Classifier, SimMIM
+from simmim.models.classifier import Classifier
+from simmim.models.losses import masked_l1
+from simmim.models.masking import enlarge
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import create_encoder
 
 from .compare import (
     FLOAT32,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 import simmim
 from simmim.checkpoints import to_timm
-from simmim.checkpoints.loading import Initialisation
-from simmim.encoder import create_encoder
-from simmim.models import Classifier
-from simmim.starting import Start
+from simmim.checkpoints.load import Initialisation
+from simmim.checkpoints.model_init import Start
+from simmim.models.classifier import Classifier
+from simmim.models.swin import create_encoder
 
 from .compare import FLOAT32, assert_equal, build, draw_images, randomise
 from .theirs import timm_swinv2

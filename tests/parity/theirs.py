@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, SwinConfig, Swinv2Config
 
 from simmim.checkpoints import to_hf
-from simmim.encoder import SwinTransformer
+from simmim.models.swin import SwinTransformer
 
 from .compare import build
 

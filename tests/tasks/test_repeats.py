@@ -5,14 +5,17 @@ from typing import Any
 import pytest
 import torch
 
-from simmim.data.samples import Sample
-from simmim.encoder import SwinTransformer
-from simmim.masking import RandomMaskGenerator
-from simmim.models import Classifier, SimMIM
-from simmim.normalisation import Normalisation
-from simmim.optim import AdamWRecipe
-from simmim.tasks import ClassificationTask, EvaluationTask, SimMIMTask
-from simmim.tasks.training import TrainingArguments
+from simmim.data.dataset import Sample
+from simmim.evaluate.task import EvaluationTask
+from simmim.models.classifier import Classifier
+from simmim.models.masking import RandomMaskGenerator
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.pretrain.task import SimMIMTask
+from simmim.tasks.classification.task import ClassificationTask
+from simmim.training.optim import AdamWRecipe
+from simmim.training.task import TrainingArguments
+from simmim.utils.normalization import Normalisation
 
 
 def create_task(kind: str) -> Any:

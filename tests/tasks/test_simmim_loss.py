@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from simmim.encoder import SwinTransformer
-from simmim.heads import HeadKind
-from simmim.losses import LossRegion
-from simmim.masking import RandomMaskGenerator, cut_squares, masked_tokens
-from simmim.models import SimMIM
-from simmim.normalisation import Normalisation
-from simmim.optim import AdamWRecipe
-from simmim.tasks import SimMIMTask
+from simmim.models.heads import HeadKind
+from simmim.models.losses import LossRegion
+from simmim.models.masking import RandomMaskGenerator, cut_squares, masked_tokens
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.pretrain.task import SimMIMTask
+from simmim.training.optim import AdamWRecipe
+from simmim.utils.normalization import Normalisation
 
 
 def create_task(

@@ -20,9 +20,10 @@ import torch
 from conftest import compose, rows
 from safetensors.torch import load_file
 
-from simmim import runs
-from simmim.callbacks import LearningRate, checkpoints
-from simmim.command_line import run_stage
+from simmim.cli.main import run_stage
+from simmim.training import run as runs
+from simmim.training.callbacks import LearningRate
+from simmim.training.callbacks import checkpoint as checkpoints
 
 # In the middle of a step; of a validation; of writing a checkpoint; between the step's file and
 # last.ckpt; after both; after so many seconds of training, wherever that is.
@@ -108,7 +109,7 @@ def die_with_checkpoints(death: Death) -> None:
         if death.moment == "written" and step >= death.step:
             die()
 
-    from simmim import trainer
+    from simmim.training import trainer
 
     trainer.CheckpointFiles = Dying
     checkpoints._point = dying_point
@@ -146,7 +147,7 @@ def train(
 def forker() -> Any:
     """Starts processes that have simmim already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["simmim.stages", "torture.jobs", "webdataset"])
+    context.set_forkserver_preload(["simmim.pretrain.stage", "torture.jobs", "webdataset"])
     return context
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from simmim.data.decode import decode_image
-from simmim.data.limits import Limits, limited
-from simmim.data.samples import SampleKey, TransformedImages
-from simmim.data.tolerance import Tolerance
+from simmim.data.dataset import SampleKey, TransformedImages
+from simmim.data.decoding.decode import decode_image
+from simmim.data.decoding.size_limits import Limits, limited
 from simmim.data.transforms import light_augmentation
-from simmim.errors import UnreadableImageError
+from simmim.data.unreadable.policy import Tolerance
+from simmim.utils.errors import UnreadableImageError
 
 # An image takes milliseconds.
 SECONDS = 20

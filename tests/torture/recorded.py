@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from simmim import runs
-from simmim.command_line import run_command
+from simmim.cli.main import run_command
+from simmim.training import run as runs
 from torture.jobs import recorder
 
 if __name__ == "__main__":

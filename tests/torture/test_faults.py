@@ -18,11 +18,11 @@ import torch
 from conftest import TINY_DEMO
 from safetensors.torch import load_file
 
-from simmim.checkpoints.reading import read_weights
-from simmim.command_line import explain, mendable
-from simmim.errors import UserError
-from simmim.one_writer import OneWriter
-from simmim.resuming import resume_checkpoint
+from simmim.checkpoints.read import read_weights
+from simmim.cli.main import explain, mendable
+from simmim.training.run_dir.lock import OneWriter
+from simmim.training.run_dir.resume import resume_checkpoint
+from simmim.utils.errors import UserError
 from torture.jobs import start
 
 pytestmark = pytest.mark.torture

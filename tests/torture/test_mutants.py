@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from simmim.checkpoints.description import describe_encoder
-from simmim.checkpoints.encoder_file import save_encoder
-from simmim.checkpoints.official import to_official
-from simmim.checkpoints.reading import find_damage, read_weights, require_resumable
-from simmim.encoder import SwinTransformer
-from simmim.errors import UserError
-from simmim.normalisation import Normalisation
+from simmim.checkpoints.formats.official import to_official
+from simmim.checkpoints.metadata import describe_encoder
+from simmim.checkpoints.model_file import save_encoder
+from simmim.checkpoints.read import read_weights
+from simmim.checkpoints.run_state import find_damage, require_resumable
+from simmim.models.swin import SwinTransformer
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import Normalisation
 
 pytestmark = pytest.mark.torture
 

@@ -21,7 +21,7 @@ OPTIONS = [
 
 def measure() -> None:
     """Has this process note its memory and open files every hundred steps."""
-    from simmim.callbacks import Throughput
+    from simmim.training.callbacks import Throughput
 
     write = Throughput.on_train_batch_end
 

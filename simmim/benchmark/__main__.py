@@ -1,0 +1,12 @@
+"""`python -m simmim.benchmark`: how fast this is, beside other implementations."""
+
+from simmim.cli.main import run_command
+
+
+def main() -> None:
+    """Entry point."""
+    run_command("benchmark")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Times in turns: A B C, A B C, …, so that what slows the machine slows them all."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+
+from simmim.benchmark.implementations import Contestant
+from simmim.benchmark.workloads import Inputs, Precision, Work
+
+_WARMUP = 2
+# A GPU's steps are short and run behind: several are timed as one.
+_STEPS_AT_ONCE = {"cuda": 10}
+
+
+class Ratio(NamedTuple):
+    """Ours over a peer's, round by round."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+def run_step(contestant: Contestant, work: Work, inputs: Inputs, precision: Precision) -> None:
+    """One step: forward, loss and backward, or forward alone in inference."""
+    device = inputs.images.device.type
+    is_training = work.kind != "inference"
+    contestant.model.zero_grad(set_to_none=True)
+    autocast = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+    with torch.set_grad_enabled(is_training), autocast:
+        result = contestant.step(inputs)
+    if is_training:
+        torch.autograd.backward(result)
+
+
+def create_timer(
+    contestant: Contestant, work: Work, inputs: Inputs, precision: Precision
+) -> Callable[[], float]:
+    """What takes a contestant's step and returns its seconds."""
+    device = inputs.images.device
+    contestant.model.to(device).train(work.kind != "inference")
+    steps = _STEPS_AT_ONCE.get(device.type, 1)
+
+    def timed() -> float:
+        synchronise(device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            run_step(contestant, work, inputs, precision)
+        synchronise(device)
+        return (time.perf_counter() - started) / steps
+
+    return timed
+
+
+def interleave(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round, after a warm-up."""
+    for timer in timers.values():
+        for _ in range(_WARMUP):
+            timer()
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, timer in timers.items():
+            seconds[name].append(timer())
+    return seconds
+
+
+def ratio(ours: list[float], theirs: list[float]) -> Ratio:
+    """The median of the rounds' ratios, and the lowest and highest."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""Reading all images ahead of a run."""

@@ -1,0 +1,38 @@
+"""timm's names (github huggingface/pytorch-image-models: timm/models/swin_transformer*.py)."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from simmim.checkpoints.formats.key_mapping import Dialect, Rule, to_ours, to_theirs
+from simmim.checkpoints.formats.official import COMMON_RULES, from_official
+
+_DIALECT = Dialect(
+    encoder=(
+        *COMMON_RULES,
+        Rule("stages.{next}.merging.reduction.weight", "layers.{next}.downsample.reduction.weight"),
+        Rule("stages.{next}.merging.norm.{parameter}", "layers.{next}.downsample.norm.{parameter}"),
+    ),
+    prefixes=(),
+    classifier="head.fc.{parameter}",
+)
+
+
+def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of timm's V1 or V2 under our names: an encoder or, with `head.fc`, a classifier.
+
+    timm's `downsample` belongs to the stage after it, as here. Older weights, where it belonged to
+    the stage before, have the official names and are read as such. Derived tables are dropped; any
+    other name that is not known passes unchanged.
+    """
+    if any(name.startswith("layers.0.downsample.") for name in weights):
+        return from_official(weights)
+    return to_ours(weights, _DIALECT)
+
+
+def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our weights under timm's names: undoes `from_timm`.
+
+    timm has no SimMIM: of one, the encoder is renamed, mask token and head pass unchanged.
+    """
+    return to_theirs(weights, _DIALECT)

@@ -1,0 +1,205 @@
+"""Models as simmim writes them, with all that rebuilds them, and nothing that runs.
+
+`encoder.safetensors`, `classifier.safetensors` and checkpoints of runs; one function, `load_trained`,
+makes a model of any of them.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from simmim.checkpoints.checksums import checksum_of
+from simmim.checkpoints.formats.compatibility import warn_of_padding
+from simmim.checkpoints.load import load_classifier_weights, load_encoder_weights
+from simmim.checkpoints.metadata import describe_encoder
+from simmim.checkpoints.read import read_weights
+from simmim.models.classifier import Classifier
+from simmim.models.heads import reconstruction_head_kind
+from simmim.models.simmim import SimMIM
+from simmim.models.swin import SwinTransformer
+from simmim.utils.errors import UserError
+from simmim.utils.files import written_beside
+from simmim.utils.held_out_crop import HeldOutCrop
+from simmim.utils.normalization import Normalisation
+
+
+def save_encoder(
+    encoder: SwinTransformer,
+    path: str | Path,
+    normalisation: Normalisation = Normalisation(),
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes the encoder's weights with their description as metadata.
+
+    `weights` are its whole state dict where the encoder itself holds a part of it.
+    """
+    whole = encoder.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
+    save_described(tensors, path, describe_encoder(encoder, normalisation))
+
+
+def save_described(
+    tensors: dict[str, Tensor], path: str | Path, description: Mapping[str, Any]
+) -> None:
+    """Writes tensors with what describes them, whole or not at all, and a checksum of both.
+
+    The same content gives the same bytes: safetensors writes several metadata keys in any order, so
+    there is one.
+    """
+    checksum = checksum_of(tensors, json.dumps(description))
+    metadata = {"simmim": json.dumps({**description, "crc32": checksum})}
+    with written_beside(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
+        # safetensors makes files that only their owner reads, whatever the umask allows others.
+        os.umask(mask := os.umask(0))
+        beside.chmod(0o666 & ~mask)
+
+
+def load_encoder(path: str | Path) -> SwinTransformer:
+    """Rebuilds an encoder from `encoder.safetensors` or a training checkpoint of simmim.
+
+    Raises:
+        UserError: the file is missing, damaged, or not one that simmim writes.
+    """
+    weights = read_weights(path)
+    if weights.description is None:
+        raise UserError(
+            f"{path} does not say what encoder it holds ({weights.origin} weights); "
+            "build it with simmim.create_encoder and load simmim.checkpoints' conversion into it"
+        )
+    encoder = SwinTransformer(**weights.description["arguments"])
+    warn_of_padding(encoder, weights.origin)
+    load_encoder_weights(
+        encoder, weights.encoder, source=str(path), window_sizes=weights.window_sizes
+    )
+    return encoder
+
+
+class TrainedClassifier(NamedTuple):
+    """A classifier with the names of its outputs and the normalisation of its input.
+
+    `model` is in training mode, `classes` has a name for each of its outputs, in order.
+    """
+
+    model: Classifier
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+
+def save_classifier(
+    classifier: Classifier,
+    path: str | Path,
+    classes: Sequence[str],
+    normalisation: Normalisation = Normalisation(),
+    weights: Mapping[str, Tensor] | None = None,
+    held_out_crop: HeldOutCrop | None = None,
+) -> None:
+    """Writes the classifier's weights with their description, `classes` by name included, as metadata.
+
+    `weights` are its whole state dict where the classifier itself holds a part of it, `held_out_crop`
+    is how it was validated, which evaluation goes by.
+    """
+    whole = classifier.state_dict() if weights is None else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
+    description = describe_encoder(classifier.encoder, normalisation)
+    description["classes"] = list(classes)
+    if held_out_crop is not None:
+        description["held_out_crop"] = held_out_crop
+    save_described(tensors, path, description)
+
+
+def load_classifier(path: str | Path) -> TrainedClassifier:
+    """Rebuilds a classifier from `classifier.safetensors`, a run of fine-tuning or its checkpoint.
+
+    Raises:
+        UserError: the file is missing, damaged, holds no classifier, or none that simmim wrote.
+    """
+    weights = read_weights(path)
+    if weights.description is None:
+        raise UserError(
+            f"{path} does not say what model it holds ({weights.origin} weights); build it with "
+            "simmim.create_encoder and load simmim.checkpoints' conversion into it"
+        )
+    if weights.num_classes is None:
+        raise UserError(
+            f"{path} holds an encoder without classes; fine-tune it with python -m simmim.finetune "
+            f"init.checkpoint={path}, or read it with simmim.load_encoder"
+        )
+    model = Classifier(SwinTransformer(**weights.description["arguments"]), weights.num_classes)
+    warn_of_padding(model.encoder, weights.origin)
+    load_classifier_weights(
+        model, weights.tensors, source=str(path), window_sizes=weights.window_sizes
+    )
+    description = weights.description
+    normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    return TrainedClassifier(model, weights.classes, normalisation)
+
+
+class TrainedModel(NamedTuple):
+    """A model in eval mode, the names of its outputs if it is a classifier, its normalisation.
+
+    `held_out_crop` is how a classifier was validated, None where its file does not tell.
+    """
+
+    model: SwinTransformer | Classifier | SimMIM
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+    held_out_crop: HeldOutCrop | None = None
+
+    @property
+    def encoder(self) -> SwinTransformer:
+        """The encoder alone."""
+        return self.model if isinstance(self.model, SwinTransformer) else self.model.encoder
+
+
+def load_trained(path: str | Path) -> TrainedModel:
+    """Rebuilds the model that a file, a run of simmim or a Hugging Face folder describes.
+
+    Raises:
+        UserError: the file is missing, damaged, or does not say what model it holds.
+    """
+    weights = read_weights(path)
+    if weights.description is None:
+        raise UserError(
+            f"{path} does not say what model it holds ({weights.origin} weights); give a file or run "
+            "of simmim or a Hugging Face folder, e.g. what finetune with init.checkpoint= writes"
+        )
+    description = weights.description
+    normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
+    encoder = SwinTransformer(**description["arguments"])
+    windows = weights.window_sizes
+    warn_of_padding(encoder, weights.origin)
+    model: SwinTransformer | Classifier | SimMIM = encoder
+    if weights.num_classes is not None:
+        model = Classifier(encoder, weights.num_classes)
+        load_classifier_weights(model, weights.tensors, source=str(path), window_sizes=windows)
+    else:
+        load_encoder_weights(encoder, weights.encoder, source=str(path), window_sizes=windows)
+        model = _with_reconstruction(encoder, weights.tensors, str(path))
+    crop = description.get("held_out_crop")
+    return TrainedModel(model.eval(), weights.classes, normalisation, crop)
+
+
+def _with_reconstruction(
+    encoder: SwinTransformer, tensors: Mapping[str, Tensor], source: str
+) -> SwinTransformer | SimMIM:
+    """SimMIM where mask token and head are there, else the encoder as it is."""
+    outside = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
+    kind = reconstruction_head_kind([name.removeprefix("head.") for name in outside])
+    if "mask_token" not in outside or kind is None:
+        return encoder
+    model = SimMIM(encoder, kind)
+    lacks = model.load_state_dict(outside, strict=False)
+    missing = [name for name in lacks.missing_keys if not name.startswith("encoder.")]
+    if missing or lacks.unexpected_keys:
+        raise UserError(
+            f"{source} holds a head of another kind than {kind}, or a part of one (missing: "
+            f"{', '.join(missing) or 'none'}; unexpected: {', '.join(lacks.unexpected_keys) or 'none'})"
+            "; give the checkpoint of a whole run"
+        )
+    return model

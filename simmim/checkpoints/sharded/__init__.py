@@ -1,0 +1,1 @@
+"""Checkpoints of which each process wrote a part."""

@@ -1,0 +1,98 @@
+"""The processes of a run: a stage in one of its own, and the name that all of a start agree on.
+
+Those that torchrun or srun starts compose their configuration each for itself; the start's name, which
+is in the run directory's, has to be the same.
+"""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from simmim.training.run_dir.config_record import Composed, inherited
+from simmim.utils.signals import INTERRUPTED, Interrupted, clusters_signals
+
+# For a last checkpoint, before a scheduler's patience ends.
+_SECONDS_TO_END = 60.0
+
+
+def run_apart(stage: str, composed: Composed) -> int:
+    """Runs a stage in a process of its own; returns its exit code, negative for a signal's number.
+
+    A cluster's signals are passed on, and what that process makes of them is awaited.
+
+    Raises:
+        Interrupted: a signal came; submitit's handler, which queues the job again, was called before.
+    """
+    received: list[int] = []
+    signals = clusters_signals(composed.config.get("stop_signals") or [])
+    with inherited(composed):
+        process = subprocess.Popen([sys.executable, "-m", f"simmim.{stage}"])
+        with _passing_on(process, signals, received) as handlers:
+            try:
+                code = process.wait()
+            except BaseException:  # Ctrl-C
+                process.terminate()
+                try:
+                    process.wait(_SECONDS_TO_END)
+                finally:
+                    process.kill()
+                raise
+    if received or code == INTERRUPTED:
+        for number in received:
+            before = handlers.get(number)
+            if callable(before):
+                before(number, None)
+        raise Interrupted(INTERRUPTED)
+    return code
+
+
+@contextmanager
+def _passing_on(
+    process: subprocess.Popen[bytes], signals: Iterable[int], received: list[int]
+) -> Iterator[dict[int, Any]]:
+    """Sends a process these signals where this one gets them; gives the handlers before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        process.send_signal(number)
+
+    handlers: dict[int, Any] = {number: signal.signal(number, pass_on) for number in signals}
+    try:
+        yield handlers
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def start_name() -> str:
+    """A name for this start of a command, the same in all its processes and when they are restarted.
+
+    It is the time; under torchrun, that of the first process to ask, which its agent keeps; under SLURM
+    the number of the job, which stays when it is requeued, with a digest of the command, for a job may
+    run several.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        return f"slurm-{job}-{hashlib.sha256(chr(0).join(sys.argv).encode()).hexdigest()[:6]}"
+    now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return now
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    agent = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    return agent.compare_set("simmim/start", "", now).decode()
+
+
+OmegaConf.register_new_resolver("start", start_name, use_cache=True, replace=True)

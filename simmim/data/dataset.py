@@ -1,0 +1,174 @@
+"""What flows through the data path: a source of images, keys that name samples, samples."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Real
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simmim.data.decoding.lazy_image import CroppingTransform, Picture, Pixels
+from simmim.data.unreadable.policy import Candidate, Image, Tolerance
+from simmim.utils.rng import derive_seed
+
+Transform = Callable[[Tensor], Tensor]
+
+# Stands in for NumPy's own while a transform draws.
+_NUMPY_GENERATOR = np.random.MT19937(0)
+
+
+class SampleKey(NamedTuple):
+    """Names one sample of one epoch: all that its augmentation depends on, with the seed."""
+
+    epoch: int
+    sample_index: int
+    is_padding: bool = False
+
+
+class Sample(NamedTuple):
+    """One image or, collated, a batch of them.
+
+    `label` is -1 where there is none. `sample_index` is the image's place in its source, or -1 for a
+    repeat that only evens out the ranks and must not be counted.
+    """
+
+    image: Real[Tensor, "*b c h w"]
+    label: Int[Tensor, "*b"] | int
+    sample_index: Int[Tensor, "*b"] | int
+
+
+def is_counted(batch: Sample) -> Bool[Tensor, " b"]:
+    """Which images count in a held-out figure, not being repeats; there may be none.
+
+    All are to go through the model first: where ranks share its weights out, none may sit a forward
+    pass out.
+    """
+    assert isinstance(batch.sample_index, Tensor)
+    return batch.sample_index >= 0
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Decoded images by index: the one thing that each kind of data has to provide."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; empty without labels."""
+
+    def present_classes(self) -> tuple[str, ...]:
+        """The classes that some image of this source has."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
+        """The image at its own size, uint8 or float32, and its label (-1 where there is none).
+
+        Raises:
+            UnreadableImageError: it cannot be read.
+        """
+
+    def identifier(self, index: int) -> str:
+        """What names the image to a person, unlike all others: a path, or a place in a stream."""
+
+
+@runtime_checkable
+class PictureSource(ImageSource, Protocol):
+    """A source of files, whose images are decoded when their crop is known."""
+
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The image, decoded later if it can be, and its label."""
+
+
+class TransformedImages(Dataset[Sample]):
+    """A source seen through a transform whose randomness depends on (seed, epoch, index) alone.
+
+    Where an image cannot be read, the next one in the source that can takes its place, marked as a
+    repeat, if `tolerance` allows it.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        transform: Transform,
+        seed: int,
+        tolerance: Tolerance | None = None,
+    ) -> None:
+        self.source = source
+        self.transform = on_pictures(transform)
+        self.seed = seed
+        self.tolerance = tolerance or Tolerance("raise")
+        self._files = source if isinstance(source, PictureSource) else None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Loads and transforms one image."""
+        return Sample(*self.read(key, self.transform))
+
+    def read(self, key: SampleKey, transform: Callable[[Picture], Image]) -> tuple[Image, int, int]:
+        """The same by another transform: what it makes of the picture, its label and index."""
+        chosen = self.tolerance.first_readable(self._candidates(key, transform), key.epoch)
+        is_counted = not (key.is_padding or chosen.is_replacement)
+        return chosen.image, chosen.label, key.sample_index if is_counted else -1
+
+    def _candidates(
+        self, key: SampleKey, transform: Callable[[Picture], Image]
+    ) -> Iterator[Candidate[Image]]:
+        for turn in range(len(self)):
+            place = (key.sample_index + turn) % len(self)
+            read = partial(self._read, place, key, transform)
+            yield Candidate(self.source.identifier(place), read)
+
+    def _read(
+        self, place: int, key: SampleKey, transform: Callable[[Picture], Image]
+    ) -> tuple[Image, int]:
+        picture, label = self._open(place)
+        with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
+            return transform(picture), label
+
+    def _open(self, place: int) -> tuple[Picture, int]:
+        if self._files is not None:
+            return self._files.open(place)
+        image, label = self.source.load(place)
+        return Pixels(image), label
+
+
+def on_pictures(transform: Transform) -> Callable[[Picture], Real[Tensor, "c h w"]]:
+    """The transform of a picture, which is decoded as far as the transform needs it."""
+    if isinstance(transform, CroppingTransform):
+        return transform.from_picture
+    return partial(_decoded, transform)
+
+
+def _decoded(transform: Transform, picture: Picture) -> Real[Tensor, "c h w"]:
+    """Of a module's level, so that it is sent to workers that are spawned, not forked."""
+    return transform(picture.decode())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds Python, NumPy and PyTorch (CPU) within the block, and puts their states back after.
+
+    Makes any library's transform a function of `seed`, whichever generator it draws from.
+    """
+    python_state, torch_state = random.getstate(), torch.default_generator.get_state()
+    numpy_generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    # Copying NumPy's state takes 30 times as long.
+    np.random.set_bit_generator(_NUMPY_GENERATOR)  # type: ignore[attr-defined]
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed % 2**63)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_bit_generator(numpy_generator)  # type: ignore[attr-defined]
+        torch.default_generator.set_state(torch_state)

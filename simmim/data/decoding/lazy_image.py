@@ -1,0 +1,94 @@
+"""Images whose pixels are made when it is known which of them are needed.
+
+A crop can be drawn from an image's size alone, which its header tells. What is handed to a transform
+is therefore a `Picture`: decoded already, or a file that is decoded to the crop.
+"""
+
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Real
+from torch import Tensor
+from torch.nn import functional as F
+
+from simmim.utils.sizes import Pair
+
+# How pixels of another size are interpolated, always antialiased.
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+class Box(NamedTuple):
+    """A rectangle of an image, in its pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@runtime_checkable
+class Picture(Protocol):
+    """An image of known size."""
+
+    @property
+    def height(self) -> int:
+        """Pixels from top to bottom."""
+
+    @property
+    def width(self) -> int:
+        """Pixels from left to right."""
+
+    def decode(self) -> Real[Tensor, "c h w"]:
+        """All of it, at its own size.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    def crop_resized(
+        self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
+    ) -> Real[Tensor, "c h2 w2"]:
+        """A part of it, resized to (height, width), antialiased.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+
+class Pixels:
+    """A picture that is decoded already."""
+
+    def __init__(self, image: Real[Tensor, "c h w"]) -> None:
+        self.image = image
+        self.height, self.width = image.shape[-2:]
+
+    def decode(self) -> Real[Tensor, "c h w"]:
+        """The image."""
+        return self.image
+
+    def crop_resized(
+        self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
+    ) -> Real[Tensor, "c h2 w2"]:
+        """A part of it, resized."""
+        top, left, height, width = box
+        part = self.image[None, :, top : top + height, left : left + width]
+        return resize(part, size, interpolation)[0]
+
+
+def resize(
+    images: Real[Tensor, "b c h w"], size: Pair, interpolation: Interpolation = "bicubic"
+) -> Real[Tensor, "b c h2 w2"]:
+    """Antialiased; what torchvision's `resize` gives, without its overhead."""
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode=interpolation, antialias=True)
+
+
+@runtime_checkable
+class CroppingTransform(Protocol):
+    """A transform that begins with a crop, and so need not have all of a picture decoded."""
+
+    def __call__(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
+        """Transforms a decoded image."""
+
+    def from_picture(self, picture: Picture) -> Real[Tensor, "c h2 w2"]:
+        """Does the same to one that may not be decoded yet."""

@@ -1,0 +1,288 @@
+"""JPEG files that are trained on, decoded by the device (`data.decode=device`).
+
+A worker reads a file, looks at its header and draws crop and mirror image as ever, but hands on the
+file; where the batch is sent to the device, its files are decoded, cropped and resized there. What is
+no plain JPEG comes decoded from the worker, and what the device cannot decode is made again as a
+worker makes it: replaced and listed as without. Damage that the device's decoder fills in goes unseen.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+import torchvision
+from jaxtyping import Int, Real, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from simmim.data.dataset import Sample, SampleKey, Transform, TransformedImages
+from simmim.data.decoding.decode import JpegPicture
+from simmim.data.decoding.jpeg import decode_whole, is_plain
+from simmim.data.decoding.lazy_image import Box, Interpolation, Picture, resize
+from simmim.data.loader import TimedLoader
+from simmim.data.sources.streams import StreamedImages
+from simmim.data.transforms import CropFirst, RandomFlip
+from simmim.data.unreadable.policy import Decode
+from simmim.utils.console import warn
+from simmim.utils.errors import UserError
+from simmim.utils.sizes import Pair
+
+# So many are decoded at a time, of 3 bytes each, that a batch of photographs fits beside a model.
+_MOST_PIXELS = 2**25
+# Decoders differ by less on soft shades: in inverse transform, and in how colours are enlarged.
+_MOST_LEVELS = 4.0
+_MOST_WARNINGS = 10
+
+
+class Part(NamedTuple):
+    """What of a JPEG file a sample shows: the file's name and size, and a box of its picture."""
+
+    name: str
+    bytes: int
+    pixels: int
+    box: Box
+    is_mirrored: bool
+
+
+class EncodedPart(NamedTuple):
+    """An image that is yet to be decoded."""
+
+    file: bytes
+    part: Part
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its values."""
+        return torch.uint8
+
+
+class UndecodedSample(NamedTuple):
+    """What will be a `Sample`, and the key that it can be made again by."""
+
+    image: Real[Tensor, "c h w"] | EncodedPart
+    label: int
+    sample_index: int
+    key: SampleKey
+
+
+class PackedBatch(NamedTuple):
+    """Samples as they come from a worker: few tensors, for each takes a piece of shared memory.
+
+    `files` stand one after another; `parts` has None for an image that is among the `decoded`.
+    """
+
+    files: UInt8[Tensor, " n"]
+    parts: list[Part | None]
+    decoded: Real[Tensor, "d c h w"] | None
+    label: Int[Tensor, " b"]
+    sample_index: Int[Tensor, " b"]
+    keys: list[SampleKey]
+
+
+class UndecodedImages(Dataset[UndecodedSample]):
+    """Images whose JPEG files are not decoded, of the very crops that `images` would have.
+
+    `augmentation` is that of `images`, of which `require_crop_alone` has seen no more than a crop.
+    """
+
+    def __init__(self, images: TransformedImages | StreamedImages, augmentation: CropFirst) -> None:
+        self.images = images
+        self.augmentation = augmentation
+        self._told: set[str] = set()
+
+    @property
+    def size(self) -> Pair:
+        """Height and width of the crops."""
+        return self.augmentation.crop.size
+
+    @property
+    def interpolation(self) -> Interpolation:
+        """How the crops are resized."""
+        return self.augmentation.crop.interpolation
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, key: SampleKey) -> UndecodedSample:
+        """Reads one image."""
+        return UndecodedSample(*self.images.read(key, self._draw), key)
+
+    def _draw(self, picture: Picture) -> Real[Tensor, "c h w"] | EncodedPart:
+        if not (isinstance(picture, JpegPicture) and is_plain(picture.data)):
+            return self.augmentation.from_picture(picture)
+        box = self.augmentation.crop.choose(picture.height, picture.width)
+        is_mirrored = False
+        for step in self.augmentation.steps:
+            assert isinstance(step, RandomFlip)
+            is_mirrored ^= step.choose()
+        pixels = picture.height * picture.width
+        return EncodedPart(
+            picture.data, Part(picture.name, len(picture.data), pixels, box, is_mirrored)
+        )
+
+    def make_again(self, key: SampleKey, name: str, reason: str) -> Sample:
+        """The sample as a worker makes it, after its file could not be decoded elsewhere.
+
+        Raises:
+            UserError: as `Tolerance.first_readable`.
+        """
+        if name not in self._told and len(self._told) < _MOST_WARNINGS:
+            self._told.add(name)
+            last = "; no more are told" if len(self._told) == _MOST_WARNINGS else ""
+            warn(f"data.decode=device: {name} is decoded on the CPU ({reason}){last}")
+        return self.images[key]
+
+
+class UndecodedBatch:
+    """A batch on its way to a device, where it becomes a `Sample`, as often as it is sent there."""
+
+    def __init__(self, packed: PackedBatch, images: UndecodedImages) -> None:
+        self.packed = packed
+        self.images = images
+        self.label = packed.label
+        self.sample_index = packed.sample_index
+
+    def to(self, device: torch.device) -> Sample:
+        """The batch on the device (Lightning calls this for whatever has it)."""
+        packed = self.packed
+        # Others than NVIDIA's have no decoder.
+        decoding = device if device.type == "cuda" else torch.device("cpu")
+        label, sample_index = packed.label.clone(), packed.sample_index.clone()
+        decoded = iter(() if packed.decoded is None else packed.decoded.to(decoding))
+        pictures = decode_parts(packed.files, [part for part in packed.parts if part], decoding)
+        images = []
+        for place, part in enumerate(packed.parts):
+            if part is None:
+                images.append(next(decoded))
+                continue
+            picture = next(pictures)
+            if isinstance(picture, Tensor):
+                images.append(show(part, picture, self.images.size, self.images.interpolation))
+                continue
+            sample = self.images.make_again(packed.keys[place], part.name, picture)
+            images.append(sample.image.to(decoding))
+            label[place], sample_index[place] = sample.label, sample.sample_index
+        return Sample(torch.stack(images).to(device), label.to(device), sample_index.to(device))
+
+
+class UndecodedLoader(TimedLoader[UndecodedSample]):
+    """A loader of `UndecodedImages`. Decoding comes after it, and counts as no waiting."""
+
+    def __iter__(self) -> Iterator[UndecodedBatch]:  # type: ignore[override]
+        """The batches, each with the images of this process, which can make a sample again."""
+        assert isinstance(self.dataset, UndecodedImages)
+        for packed in super().__iter__():
+            yield UndecodedBatch(packed, self.dataset)
+
+
+def pack(samples: Sequence[UndecodedSample]) -> PackedBatch:
+    """Collates samples."""
+    encoded = [sample.image for sample in samples if isinstance(sample.image, EncodedPart)]
+    decoded = [sample.image for sample in samples if isinstance(sample.image, Tensor)]
+    files = np.frombuffer(bytearray().join(image.file for image in encoded), np.uint8)
+    return PackedBatch(
+        torch.from_numpy(files),
+        [
+            sample.image.part if isinstance(sample.image, EncodedPart) else None
+            for sample in samples
+        ],
+        torch.stack(decoded) if decoded else None,
+        torch.tensor([sample.label for sample in samples]),
+        torch.tensor([sample.sample_index for sample in samples]),
+        [sample.key for sample in samples],
+    )
+
+
+def decode_parts(
+    files: UInt8[Tensor, " n"], parts: Sequence[Part], device: torch.device
+) -> Iterator[UInt8[Tensor, "3 _ _"] | str]:
+    """The whole picture of each part's file, or why it cannot be decoded."""
+    contents = torch.split(files, [part.bytes for part in parts])
+    first, pixels = 0, 0
+    for place, part in enumerate(parts):
+        pixels += part.pixels
+        is_last = place + 1 == len(parts)
+        if is_last or pixels + parts[place + 1].pixels > _MOST_PIXELS:
+            yield from decode_files(contents[first : place + 1], device)
+            first, pixels = place + 1, 0
+
+
+def decode_files(
+    files: Sequence[UInt8[Tensor, " _"]], device: torch.device
+) -> list[UInt8[Tensor, "3 _ _"] | str]:
+    """Pictures of JPEG files on a device; for one that it cannot decode, the reason."""
+    if device.type == "cuda":
+        # torchvision decodes on a stream of its own, into memory that work under way may still read.
+        torch.cuda.current_stream(device).synchronize()
+    try:
+        return list(torchvision.io.decode_jpeg(list(files), mode="RGB", device=device))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # not the files' fault
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+    if len(files) == 1:
+        return [reason]
+    return [decode_files([file], device)[0] for file in files]
+
+
+def show(
+    part: Part,
+    picture: UInt8[Tensor, "3 _ _"],
+    size: Pair,
+    interpolation: Interpolation = "bicubic",
+) -> UInt8[Tensor, "3 h w"]:
+    """What a sample shows of a decoded picture."""
+    top, left, height, width = part.box
+    cropped = picture[None, :, top : top + height, left : left + width]
+    # As floats, as only CPUs resize integers: all devices then do the same.
+    image = resize(cropped.float(), size, interpolation)[0].round().clamp(0, 255).to(torch.uint8)
+    return image.flip(-1) if part.is_mirrored else image
+
+
+def require_crop_alone(decode: Decode, transform: Transform | None, channels: int) -> None:
+    """Raises UserError for an augmentation, or channels, that JPEG files cannot be left undecoded for.
+
+    A `transform` None stands for no training, where nothing is left to the device.
+    """
+    if decode == "workers" or transform is None:
+        return
+    if channels != 3:
+        raise UserError(
+            f"data.decode=device decodes JPEG files in RGB and the data has {channels} channels; use "
+            "data.decode=workers"
+        )
+    steps = transform.steps if isinstance(transform, CropFirst) else [transform]
+    others = [type(step).__name__ for step in steps if not isinstance(step, RandomFlip)]
+    if others:
+        raise UserError(
+            f"data.decode=device can crop and flip alone, and augmentation has {', '.join(others)}; "
+            "use data.decode=workers, or augmentation.rand_augment=null augmentation.random_erasing=0"
+        )
+
+
+def require_decoder(device: torch.device) -> None:
+    """Raises UserError for a device that does not decode a picture of known shades as it should."""
+    if not hasattr(torchvision.io, "decode_jpeg"):  # deprecated since 0.29
+        raise UserError(
+            "data.decode=device needs torchvision.io.decode_jpeg, and torchvision "
+            f"{torchvision.__version__} has none; use data.decode=workers, or an earlier torchvision"
+        )
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    shades = np.stack(np.broadcast_arrays(ramp, ramp[:, None], ramp[::-1]), -1)
+    known = simplejpeg.encode_jpeg(np.ascontiguousarray(shades), quality=95)
+    [found] = decode_files([torch.from_numpy(np.frombuffer(bytearray(known), np.uint8))], device)
+    if isinstance(found, Tensor):
+        levels = (found.cpu().float() - decode_whole(known)).abs().mean().item()
+        found = "" if levels <= _MOST_LEVELS else f"a known picture is {levels:.0f} of 255 off"
+    if found:
+        raise UserError(
+            f"data.decode=device: {device} cannot decode JPEG files ({found}); use data.decode=workers"
+        )
+    if device.type != "cuda":
+        warn(
+            f"data.decode=device: on {device} the main process decodes JPEG files by itself, for no "
+            "more than NVIDIA's GPUs have a decoder; data.decode=workers is faster"
+        )

@@ -1,0 +1,348 @@
+"""One function for each kind of data: what `conf/data/*.yaml` name."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Unpack
+
+from simmim.data.datamodule import ImageDataModule, check_loading
+from simmim.data.dataset import ImageSource, Transform
+from simmim.data.decoding.on_device import require_crop_alone
+from simmim.data.sources.hugging_face import (
+    Columns,
+    index_splits,
+    load_named,
+    load_saved,
+    stream_splits,
+)
+from simmim.data.sources.image_folder import (
+    FolderSplits,
+    ImageFolder,
+    held_out_folder,
+    split_folder,
+)
+from simmim.data.sources.shard_samples import image_keys
+from simmim.data.sources.shard_stream import open_streams
+from simmim.data.sources.shard_urls import find_shards, is_url, sort_roots, sort_shards
+from simmim.data.sources.shards import open_shards
+from simmim.data.sources.streams import ImageStream
+from simmim.data.synthetic.dataset import DemoImages, Pictures
+from simmim.data.transforms import CenterCrop, require_channels
+from simmim.data.unreadable.policy import Reading, ReadingOptions
+from simmim.utils.errors import UserError
+from simmim.utils.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalisation
+from simmim.utils.sizes import Size, as_pair
+
+
+def demo(
+    *,
+    image_size: Size,
+    train_size: int,
+    val_size: int,
+    batch_size: int,
+    train_transform: Transform | None,
+    detail: float = 1.0,
+    pictures: Pictures = "textures",
+    num_workers: int | None = None,
+    seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
+) -> ImageDataModule:
+    """Pictures that simmim draws itself, with the texture of the ground as their label.
+
+    `train_size` and `val_size` are numbers of pictures; `pictures` and `detail` as `DemoImages`'. Here
+    as with the other kinds, `crop_ratio` and `squash` are how held-out images are shown (`CenterCrop`).
+    """
+    size = as_pair(image_size, "model.image_size")
+    train, val = (
+        DemoImages(
+            split=split, size=count, image_size=size, seed=seed, detail=detail, pictures=pictures
+        )
+        for split, count in (("train", train_size), ("val", val_size))
+    )
+    return ImageDataModule(
+        train,
+        val,
+        train_transform=train_transform,
+        val_transform=CenterCrop(size, crop_ratio, squash),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+    )
+
+
+def imagefolder(
+    *,
+    root: str | Path | None,
+    image_size: Size,
+    batch_size: int,
+    train_transform: Transform | None,
+    val_root: str | Path | None = None,
+    val_ratio: float = 0.05,
+    num_workers: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    statistics: str | Path | None = None,
+    seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
+    **options: Unpack[ReadingOptions],
+) -> ImageDataModule:
+    """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
+
+    Held out is `val_root` or, without it, the `val` (or `test`) beside a `train` in `root`, in any case
+    and spelling, or a share `val_ratio` where there are no such folders.
+    `mean` and `std` have an entry for each channel, or come from the file `statistics`; `options` say
+    what becomes of images that cannot be read (`tolerance.Reading`), here as with the other kinds.
+
+    Raises:
+        UserError: no folder given, or none that holds readable images.
+    """
+    if root is None:
+        raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
+    # What is wrong with the options is told before the folder is read.
+    check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
+    reading = Reading(**options)
+    normalisation = find_normalisation(mean, std, statistics)
+    channels = len(normalisation.mean)
+    require_channels(train_transform, channels)
+    require_crop_alone(reading.decode, train_transform, channels)
+    if train_transform is None:
+        held_out = held_out_folder(root, channels, val_root)
+        folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
+    else:
+        folders = split_folder(root, val_ratio, channels, val_root)
+    return ImageDataModule(
+        folders.train,
+        folders.val,
+        train_transform=train_transform,
+        val_transform=val_transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        normalisation=normalisation,
+        seed=seed,
+        reading=reading,
+    )
+
+
+def webdataset(
+    *,
+    root: str | Sequence[str] | None,
+    image_size: Size,
+    batch_size: int,
+    train_transform: Transform | None,
+    val_root: str | Sequence[str] | None = None,
+    val_ratio: float = 0.05,
+    val_size: int = 10000,
+    samples_per_epoch: int | None = None,
+    image_key: str | Sequence[str] | None = None,
+    shuffle_buffer: int = 10000,
+    num_workers: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    statistics: str | Path | None = None,
+    seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
+    **options: Unpack[ReadingOptions],
+) -> ImageDataModule:
+    """Tar shards: indexed and read at random on a disk, streamed from URLs.
+
+    Held out is `val_root` or, without it, a share `val_ratio`: of the images, or of streamed shards,
+    of which at most `val_size` images are kept in memory. Without `train_transform` all of the
+    shards are. An epoch of a stream is `samples_per_epoch` (None: what its dataset.json tells).
+    Of samples with several images `image_key` says which is taken (`shard_samples`).
+    Shards come in a random order; `shuffle_buffer` images are shuffled among each other. `mean` and
+    `std` are as with `imagefolder`.
+
+    Raises:
+        UserError: shards that do not exist, are damaged where `on_error` is `raise`, or hold no image.
+    """
+    if root is None:
+        raise UserError("data=webdataset needs tar shards; set data.root='DIR/*.tar'")
+    check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
+    reading = Reading(**options)
+    for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
+        if value < 1:
+            raise UserError(f"data.{option} {value} is not positive; use 10000")
+    normalisation = find_normalisation(mean, std, statistics)
+    channels = len(normalisation.mean)
+    require_channels(train_transform, channels)
+    require_crop_alone(reading.decode, train_transform, channels)
+    root, val_root = sort_roots(root, val_root)
+    shards = find_shards(root)
+    val_shards = [] if val_root is None else find_shards(val_root, "data.val_root")
+    if val_root is None:
+        shards, val_shards = sort_shards(shards)
+    if train_transform is None:
+        shards, val_shards = [], val_shards or shards
+    streamed = [name for name in (*shards, *val_shards) if is_url(name)]
+    if streamed and len(streamed) < len(shards) + len(val_shards):
+        raise UserError(
+            f"{streamed[0]} is streamed and other shards are on a disk; copy it there, "
+            "or name the others by file:// too"
+        )
+    shared: dict[str, Any] = {
+        "val_ratio": val_ratio,
+        "channels": channels,
+        "on_error": reading.on_error,
+        "samples_per_epoch": samples_per_epoch,
+        "keys": image_keys(image_key),
+    }
+    train: ImageSource | ImageStream
+    val: ImageSource
+    order = None
+    if streamed:
+        train, val = open_streams(
+            shards, val_shards, val_size=val_size, buffer=shuffle_buffer, seed=seed, **shared
+        )
+    else:
+        train, val = open_shards(shards, val_shards, **shared)
+        order = train.order(shuffle_buffer)
+    return ImageDataModule(
+        train,
+        val,
+        train_transform=train_transform,
+        val_transform=val_transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        normalisation=normalisation,
+        seed=seed,
+        reading=reading,
+        order=order,
+    )
+
+
+def hf(
+    *,
+    image_size: Size,
+    batch_size: int,
+    train_transform: Transform | None,
+    root: str | Path | None = None,
+    name: str | None = None,
+    subset: str | None = None,
+    streaming: bool = False,
+    image_column: str = "image",
+    label_column: str | None = None,
+    train_split: str = "train",
+    val_split: str | None = None,
+    val_ratio: float = 0.05,
+    val_size: int = 10000,
+    samples_per_epoch: int | None = None,
+    shuffle_buffer: int = 1000,
+    num_workers: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    statistics: str | Path | None = None,
+    seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
+    **options: Unpack[ReadingOptions],
+) -> ImageDataModule:
+    """A Hugging Face dataset: saved on disk (`root`), or by its name, downloaded or streamed.
+
+    `root` is a folder that `save_to_disk` wrote; `name` and `subset` what `datasets.load_dataset`
+    takes. Held out is `val_split` or, without it, a share `val_ratio` of `train_split`, or the first
+    `val_size` images of a stream, kept in memory. Without `train_transform` all images are. An
+    epoch of a stream is `samples_per_epoch` (None: what the dataset tells). Images and labels stand
+    in `image_column` and `label_column`; `mean` and `std` are as with `imagefolder`.
+
+    Raises:
+        UserError: no dataset, or one without these splits and columns.
+    """
+    if (root is None) == (name is None):
+        raise UserError(
+            "data=hf needs data.root=DIR, a folder of save_to_disk, or data.name=NAME, and not both"
+        )
+    check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
+    reading = Reading(**options)
+    for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
+        if value < 1:
+            raise UserError(f"data.{option} {value} is not positive; use 1000")
+    normalisation = find_normalisation(mean, std, statistics)
+    channels = len(normalisation.mean)
+    require_channels(train_transform, channels)
+    require_crop_alone(reading.decode, train_transform, channels)
+    if root is not None:
+        if streaming:
+            raise UserError("data.streaming=true is for data.name; a data.root is read at random")
+        splits = load_saved(root, train_split)
+    else:
+        assert name is not None
+        splits = load_named(name, subset, streaming)
+    columns = Columns(image_column, label_column, channels, str(root or name))
+    if train_transform is None:
+        train_split, val_split = "", val_split or train_split
+    train: ImageSource | ImageStream
+    val: ImageSource
+    if streaming:
+        train, val = stream_splits(
+            splits,
+            train_split,
+            val_split,
+            columns,
+            val_size=val_size,
+            buffer=shuffle_buffer,
+            seed=seed,
+            samples_per_epoch=samples_per_epoch,
+        )
+    else:
+        train, val = index_splits(
+            splits,
+            train_split,
+            val_split,
+            columns,
+            val_ratio=val_ratio,
+            samples_per_epoch=samples_per_epoch,
+        )
+    return ImageDataModule(
+        train,
+        val,
+        train_transform=train_transform,
+        val_transform=val_transform,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        normalisation=normalisation,
+        seed=seed,
+        reading=reading,
+    )
+
+
+def find_normalisation(
+    mean: Sequence[float], std: Sequence[float], statistics: str | Path | None
+) -> Normalisation:
+    """These values, or those that scripts/channel_statistics.py wrote to a file.
+
+    Raises:
+        UserError: a file that holds none, lists of different lengths, or a deviation of 0.
+    """
+    if statistics is not None:
+        try:
+            content = json.loads(Path(statistics).expanduser().read_text())
+            mean, std = map(float_list, (content["mean"], content["std"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"data.statistics {statistics} holds no mean and std "
+                f"({str(error) or type(error).__name__}); write it with "
+                "python scripts/channel_statistics.py DIR --out FILE"
+            ) from error
+    if len(mean) != len(std) or not mean:
+        raise UserError(
+            f"data.mean has {len(mean)} entries and data.std {len(std)}; give one a channel in both"
+        )
+    if not all(value > 0 and math.isfinite(value) for value in std):
+        raise UserError(
+            f"data.std {list(std)} is not positive everywhere; leave constant bands out"
+        )
+    return Normalisation(tuple(mean), tuple(std))
+
+
+def float_list(values: Sequence[float]) -> list[float]:
+    """Numbers as floats; TypeError or ValueError for anything else."""
+    return [float(value) for value in values]

@@ -1,0 +1,35 @@
+"""What tells images from others, wherever they lie: what a resumed run compares, not their paths."""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import takewhile
+
+from simmim.data.dataset import ImageSource
+
+# Of larger sources, so many names stand for all: one image more or less moves those after it.
+_COMPARED_NAMES = 10_000
+
+
+def describe_source(source: ImageSource) -> str:
+    """The number of images, and a digest of their names, order and classes."""
+    step = max(1, len(source) // _COMPARED_NAMES)
+    names = [source.identifier(index) for index in range(0, len(source), step)]
+    return f"{len(source)} ({_digest([*_within(names), *source.classes])})"
+
+
+def describe_names(names: Sequence[str]) -> str:
+    """The same of names alone."""
+    return f"{len(names)} ({_digest(_within(names))})"
+
+
+def _within(names: Sequence[str]) -> list[str]:
+    """What differs in the names; they begin with where all of them lie."""
+    shared = 0
+    if names:
+        pairs = zip(min(names), max(names), strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return [name[shared:] for name in names]
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:12]

@@ -1,0 +1,446 @@
+"""Images of a Hugging Face dataset: by index where it is on a disk, else as a stream."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Real
+from torch import Tensor
+
+from simmim.data.decoding.decode import open_encoded
+from simmim.data.decoding.lazy_image import Picture
+from simmim.data.sources.streams import Encoded, FirstImages
+from simmim.data.split_names import part_of
+from simmim.data.unreadable.retry import unreadable
+from simmim.utils.console import say
+from simmim.utils.errors import UnreadableImageError, UserError
+from simmim.utils.rng import derive_seed
+
+_BATCH = 16
+# What save_to_disk writes beside a dataset, and beside the folders of several.
+_STATE = "state.json"
+_SPLITS = "dataset_dict.json"
+
+
+class Columns(NamedTuple):
+    """Where a dataset's images and labels are, the images' channels, and the dataset's name."""
+
+    image: str
+    label: str | None
+    channels: int
+    name: str
+
+
+class HuggingFaceImages:
+    """The images of a `datasets.Dataset`, which lies on a disk and is read at random."""
+
+    def __init__(self, dataset: Any, columns: Columns, classes: tuple[str, ...]) -> None:
+        self.dataset = undecoded(dataset, columns.image)
+        self.columns = columns
+        self.classes = classes
+        self._labels: list[int] | None = None
+        if classes:
+            self._labels = number_labels(self.dataset[columns.label][:], classes)
+
+    def present_classes(self) -> tuple[str, ...]:
+        """The classes that some image here has."""
+        labels = {label for label in self._labels or () if label >= 0}
+        return tuple(sorted(self.classes[label] for label in labels))
+
+    def unlabelled(self) -> list[int]:
+        """The images without a label, where others have one."""
+        return [index for index, label in enumerate(self._labels or ()) if label < 0]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
+        """Decodes one image; UserError names one that cannot be read."""
+        picture, label = self.open(index)
+        return picture.decode(), label
+
+    def open(self, index: int) -> tuple[Picture, int]:
+        """The same, decoded later if it can be."""
+        data = self.read(index)
+        label = -1 if self._labels is None else self._labels[index]
+        return open_encoded(data, self.identifier(index), self.columns.channels), label
+
+    def read(self, index: int) -> bytes:
+        """The file of one image; UnreadableImageError where the row has none."""
+        image = self.dataset[index][self.columns.image]
+        kind = value_kind(self.dataset.features[self.columns.image])
+        return content(image, self.identifier(index), kind)
+
+    @property
+    def channels(self) -> int:
+        """Channels of each image."""
+        return self.columns.channels
+
+    def identifier(self, index: int) -> str:
+        """The dataset and the row."""
+        return f"{self.columns.name}[{index}]"
+
+
+class HuggingFaceStream:
+    """The images of a `datasets.IterableDataset`, shuffled by it in a buffer, and by files if it can.
+
+    Args:
+        length: samples that count as an epoch.
+        buffer: samples that its shuffle buffer holds, undecoded.
+        splits_by_file: readers share the files out; else each reads all, and they share the rows.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        columns: Columns,
+        classes: tuple[str, ...],
+        *,
+        length: int,
+        buffer: int,
+        seed: int,
+        splits_by_file: bool = True,
+    ) -> None:
+        self.dataset = undecoded(dataset, columns.image)
+        self.columns = columns
+        self.classes = classes
+        self.channels = columns.channels
+        self.buffer = buffer
+        self.seed = seed
+        self.splits_by_file = splits_by_file
+        self._length = length
+
+    def present_classes(self) -> tuple[str, ...]:
+        """All of them, for a stream is not read to find out."""
+        return self.classes
+
+    def __len__(self) -> int:
+        """Samples that count as an epoch."""
+        return self._length
+
+    def read_part(self, epoch: int, part: int, parts: int) -> Iterator[Encoded]:
+        """The images of every `parts`-th of its files; of every `parts`-th row where it has fewer."""
+        dataset = self.dataset
+        is_split = self.splits_by_file and dataset.num_shards >= parts
+        if is_split:
+            # Another part each epoch, so that lanes do not stay with their files.
+            dataset = dataset.shard(parts, (part + epoch) % parts, contiguous=False)
+        key = derive_seed(self.seed, "stream", epoch, part if is_split else 0)
+        shuffled = dataset.shuffle(seed=key % 2**32, buffer_size=self.buffer)
+        images = read_rows(shuffled, self.columns, self.classes)
+        yield from images if is_split else islice(images, part, None, parts)
+
+
+def load_saved(root: str | Path, train_split: str) -> dict[str, Any]:
+    """The splits that `save_to_disk` wrote, also one by one into folders beside each other.
+
+    A dataset without splits is the one to train on. The format that it was saved with says how its
+    owner's program wants rows, and is left out.
+
+    Raises:
+        UserError: a folder that holds none.
+    """
+    require_datasets()
+    folder = Path(root).expanduser()
+    try:
+        if (folder / _SPLITS).exists():
+            names = json.loads((folder / _SPLITS).read_text())["splits"]
+        else:
+            names = sorted(path.parent.name for path in folder.glob(f"*/{_STATE}"))
+        if names and not (folder / _STATE).exists():
+            return {name: load_split(folder / name) for name in names}
+        return {train_split: load_split(folder)}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data.root {root} is no dataset that save_to_disk wrote ({error}); "
+            "use data=imagefolder for a folder of images, data.name for other datasets"
+        ) from error
+
+
+def load_split(folder: Path) -> Any:
+    """One `datasets.Dataset` without its format, whose library need not be installed."""
+    datasets = require_datasets()
+    try:
+        return datasets.load_from_disk(str(folder)).with_format(None)
+    except ValueError as error:
+        if "needs to be installed" not in str(error):
+            raise
+    files = json.loads((folder / _STATE).read_text())["_data_files"]
+    parts = [datasets.Dataset.from_file(str(folder / file["filename"])) for file in files]
+    return datasets.concatenate_datasets(parts)
+
+
+def load_named(name: str, subset: str | None, streaming: bool) -> dict[str, Any]:
+    """The splits of a dataset of the hub, or of a folder that `datasets.load_dataset` takes.
+
+    Raises:
+        UserError: one that cannot be loaded.
+    """
+    datasets = require_datasets()
+    try:
+        return dict(datasets.load_dataset(name, subset, streaming=streaming))
+    except Exception as error:  # of as many kinds as there are formats
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"data.name={name} cannot be loaded ({reason}); check the name, data.subset and the network"
+        ) from error
+
+
+def index_splits(
+    splits: Mapping[str, Any],
+    train_split: str,
+    val_split: str | None,
+    columns: Columns,
+    *,
+    val_ratio: float,
+    samples_per_epoch: int | None,
+) -> tuple[HuggingFaceImages, HuggingFaceImages]:
+    """What a run trains on ("": nothing) and holds out of a dataset that lies on a disk.
+
+    Raises:
+        UserError: splits or columns that do not exist, or a ratio that leaves a part empty.
+    """
+    if samples_per_epoch is not None:
+        raise UserError(
+            f"data.samples_per_epoch={samples_per_epoch} is for data.streaming=true; here an epoch is "
+            "all images; use data.samples_per_epoch=null"
+        )
+    if val_split is not None:
+        val = _find_split(splits, val_split, "data.val_split")
+        classes = class_names(val, columns.label)
+        train = val.select([])
+        if train_split:
+            train = _find_split(splits, train_split, "data.train_split")
+            classes = _merge(class_names(train, columns.label), classes)
+    else:
+        whole = _find_split(splits, train_split, "data.train_split")
+        if not 0 < val_ratio < 1 or len(whole) < 2:
+            raise UserError(
+                f"data.val_ratio {val_ratio} of {len(whole)} images leaves a part empty; "
+                "use 0.05, or set data.val_split"
+            )
+        classes = class_names(whole, columns.label)
+        count = min(max(1, round(val_ratio * len(whole))), len(whole) - 1)
+        order = np.random.default_rng(0).permutation(len(whole))
+        say(f"{count} of {len(whole)} images are held out (data.val_ratio)")
+        val, train = (whole.select(np.sort(part)) for part in (order[:count], order[count:]))
+    return HuggingFaceImages(train, columns, classes), HuggingFaceImages(val, columns, classes)
+
+
+def stream_splits(
+    splits: Mapping[str, Any],
+    train_split: str,
+    val_split: str | None,
+    columns: Columns,
+    *,
+    val_size: int,
+    buffer: int,
+    samples_per_epoch: int | None,
+    seed: int,
+) -> tuple[HuggingFaceStream, FirstImages]:
+    """What a run trains on ("": nothing) and holds out of streams: their first images.
+
+    Raises:
+        UserError: splits or columns that do not exist, or an epoch of no known length.
+    """
+    train = _find_split(splits, train_split or str(val_split), "data.train_split")
+    known = train.info.splits and train.info.splits.get(train_split)
+    length = samples_per_epoch or (known.num_examples if known else 0) or 0
+    if val_split is not None:
+        held_out = _find_split(splits, val_split, "data.val_split")
+    else:
+        held_out, train = train.take(val_size), train.skip(val_size)
+        length = length if samples_per_epoch else length - val_size
+        say(
+            f"the first {val_size} images are held out (data.val_size), so each reader has to read all "
+            "files; set data.val_split to hold out another split and share the files out"
+        )
+    if length < 1 and train_split:
+        raise UserError(
+            f"how many images {columns.name} holds is not known, or not more than data.val_size="
+            f"{val_size}; set data.samples_per_epoch=N"
+        )
+    classes = class_names(train, columns.label)
+    images = read_rows(undecoded(held_out, columns.image), columns, classes)
+    val = FirstImages(images, val_size, classes, columns.channels)
+    stream = HuggingFaceStream(
+        train,
+        columns,
+        classes,
+        length=length,
+        buffer=buffer,
+        seed=seed,
+        # Of a part of the files, the library would leave out a part of what is held out.
+        splits_by_file=val_split is not None,
+    )
+    return stream, val
+
+
+def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Iterator[Encoded]:
+    """The rows of a stream as they come, undecoded."""
+    kind = value_kind(dataset.features[columns.image])
+    # Not by its __iter__, which would share the rows out to the workers a second time.
+    for batch in dataset.iter(_BATCH):
+        labels = [-1] * len(batch[columns.image])
+        if classes:
+            labels = number_labels(batch[columns.label], classes)
+        for image, label in zip(batch[columns.image], labels, strict=True):
+            try:
+                data = content(image, columns.name, kind)
+            except UnreadableImageError:
+                data = b""  # which is none, and whoever decodes it says so
+            yield Encoded(data, f"{columns.name}, {_row_name(image, data)}", label)
+
+
+def undecoded(dataset: Any, image_column: str) -> Any:
+    """The dataset with its images as they are stored; UserError where the column is none of images.
+
+    A format that somebody gave the dataset is left out: it may hide columns, or turn images into
+    other things.
+    """
+    datasets = require_datasets()
+    dataset = dataset.with_format(None)
+    features = dataset.features or {}
+    if image_column not in features:
+        raise UserError(
+            f"data.image_column {image_column} does not exist; use one of {', '.join(features)}"
+        )
+    feature = features[image_column]
+    encoded = datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        dataset = dataset.cast_column(image_column, encoded)
+    elif isinstance(getattr(feature, "feature", None), datasets.Image):
+        say(f"of several images in a row of {image_column} the first is taken")
+        dataset = dataset.cast_column(image_column, datasets.List(encoded))
+    elif not _holds_files(feature) and value_kind(feature) is None:
+        raise UserError(
+            f"data.image_column {image_column} holds no images but {feature}; use a column of type "
+            "Image, of files as bytes, of their paths, or of arrays"
+        )
+    return dataset.select_columns(
+        [name for name, kind in features.items() if name == image_column or _is_label(kind)]
+    )
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether a column holds files as bytes, their paths, or both as the library's own images do."""
+    if isinstance(feature, Mapping):
+        return "bytes" in feature or "path" in feature
+    dtype = getattr(feature, "dtype", None)
+    return dtype in ("binary", "large_binary", "string", "large_string")
+
+
+def value_kind(feature: Any) -> str | None:
+    """The type of the values of a column of arrays, two or three levels of numbers; None for others."""
+    if hasattr(feature, "shape"):
+        return str(feature.dtype)
+    depth = 0
+    while hasattr(feature, "feature"):
+        feature, depth = feature.feature, depth + 1
+    dtype = str(getattr(feature, "dtype", ""))
+    is_number = dtype.startswith(("int", "uint", "float"))
+    return dtype if depth in (2, 3) and is_number else None
+
+
+def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
+    """The names that the dataset has for its labels; its distinct values where it lies on a disk.
+
+    Raises:
+        UserError: a column that does not exist, or is neither of names nor of numbers.
+    """
+    if label_column is None:
+        return ()
+    features = dataset.features or {}
+    if label_column not in features:
+        raise UserError(
+            f"data.label_column {label_column} does not exist; use one of {', '.join(features)}, "
+            "or null for none"
+        )
+    feature = features[label_column]
+    if hasattr(feature, "names"):
+        return tuple(feature.names)
+    if not _is_label(feature):
+        raise UserError(f"data.label_column {label_column} holds no labels but {feature}")
+    if not hasattr(dataset, "unique"):
+        raise UserError(
+            f"data.label_column {label_column} of a stream has no names; "
+            "use data.label_column=null, or data.streaming=false"
+        )
+    values = [value for value in dataset.unique(label_column) if value is not None]
+    if feature.dtype in ("string", "large_string"):
+        return tuple(sorted(values))
+    highest = max(values, default=-1)
+    if highest >= max(100_000, len(dataset)):
+        raise UserError(f"data.label_column {label_column} holds {highest}, no number of a class")
+    return tuple(map(str, range(highest + 1)))
+
+
+def number_labels(values: Iterable[int | str | None], classes: tuple[str, ...]) -> list[int]:
+    """Labels as places in the classes: numbers as they are, names by their place; -1 for others."""
+    places: dict[int | str | None, int] = {name: place for place, name in enumerate(classes)}
+    places |= {place: place for place in range(len(classes))}
+    return [places.get(value, -1) for value in values]
+
+
+def content(image: Any, name: str, kind: str | None = None) -> bytes:
+    """An image's file, from within the dataset or from where it points to.
+
+    Of an array of values of this `kind` it is a `.npy` file; of several images, the first one's.
+    """
+    if isinstance(image, bytes):
+        return image
+    try:
+        if kind is not None and image is not None:
+            file = BytesIO()
+            np.save(file, np.asarray(image, kind), allow_pickle=False)
+            return file.getvalue()
+        if isinstance(image, list):
+            image = image[0]
+        if isinstance(image, str):
+            return Path(image).expanduser().read_bytes()
+        data = image.get("bytes")
+        return Path(image["path"]).read_bytes() if data is None else data
+    except OSError as error:
+        raise unreadable(name, error) from error
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
+        raise unreadable(name, "its row holds no image") from error
+
+
+def _row_name(image: Any, data: bytes) -> str:
+    """A name that a row of a stream keeps in every epoch and part: its file's, or its content's."""
+    path = image.get("path") if isinstance(image, Mapping) else None
+    return str(path) if path else f"image {blake2b(data, digest_size=8).hexdigest()}"
+
+
+def require_datasets() -> Any:
+    """The library, or UserError where it is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError('data=hf needs the datasets library; pip install "simmim[hf]"') from None
+    return datasets
+
+
+def _find_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
+    named = [name for name in splits if part_of(name) and part_of(name) == part_of(split)]
+    if split not in splits and len(named) == 1:
+        return splits[named[0]]
+    if split not in splits:
+        raise UserError(f"{option} {split} does not exist; use one of {', '.join(splits)}")
+    return splits[split]
+
+
+def _merge(classes: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of both parts, in the order of the first, where that has all of them."""
+    return classes if set(others) <= set(classes) else tuple(sorted({*classes, *others}))
+
+
+def _is_label(feature: Any) -> bool:
+    dtype = str(getattr(feature, "dtype", ""))
+    return dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint"))

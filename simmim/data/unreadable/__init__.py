@@ -1,0 +1,1 @@
+"""What becomes of images that cannot be read."""

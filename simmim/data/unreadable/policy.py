@@ -1,0 +1,171 @@
+"""What becomes of images that cannot be read: another takes the place of each, or the run stops."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
+
+import torch
+
+from simmim.data.decoding.size_limits import Limits, limited
+from simmim.data.unreadable.retry import patiently, unreadable
+from simmim.data.unreadable.skipped_list import SkippedImages, read_names
+from simmim.utils.errors import UnreadableImageError, UserError
+
+OnError = Literal["skip", "raise"]
+Decode = Literal["workers", "device"]
+
+# A source with so many unreadable images in a row is no source.
+_MOST_REPLACEMENTS = 100
+# Of fewer images, one is too large a share to judge all by.
+_FEW = 100
+
+
+class ReadingOptions(TypedDict, total=False):
+    """Options of every kind of data that is read from files."""
+
+    on_error: OnError
+    max_bad_fraction: float
+    max_pixels: int
+    min_side: int
+    max_aspect: float
+    exclude: str | None
+    decode: Decode
+
+
+@runtime_checkable
+class Typed(Protocol):
+    """An image: a tensor, or what will be one."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its values."""
+
+
+Image = TypeVar("Image", bound=Typed)
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[Image]):
+    """An image that may be a sample: its name, and how it is read (with its label)."""
+
+    name: str
+    read: Callable[[], tuple[Image, int]]
+
+
+@dataclass(frozen=True)
+class Chosen(Generic[Image]):
+    """An image and label, and whether others came before it that could not be read."""
+
+    image: Image
+    label: int
+    is_replacement: bool
+
+
+class Tolerance:
+    """How much is put up with, and what was.
+
+    Attributes:
+        skipped: the images that could not be read.
+        value_type: of all images (None: any), so that a batch has one.
+    """
+
+    def __init__(
+        self,
+        on_error: OnError = "skip",
+        limits: Limits = Limits(),
+        excluded: frozenset[str] = frozenset(),
+        skipped: SkippedImages | None = None,
+        value_type: torch.dtype | None = None,
+    ) -> None:
+        self.on_error: OnError = on_error
+        self.limits = limits
+        self.excluded = excluded
+        self.skipped = skipped or SkippedImages(most=2**63, of=2**63)
+        self.value_type = value_type
+
+    def first_readable(self, candidates: Iterator[Candidate[Image]], epoch: int) -> Chosen[Image]:
+        """The first that can be read; those before it are noted.
+
+        Raises:
+            UnreadableImageError: one cannot, where `on_error` is `raise`.
+            UserError: too many cannot: in a row, or of the whole run.
+        """
+        failed, passed_over, last = 0, 0, "all are in data.exclude"
+        for turn, candidate in enumerate(candidates):
+            if candidate.name in self.excluded:
+                passed_over += 1
+                if passed_over > len(self.excluded):  # a stream that has come round
+                    break
+                continue
+            try:
+                image, label = self.read(candidate)
+            except UnreadableImageError as error:
+                if self.on_error == "raise":
+                    raise
+                failed, last = failed + 1, str(error)
+                self.skipped.note(candidate.name, error.reason, epoch)
+                if failed == _MOST_REPLACEMENTS:
+                    break
+            else:
+                return Chosen(image, label, is_replacement=turn > 0)
+        raise UserError(f"no image can be read, {failed} in a row were tried: {last}")
+
+    def read(self, candidate: Candidate[Image]) -> tuple[Image, int]:
+        """One image and its label, within the limits and of the type of all.
+
+        Raises:
+            UnreadableImageError: it cannot be read.
+        """
+        with limited(self.limits):
+            image, label = patiently(candidate.read)
+        if self.value_type not in (None, image.dtype):
+            kept, found = (
+                str(kind).removeprefix("torch.") for kind in (self.value_type, image.dtype)
+            )
+            raise unreadable(
+                candidate.name, f"its values are {found} and those of other images {kept}"
+            )
+        return image, label
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`ReadingOptions` with their defaults, checked.
+
+    Attributes:
+        on_error: `skip`: the next image takes the place of one that cannot be read; or `raise`.
+        max_bad_fraction: of all images, or of 100 where there are fewer; with more that cannot be
+            read, the run stops.
+        max_pixels: see `Limits`, as the next two.
+        exclude: a list of images that are not tried (`skipped.read_names`).
+        decode: who decodes the JPEG files that are trained on (`device_decoding`).
+
+    Raises:
+        UserError: a value that cannot be, or no such list.
+    """
+
+    on_error: OnError = "skip"
+    max_bad_fraction: float = 0.1
+    max_pixels: int = Limits.max_pixels
+    min_side: int = Limits.min_side
+    max_aspect: float = Limits.max_aspect
+    exclude: str | None = None
+    decode: Decode = "workers"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(
+                f"data.max_bad_fraction {self.max_bad_fraction} is not in [0, 1]; use 0.1"
+            )
+        self.limits()
+
+    def limits(self) -> Limits:
+        """The sizes that are read."""
+        return Limits(self.max_pixels, self.min_side, self.max_aspect)
+
+    def tolerance(self, images: int) -> Tolerance:
+        """What it comes to for so many images."""
+        excluded = read_names(self.exclude)
+        most = int(self.max_bad_fraction * max(images, _FEW))
+        skipped = SkippedImages(most, images, excluded=excluded)
+        return Tolerance(self.on_error, self.limits(), excluded, skipped)

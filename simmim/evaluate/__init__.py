@@ -1,0 +1,1 @@
+"""Judging a model: by its classes, its neighbours, or a linear probe."""

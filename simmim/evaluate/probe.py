@@ -1,0 +1,49 @@
+"""What features are worth without fine-tuning: by neighbours, and by a linear layer."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from simmim.evaluate.knn import NeighbourVote
+from simmim.evaluate.linear_probe import RegressionRecipe
+
+
+class LabelledFeatures(NamedTuple):
+    """A vector an image, with its label."""
+
+    values: Float[Tensor, "n c"]
+    labels: Int[Tensor, " n"]
+
+
+class Probe(NamedTuple):
+    """Shares of held-out images that are told right: by their neighbours' vote, by a linear layer."""
+
+    knn_top1: float
+    linear_top1: float
+
+
+def probe(
+    train: LabelledFeatures,
+    held_out: LabelledFeatures,
+    *,
+    num_classes: int,
+    vote: NeighbourVote = NeighbourVote(),
+    regression: RegressionRecipe = RegressionRecipe(),
+    seed: int = 0,
+) -> Probe:
+    """Judges `held_out` images by `train`ing images, as `python -m simmim.evaluate` does.
+
+    By their neighbours' `vote`, and by a linear layer as `regression` fits it.
+    """
+    neighbours = vote.rank_classes(
+        held_out.values, train.values, train.labels, num_classes=num_classes, top=1
+    )
+    fitted = regression.fit(train.values, train.labels, num_classes=num_classes, seed=seed)
+    ranked = fitted.layer.rank_classes(held_out.values, top=1)
+    return Probe(
+        *(
+            float((answers[:, 0] == held_out.labels).double().mean())
+            for answers in (neighbours, ranked)
+        )
+    )

@@ -1,0 +1,89 @@
+"""A classifier on held-out images as a LightningModule: its figures, and its answer to each image."""
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from simmim.data.dataset import Sample, is_counted
+from simmim.data.labels import require_label_each
+from simmim.evaluate.confusion import Answers
+from simmim.models.classifier import Classifier
+from simmim.training.accuracy import HeldOutAccuracy
+from simmim.utils.normalization import Normalisation
+
+
+class EvaluationTask(pl.LightningModule):
+    """Counts right answers; repeats that only even out the ranks do not count.
+
+    Args:
+        model: the classifier, as it is.
+        rows: for each of the data's labels, the output of the classifier that means it.
+        outputs: how many outputs the classifier has.
+
+    Attributes:
+        answers: those of all ranks, after validation; labels are outputs.
+    """
+
+    rows: Tensor
+
+    def __init__(
+        self,
+        model: Classifier,
+        *,
+        rows: Sequence[int],
+        outputs: int,
+        normalisation: Normalisation,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.normalisation = normalisation
+        self.register_buffer("rows", torch.tensor(rows), persistent=False)
+        self.held_out = HeldOutAccuracy(outputs)
+        self._collected = _CollectedAnswers()
+        self.answers: Answers | None = None
+
+    def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
+        """Raises UserError where an image has no label, while that asks nothing of the device."""
+        require_label_each(batch)
+        return batch
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """One batch."""
+        assert isinstance(batch.label, Tensor)
+        counted = is_counted(batch)
+        logits = self.model(self.normalisation.normalise(batch.image)).float()[counted]
+        outputs = self.rows[batch.label[counted]]
+        self.held_out.update(logits, outputs)
+        first5 = logits.topk(min(5, logits.shape[1])).indices
+        in_top5 = (first5 == outputs[:, None]).any(dim=1)
+        self._collected.update(outputs, logits.argmax(dim=1), in_top5)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the figures and keeps the answers."""
+        self.log_dict({name: metric.compute() for name, metric in self.held_out.metrics.items()})
+        self.answers = self._collected.compute()
+
+
+class _CollectedAnswers(Metric):
+    """Answers as they come; torchmetrics gathers them over the ranks, however many each has."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Answers._fields:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(
+        self, labels: Int[Tensor, " n"], taken_for: Int[Tensor, " n"], in_top5: Bool[Tensor, " n"]
+    ) -> None:
+        for name, column in zip(Answers._fields, (labels, taken_for, in_top5), strict=True):
+            getattr(self, name).append(column)
+
+    def compute(self) -> Answers:
+        return Answers(*(dim_zero_cat(getattr(self, name)) for name in Answers._fields))

@@ -1,0 +1,1 @@
+"""Modules: encoders, and what stands around them in training."""

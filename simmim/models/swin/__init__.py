@@ -1,0 +1,6 @@
+"""Swin Transformer encoders, pure PyTorch, one idea a file."""
+
+from simmim.models.swin.model import SwinTransformer
+from simmim.models.swin.registry import ARCHITECTURES, adapt_encoder, create_encoder
+
+__all__ = ["ARCHITECTURES", "SwinTransformer", "adapt_encoder", "create_encoder"]

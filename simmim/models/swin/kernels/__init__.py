@@ -1,0 +1,1 @@
+"""Attention and activations, made fast for a device."""

@@ -1,5 +1,0 @@
-"""Optimiser, parameter groups and schedules."""
-
-from simmim.optim.adamw import AdamWRecipe, describe_lr
-
-__all__ = ["AdamWRecipe", "describe_lr"]

@@ -1,0 +1,141 @@
+"""Pretraining as a LightningModule: what one step does, and what it logs."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Real
+from torch import Tensor
+from torchmetrics import MeanMetric
+from typing_extensions import Unpack
+
+from simmim.data.dataset import Sample, is_counted
+from simmim.models.losses import (
+    LossRegion,
+    check_target_window,
+    image_l1,
+    masked_l1_by_image,
+    nearest_visible,
+    visible_mean,
+)
+from simmim.models.masking import RandomMaskGenerator
+from simmim.models.reconstruction import (
+    Hidden,
+    Reconstruction,
+    fill_in,
+    hide,
+    loss_of_masked,
+)
+from simmim.models.simmim import SimMIM
+from simmim.training.task import TrainingArguments, TrainingTask
+
+
+class SimMIMTask(TrainingTask):
+    """SimMIM pretraining: normalise, mask, predict, masked L1.
+
+    Args:
+        model: encoder, mask token and head.
+        mask_generator: which tokens of an image are hidden, by step and place.
+        target_window: pixels of the neighbourhood for normalised targets (None: plain pixels).
+        loss_region: whose pixels are learned from. Held-out figures are of the masked ones, whatever
+            it is.
+        training: see `TrainingArguments`.
+    """
+
+    figures = (
+        "val/loss",
+        "val/baseline_visible_mean",
+        "val/baseline_nearest_visible",
+        "val/loss_over_baseline",
+    )
+
+    def __init__(
+        self,
+        model: SimMIM,
+        *,
+        mask_generator: RandomMaskGenerator,
+        target_window: int | None = None,
+        loss_region: LossRegion = "masked",
+        **training: Unpack[TrainingArguments],
+    ) -> None:
+        super().__init__(model, **training)
+        if target_window is not None:
+            check_target_window(target_window)
+        self.mask_generator = mask_generator
+        self.target_window = target_window
+        self.loss_region = loss_region
+        # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
+        self.val_loss = MeanMetric(nan_strategy=math.nan)
+        self.val_baseline = MeanMetric(nan_strategy=math.nan)
+        self.val_copying = MeanMetric(nan_strategy=math.nan)
+        # Copying takes longer than the mean, and comes to the same in every validation.
+        self._loss_of_copying: Tensor | None = None
+
+    def report_facts(self) -> dict[str, Any]:
+        """Which share of an image is hidden."""
+        masks = self.mask_generator
+        return {"hidden_share": masks.num_masked / masks.num_patches}
+
+    def hide(
+        self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
+    ) -> Hidden:
+        """Normalises the images, masks them as their places at `step` say, and sets the targets."""
+        mask = self.mask_generator(places, step=step)
+        return hide(images, mask, self.normalisation, self.target_window)
+
+    def reconstruct(
+        self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
+    ) -> Reconstruction:
+        """Predicts the images' hidden part, and with it the whole of them."""
+        assert isinstance(self.model, SimMIM)
+        return fill_in(self.model, self.hide(images, places, step=step))
+
+    def loss(
+        self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
+    ) -> Float[Tensor, ""]:
+        """The loss that is learned from; of masked pixels, no more is predicted than has one."""
+        assert isinstance(self.model, SimMIM)
+        hidden = self.hide(images, places, step=step)
+        if self.loss_region == "image":
+            return image_l1(self.model(hidden.images, hidden.mask), hidden.target)
+        most_tokens = self.mask_generator.most_tokens(self.model.encoder.stride)
+        return loss_of_masked(self.model, hidden.images, hidden.mask, hidden.target, most_tokens)
+
+    def reconstruct_held_out(
+        self, images: Real[Tensor, "b c H W"], index: Int[Tensor, " b"]
+    ) -> Reconstruction:
+        """The same with masks that depend on the images' indices alone: fixed over a run."""
+        # No step of training is negative, so held-out masks are none of those trained on.
+        return self.reconstruct(images, index, step=-1)
+
+    def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
+        """Masks depend on the step and on each image's place in its global batch."""
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
+        places = torch.arange(first, first + len(batch.image), device=self.device)
+        return self.loss(batch.image, places, step=self.global_step)
+
+    def validation_step(self, batch: Sample, batch_idx: int) -> None:
+        """Held-out loss, and those of each image's visible mean and of the nearest visible pixels."""
+        assert isinstance(batch.sample_index, Tensor)
+        counted = is_counted(batch)
+        result = self.reconstruct_held_out(batch.image, batch.sample_index)
+
+        def measure(guess: Float[Tensor, "b c H W"]) -> Float[Tensor, " n"]:
+            return masked_l1_by_image(guess, result.target, result.mask)[counted]
+
+        self.val_loss.update(measure(result.prediction))
+        self.val_baseline.update(measure(visible_mean(result.target, result.mask)))
+        if self._loss_of_copying is None:
+            self.val_copying.update(measure(nearest_visible(result.target, result.mask)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the held-out figures."""
+        values = self.log_held_out(
+            {"val/loss": self.val_loss, "val/baseline_visible_mean": self.val_baseline}
+        )
+        ratio = values["val/loss"] / values["val/baseline_visible_mean"]
+        self.log("val/loss_over_baseline", ratio)
+        if self._loss_of_copying is None:
+            self._loss_of_copying = self.val_copying.compute()
+        self.log("val/baseline_nearest_visible", self._loss_of_copying)

@@ -1,0 +1,1 @@
+"""What a pretrained model fills in, drawn for a user's own images."""

@@ -1,0 +1,138 @@
+"""Pictures inside the page: small, as data URIs."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from simmim.analysis.position_bias import BlockAttention
+from simmim.reconstruct.contact_sheet import TILES
+from simmim.report.charts import spread
+
+_TILE = 192  # pixels, at most
+_SHEET = 1200
+_HEADS = 8
+_HEAD_GAP = 1
+
+
+class HeldOutImage(NamedTuple):
+    """One held-out image: as it is, what the model sees of it, and what it fills in, by step."""
+
+    image: str
+    masked: str
+    reconstructions: list[str]
+
+
+class Gallery(NamedTuple):
+    """Reconstructions over training: `steps` say when each image's were made.
+
+    Sheets that do not tell where their pictures are stand in `sheets`, whole, one a step.
+    """
+
+    steps: list[int]
+    images: list[HeldOutImage]
+    sheets: list[str]
+
+
+class HeatMap(NamedTuple):
+    """A block's position bias, a map a head; `low` and `high` are its darkest and brightest."""
+
+    name: str
+    picture: str
+    heads: int
+    shown: int
+    low: float
+    high: float
+    rows: int
+    columns: int
+    scales: str
+
+
+def read_gallery(sheets: Mapping[int, Path], *, most_steps: int, most_bytes: int) -> Gallery:
+    """Reconstructions of at most so many steps, evenly spread; fewer where they would take too much."""
+    steps = spread(sorted(sheets), most_steps)
+    while True:
+        gallery = _read_gallery({step: sheets[step] for step in steps})
+        size = sum(map(len, gallery.sheets)) + sum(
+            len(uri) for image in gallery.images for uri in (*image[:2], *image.reconstructions)
+        )
+        if size <= most_bytes or len(steps) <= 1:
+            return gallery
+        steps = spread(steps, max(1, min(len(steps) - 1, len(steps) * most_bytes // size)))
+
+
+def _read_gallery(sheets: Mapping[int, Path]) -> Gallery:
+    images: list[HeldOutImage] = []
+    whole: list[str] = []
+    steps = []
+    for step, path in sheets.items():
+        try:
+            sheet = Image.open(path)
+            sheet.load()
+        except OSError:  # one that is just being written, or damaged
+            continue
+        steps.append(step)
+        tiles = json.loads(sheet.info.get(TILES, "[]"))
+        if not tiles:
+            whole.append(as_uri(sheet, _SHEET))
+            continue
+        uris = [[as_uri(sheet.crop(box), _TILE) for box in row[-1:]] for row in tiles]
+        if len(images) != len(tiles):  # the first, or another number than in an earlier part
+            pairs = [[as_uri(sheet.crop(box), _TILE) for box in row[:2]] for row in tiles]
+            before = len(steps) - 1
+            images = [HeldOutImage(image, masked, [""] * before) for image, masked in pairs]
+        for image, (uri,) in zip(images, uris, strict=True):
+            image.reconstructions.append(uri)
+    return Gallery(steps, images, whole)
+
+
+def as_uri(picture: Image.Image, side: int) -> str:
+    """The picture as WebP, no side longer than `side` pixels."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def heat_map(block: BlockAttention) -> HeatMap:
+    """The block's bias by offset, of at most eight heads evenly spread, on one scale."""
+    heads, rows, columns = block.bias.shape
+    chosen = spread(range(heads), _HEADS)
+    bias = block.bias[chosen]
+    low, high = float(bias.min()), float(bias.max())
+    scales = ""
+    if block.scale is not None:
+        least, most = block.scale.aminmax()
+        scales = f"{block.scale.mean():.1f} ({least:.1f} to {most:.1f})"
+    return HeatMap(
+        block.name,
+        _as_png((bias - low) / max(high - low, 1e-12)),
+        heads,
+        len(chosen),
+        low,
+        high,
+        rows,
+        columns,
+        scales,
+    )
+
+
+def _as_png(maps: Float[Tensor, "heads rows columns"]) -> str:
+    """The maps beside each other, dark to bright, with a clear line between them."""
+    from matplotlib import colormaps
+
+    heads, rows, columns = maps.shape
+    colours = (colormaps["viridis"](maps.numpy())[..., :3] * 255).round().astype("uint8")
+    strip = Image.new("RGBA", (heads * (columns + _HEAD_GAP) - _HEAD_GAP, rows))
+    for head in range(heads):
+        strip.paste(Image.fromarray(colours[head]), (head * (columns + _HEAD_GAP), 0))
+    file = io.BytesIO()
+    strip.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,308 @@
+"""When pretraining goes well, and why it does not: against what needs no learning.
+
+The thresholds rest on how AdamW and SimMIM work, and on runs that were made to fail: with the model
+`swinv2_nano` on drawn pictures and 320 steps, the held-out loss came to 0.77 of predicting the visible
+mean, to 0.87 at a hundred times the learning rate (1.25 after 64 steps), to 0.96 with one image a step.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simmim.report.run_record import NOTHING, Curve, RunRecord
+from simmim.report.verdict import Cause, Rule, Verdict, is_finite, judge
+
+# AdamW moves each weight by about the learning rate in a step, and weights start at a standard
+# deviation of 0.02: at this rate, one step replaces what was learned.
+_RATE_OF_INITIAL_WEIGHTS = 0.02
+# Held-out loss over that of the visible mean: no better from here on, well up to here.
+_NO_BETTER = 0.95
+_WELL = 0.75
+_WORSE = 1.5
+# Pixels are normalised to differ by about 1: where the mean misses by less, images are blank.
+_BLANK = 0.01
+# SimMIM's accuracy holds up to ratios of 0.8 (arXiv 2111.09886, table 1).
+_MOST_HIDDEN = 0.9
+_SMALL_BATCH = 8
+_FEW_STEPS = 500
+# Of a run that goes on, so many steps or this share of them are its beginning.
+_EARLY_SHARE = 0.1
+# The training loss over the lowest that it was: it rose again.
+_REBOUND = 1.2
+
+
+@dataclass(frozen=True)
+class PretrainingFigures:
+    """What pretraining is judged by; None where it is not known.
+
+    Attributes:
+        held_out: masked loss on held-out images, with the same masks all along.
+        training: loss of each logged step.
+        visible_mean, nearest_visible: held-out loss of the two baselines.
+        peak_lr: the largest learning rate so far.
+        effective_batch: images a step.
+        hidden_share: of each image.
+        total_steps: that the run is to take.
+        is_over: whether it takes no more.
+        skipped_in_a_row: of the newest steps, one after another.
+    """
+
+    held_out: Curve
+    training: Curve = NOTHING
+    visible_mean: float | None = None
+    nearest_visible: float | None = None
+    peak_lr: float | None = None
+    effective_batch: int | None = None
+    hidden_share: float | None = None
+    total_steps: int | None = None
+    is_over: bool = True
+    skipped_in_a_row: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps that are known of."""
+        return max([*self.held_out.steps[-1:], *self.training.steps[-1:]], default=0)
+
+    @property
+    def ratio(self) -> float:
+        """Held-out loss over that of the visible mean; nan where not known."""
+        if self.held_out.last is None or not self.visible_mean:
+            return math.nan
+        return self.held_out.last / self.visible_mean
+
+    @property
+    def copying_ratio(self) -> float:
+        """Held-out loss over that of copying the nearest visible pixel; nan where not known."""
+        if self.held_out.last is None or not self.nearest_visible:
+            return math.nan
+        return self.held_out.last / self.nearest_visible
+
+    @property
+    def beats_both(self) -> bool:
+        """Whether it is below both baselines, which have to be known."""
+        return self.ratio < 1 and self.copying_ratio < 1
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the losses are still numbers."""
+        return is_finite(self.held_out, self.training, self.skipped_in_a_row)
+
+    @property
+    def is_early(self) -> bool:
+        """Whether it goes on and has hardly begun."""
+        if self.is_over:
+            return False
+        return self.steps < max(_FEW_STEPS, _EARLY_SHARE * (self.total_steps or 0))
+
+    @property
+    def is_steep(self) -> bool:
+        """Whether the learning rate was one at which each step undoes the one before."""
+        return self.peak_lr is not None and self.peak_lr >= _RATE_OF_INITIAL_WEIGHTS
+
+    @property
+    def rebound(self) -> float:
+        """The training loss now over the lowest before, as means of tenths of the run."""
+        values = [value for value in self.training.values if math.isfinite(value)]
+        width = max(1, len(values) // 10)
+        means = [
+            sum(values[at : at + width]) / width for at in range(0, len(values) - width + 1, width)
+        ]
+        return means[-1] / min(means) if means and min(means) > 0 else 1.0
+
+
+def compare(run: PretrainingFigures) -> str:
+    """The held-out loss beside both baselines, in words."""
+    parts = [
+        f"{_than(ratio)} {what} ({value:.3g})"
+        for ratio, value, what in (
+            (run.ratio, run.visible_mean, "predicting each image's visible mean"),
+            (run.copying_ratio, run.nearest_visible, "copying the nearest visible pixel"),
+        )
+        if value is not None and math.isfinite(ratio)
+    ]
+    return f"The held-out masked loss is {run.held_out.last:.3g}: {', '.join(parts)}."
+
+
+def _than(ratio: float) -> str:
+    if abs(ratio - 1) < 0.005:
+        return "no different from"
+    return f"{abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'}"
+
+
+STEEP = Cause[PretrainingFigures](
+    lambda run: run.is_steep,
+    lambda run: (
+        f"the learning rate is too high: it reached {run.peak_lr:.2g}, and weights begin at a standard "
+        "deviation of 0.02, so that each step undoes the ones before"
+    ),
+    (
+        "Divide optim.lr by 10 to 100; the papers' is 1e-4 for a batch of 512, scaled linearly.",
+        "Look in the log for the rate that came of optim.lr, optim.lr_batch_size and the batch.",
+    ),
+)
+ROSE = Cause[PretrainingFigures](
+    lambda run: run.rebound > _REBOUND,
+    lambda run: (
+        f"the training loss fell and rose again, to {run.rebound:.1f} times its lowest: the learning "
+        "rate is too high for this model, or the warm-up too short"
+    ),
+    (
+        "Take a third of optim.lr.",
+        "Warm up for longer: optim.warmup_epochs.",
+        "Clip gradients lower.",
+    ),
+)
+OVERFLOW = Cause[PretrainingFigures](
+    lambda run: True,
+    lambda run: "some value overflowed: the precision is too low, or an input is not finite",
+    (
+        "Use trainer.precision=32-true once, to see whether the precision is the cause.",
+        "Look for values in the images that are not finite, and for a standard deviation near 0.",
+        "Lower optim.lr.",
+    ),
+)
+BLANK = Cause[PretrainingFigures](
+    lambda run: True,
+    lambda run: "the images are blank: each is of one colour, all black perhaps",
+    (
+        "Open some of the files, and see under Reconstructions what is read of them.",
+        "Look for a wrong folder, or masks and labels among the images.",
+        "Where values are no uint8: see that data.statistics are those of these files.",
+    ),
+)
+HIDDEN = Cause[PretrainingFigures](
+    lambda run: run.hidden_share is not None and run.hidden_share >= _MOST_HIDDEN,
+    lambda run: (
+        f"too much is hidden, {run.hidden_share:.1%} of each image: what is left says little of the "
+        "rest, and to guess the average image is all that can be learned"
+    ),
+    ("Use mask.ratio=0.6; up to 0.8 with small patches.", "Use a smaller mask.patch_size."),
+)
+SMALL_BATCH = Cause[PretrainingFigures](
+    lambda run: run.effective_batch is not None and run.effective_batch <= _SMALL_BATCH,
+    lambda run: (
+        f"the batch is too small: a gradient from {run.effective_batch} "
+        f"image{'' if run.effective_batch == 1 else 's'} is mostly noise"
+    ),
+    (
+        "Use a larger data.batch_size, or trainer.accumulate_grad_batches where memory is short.",
+        "Where the batch must stay small: a lower optim.lr and many more steps.",
+    ),
+)
+SHORT = Cause[PretrainingFigures](
+    lambda run: run.steps < _FEW_STEPS,
+    lambda run: f"few steps: {run.steps:,} so far",
+    ("Train for longer: trainer.max_epochs or trainer.max_steps.",),
+)
+EARLY = Cause[PretrainingFigures](
+    lambda run: True,
+    lambda run: f"it is early: step {run.steps:,} of {run.total_steps or 'many'}",
+    ("Wait: the first steps learn little but the mean colour.",),
+)
+COPYING_IS_BETTER = Cause[PretrainingFigures](
+    lambda run: run.nearest_visible is not None,
+    lambda run: (
+        "copying the nearest visible pixel comes closer still: hidden parts are filled in, but blurred"
+    ),
+    (
+        "Train for longer: trainer.max_epochs or trainer.max_steps.",
+        "Judge by fine-tuning: where mask patches are small, copying is hard to beat.",
+    ),
+)
+COPYING_IS_UNKNOWN = Cause[PretrainingFigures](
+    lambda run: True,
+    lambda run: "how well copying the nearest visible pixel does was not logged",
+    ("Compare with it: python -m simmim.reconstruct tells both for your pictures.",),
+)
+UNKNOWN = Cause[PretrainingFigures](
+    lambda run: True,
+    lambda run: "the learning rate does not suit, or hidden parts cannot be told from visible ones",
+    (
+        "Look at the reconstructions: one colour all over means that only the mean was learned.",
+        "Try optim.lr three times as high, and a third of it.",
+        "Look at what the augmentation makes of the images, and at how large a mask patch is in them.",
+    ),
+)
+
+RULES: Sequence[Rule[PretrainingFigures]] = (
+    Rule(
+        "diverged",
+        lambda run: not run.is_finite,
+        lambda run: "The loss is no longer a finite number.",
+        (STEEP, ROSE, OVERFLOW),
+    ),
+    Rule(
+        "too early to tell",
+        lambda run: run.held_out.last is None or run.visible_mean is None,
+        lambda run: "There is no held-out figure yet; the first validation brings it.",
+    ),
+    Rule(
+        "no better than baseline",
+        lambda run: (run.visible_mean or 0) < _BLANK,
+        lambda run: (
+            "There is nothing to learn: an image's visible mean predicts its hidden pixels to "
+            f"{run.visible_mean:.1g}."
+        ),
+        (BLANK,),
+    ),
+    Rule(
+        "diverged",
+        lambda run: (
+            run.ratio > _WORSE and not run.is_early and (run.is_steep or run.rebound > _REBOUND)
+        ),
+        compare,
+        (STEEP, ROSE),
+    ),
+    # The mean of the little that is seen is itself a poor guess, and to beat it says nothing.
+    Rule("no better than baseline", HIDDEN.applies, compare, (HIDDEN,)),
+    Rule(
+        "not learning yet",
+        lambda run: run.ratio > _NO_BETTER and run.is_early,
+        compare,
+        (STEEP, SMALL_BATCH, EARLY),
+    ),
+    Rule(
+        "no better than baseline",
+        lambda run: run.ratio > _NO_BETTER,
+        compare,
+        (STEEP, SMALL_BATCH, ROSE, SHORT, UNKNOWN),
+    ),
+    Rule("learning slowly", lambda run: run.is_steep, compare, (STEEP,)),
+    Rule("learning well", lambda run: run.ratio <= _WELL and run.beats_both, compare),
+    # What does not beat both baselines is not called more than this.
+    Rule(
+        "learning",
+        lambda run: run.ratio <= _WELL,
+        compare,
+        (COPYING_IS_BETTER, COPYING_IS_UNKNOWN),
+    ),
+    Rule(
+        "learning",
+        lambda run: run.is_early,
+        lambda run: f"{compare(run)} It is early, and on the right way.",
+    ),
+    Rule("learning slowly", lambda run: True, compare, (SMALL_BATCH, ROSE, SHORT, UNKNOWN)),
+)
+
+
+def judge_pretraining(figures: PretrainingFigures) -> Verdict:
+    """The verdict of a pretraining run."""
+    return judge(figures, RULES)
+
+
+def pretraining_figures(record: RunRecord) -> PretrainingFigures:
+    """What a run's record holds of them."""
+    facts = record.facts
+    rates = record.curve("train/lr").values
+    return PretrainingFigures(
+        held_out=record.curve("val/loss"),
+        training=record.curve("train/loss"),
+        visible_mean=record.last("val/baseline_visible_mean"),
+        nearest_visible=record.last("val/baseline_nearest_visible"),
+        peak_lr=max(rates, default=None),
+        effective_batch=facts.get("effective_batch") or record.option("data.batch_size"),
+        hidden_share=facts.get("hidden_share") or record.option("mask.ratio"),
+        total_steps=facts.get("total_steps"),
+        is_over=record.is_over,
+        skipped_in_a_row=record.skipped_in_a_row,
+    )

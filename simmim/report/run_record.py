@@ -1,0 +1,231 @@
+"""What a run directory tells of its run, read back: whatever is there, while it goes on or after."""
+
+import contextlib
+import csv
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from typing_extensions import TypedDict
+
+from simmim.data.unreadable.skipped_list import SKIPPED
+from simmim.reconstruct.contact_sheet import sheets_in
+from simmim.training.run_dir.lock import writer_is_gone
+from simmim.utils.files import as_json, written_beside
+
+FACTS = "run.json"
+UNUSUAL = "unusual_steps.jsonl"
+
+State = Literal["running", "finished", "interrupted", "failed"]
+
+
+class RunFacts(TypedDict, total=False):
+    """What a run notes of itself in `run.json` when it starts, and how it stands since."""
+
+    stage: str
+    state: State
+    reason: str  # why it failed
+    started: str  # local time, ISO 8601
+    updated: str
+    total_steps: int
+    effective_batch: int
+    hidden_share: float  # of each image, in pretraining
+    classes: int  # of a classifier
+    untrained: dict[str, float]  # held-out figures before training, in transfer
+    git_revision: str | None
+    python: str
+    packages: dict[str, str]
+    platform: str
+    device: str
+    processes: int
+    precision: str
+
+
+class Curve(NamedTuple):
+    """A figure over training: after how many optimiser steps it had which value."""
+
+    steps: list[int]
+    values: list[float]
+
+    @property
+    def last(self) -> float | None:
+        """The newest value; None where there is none."""
+        return self.values[-1] if self.values else None
+
+
+NOTHING = Curve([], [])
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its directory tells it.
+
+    Attributes:
+        curves: the columns of `metrics.csv`, by name.
+        summary: `summary.json`, or nothing unless the run is finished: what is there before is of
+            another run, or of this one before it was made longer.
+        configuration: the resolved configuration.
+        overrides: what was typed.
+        sheets: contact sheets of reconstructions, by step.
+        skipped_steps, spikes: steps in `unusual_steps.jsonl`, counted from 0 as there.
+        unreadable: how many images could not be read.
+    """
+
+    run_dir: Path
+    facts: RunFacts = field(default_factory=RunFacts)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    sheets: Mapping[int, Path] = field(default_factory=dict)
+    skipped_steps: Sequence[int] = ()
+    spikes: Sequence[int] = ()
+    unreadable: int = 0
+
+    @property
+    def stage(self) -> str:
+        """`pretrain`, `finetune` or `transfer`."""
+        known = self.facts.get("stage") or self.summary.get("stage")
+        return str(known or ("finetune" if "val/top1" in self.curves else "pretrain"))
+
+    @property
+    def state(self) -> State:
+        """Whether it goes on, or how it ended. Killed elsewhere, it still says that it runs."""
+        return self.facts.get("state", "finished" if self.summary else "running")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it takes no more steps; one that was interrupted goes on with the same command."""
+        return self.state in ("finished", "failed")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps that are known of."""
+        return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=0)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of the newest steps were skipped, one after another."""
+        skipped = set(self.skipped_steps)
+        newest = max(skipped, default=-1)
+        if newest < self.steps - 1:  # a step was logged since
+            return 0
+        return next(count for count in itertools.count() if newest - count not in skipped)
+
+    def curve(self, name: str) -> Curve:
+        """The figure of this name, empty where it was never logged."""
+        return self.curves.get(name, NOTHING)
+
+    def last(self, name: str) -> float | None:
+        """The figure's newest value; the summary's where it was not logged."""
+        value = self.curve(name).last
+        if value is None:
+            value = self.summary.get("metrics", {}).get(name)
+        return value
+
+    def option(self, name: str) -> Any:
+        """An option of the configuration by its dotted name; None where there is none."""
+        node: Any = self.configuration
+        for part in name.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
+
+
+def read_run(
+    run_dir: str | Path,
+    pending: Mapping[str, float] | None = None,
+    first_step: int | None = None,
+) -> RunRecord:
+    """Reads what there is.
+
+    Args:
+        run_dir: where the run writes, or wrote.
+        pending: a row of metrics that is not in the file yet.
+        first_step: counted from 0; rows in the file from there on will be dropped (None: all stay).
+    """
+    folder = Path(run_dir)
+    facts = _read_json(folder / FACTS)
+    if facts.get("state") == "running" and writer_is_gone(folder):
+        facts["state"] = "interrupted"  # killed outright, it could not say so itself
+    # A run of an earlier version has no facts.
+    is_finished = facts.get("state", "finished") == "finished"
+    handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
+    unusual = _read_lines(folder / UNUSUAL)
+    return RunRecord(
+        folder,
+        facts=facts,  # type: ignore[arg-type]
+        curves=read_curves(folder / "metrics.csv", pending, first_step, facts.get("total_steps")),
+        summary=_read_json(folder / "summary.json") if is_finished else {},
+        configuration=handed_over.get("config", {}),
+        overrides=handed_over.get("overrides", []),
+        sheets=sheets_in(folder / "reconstructions"),
+        skipped_steps=[line["step"] for line in unusual if line["event"] == "skipped"],
+        spikes=[line["step"] for line in unusual if line["event"] == "spike"],
+        unreadable=len({line["image"] for line in _read_lines(folder / SKIPPED)}),
+    )
+
+
+def read_curves(
+    path: Path,
+    pending: Mapping[str, float] | None = None,
+    first_step: int | None = None,
+    total_steps: int | None = None,
+) -> dict[str, Curve]:
+    """The columns of `metrics.csv`, after so many steps; a figure that is not finite is nan.
+
+    Lightning counts from 0, so that a step's figures stand after one more. Those of the final weights,
+    where training ended in the middle of an epoch, stand at `total_steps` already.
+    """
+    rows: list[Mapping[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if first_step is None or (row.get("step") and float(row["step"]) < first_step)
+            ]
+    if pending:
+        rows.append(pending)
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name in ("step", "epoch") or value in (None, "") or row.get("step") in (None, ""):
+                continue
+            number, step = float(value), int(float(row["step"]))
+            curve = curves.setdefault(name, Curve([], []))
+            curve.steps.append(step if step == total_steps else step + 1)
+            curve.values.append(number if math.isfinite(number) else math.nan)
+    return curves
+
+
+def write_facts(run_dir: Path, facts: RunFacts) -> None:
+    """Writes `run.json`, beside and renamed."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with written_beside(run_dir / FACTS) as beside:
+        beside.write_text(as_json(facts) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """One object a line; a line that is half there, of a process that was killed, is none."""
+    objects = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            objects.append(json.loads(line))
+    return objects
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return content

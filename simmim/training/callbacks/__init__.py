@@ -1,0 +1,32 @@
+"""What a run does beside training: checkpoints, signals, progress, throughput, pictures."""
+
+from simmim.training.callbacks.activation_stats import Amplitudes
+from simmim.training.callbacks.checkpoint import Checkpoints
+from simmim.training.callbacks.ema import WeightAverage, create_weight_average
+from simmim.training.callbacks.learning_rate import LearningRate
+from simmim.training.callbacks.nonfinite_guard import Guard
+from simmim.training.callbacks.pending_step import Continuation
+from simmim.training.callbacks.preemption import Interruption
+from simmim.training.callbacks.previous_run import EarlierRun
+from simmim.training.callbacks.progress import EvaluationProgress, RunProgress, report_progress
+from simmim.training.callbacks.stall import Guards, StallGuard, create_guards
+from simmim.training.callbacks.throughput import Throughput
+
+__all__ = [
+    "Amplitudes",
+    "Checkpoints",
+    "Continuation",
+    "EarlierRun",
+    "EvaluationProgress",
+    "Guard",
+    "Guards",
+    "Interruption",
+    "LearningRate",
+    "RunProgress",
+    "StallGuard",
+    "Throughput",
+    "WeightAverage",
+    "create_guards",
+    "create_weight_average",
+    "report_progress",
+]

@@ -1,0 +1,54 @@
+"""How large activations are, block by block."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from simmim.models.swin.hooks import block_outputs, feature_variance, observe
+from simmim.training.task import TrainingTask
+
+
+class Amplitudes(pl.Callback):
+    """Logs `amplitude/stage1_block1` and so on: variances of the blocks' outputs.
+
+    In the mean over devices, of the first micro-batch of each step that is logged; other steps cost
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Tensor] = {}
+        self._looking = ExitStack()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Looks where the step that begins is to be logged."""
+        assert isinstance(pl_module, TrainingTask)
+        is_first = batch_idx % trainer.accumulate_grad_batches == 0
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_logged = (trainer.global_step + 1) % every == 0
+        if is_first and is_logged:
+            self._looking.enter_context(
+                observe(block_outputs(pl_module.model.encoder), self._measure)
+            )
+
+    def _measure(self, name: str, features: Tensor) -> None:
+        self._seen[name] = feature_variance(features)
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Float[Tensor, ""]
+    ) -> None:
+        """Has what the forward pass showed logged with the step's loss."""
+        assert isinstance(pl_module, TrainingTask)
+        self._looking.close()
+        if not self._seen:
+            return
+        means = trainer.strategy.reduce(torch.stack([*self._seen.values()]), reduce_op="mean")
+        assert isinstance(means, Tensor)
+        names = [f"amplitude/{name}" for name in self._seen]
+        pl_module.to_log |= dict(zip(names, means, strict=True))
+        self._seen = {}

@@ -1,0 +1,129 @@
+"""A second look at a step: its images, how large activations were, what was not finite first."""
+
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from simmim.data.datamodule import ImageDataModule
+from simmim.models.swin.hooks import Amplitude, Inspection, inspect_forward
+from simmim.training.task import MicroBatch, TrainingTask
+
+
+class Origin(NamedTuple):
+    """Where a step first ceased to be finite; the smallest of several came first.
+
+    `kind` counts weights (0), outputs (1), the loss (2), gradients (3), and what is only too large
+    when it is summed up (4); `order` is the place within its kind.
+    """
+
+    kind: int
+    order: int
+    name: str
+
+
+class Finding(NamedTuple):
+    """What one rank sees in its part of a step; `suspects` are images of non-finite activations."""
+
+    origin: Origin | None
+    images: list[str]
+    suspects: list[str]
+    amplitudes: dict[str, Amplitude]
+
+
+def find(trainer: pl.Trainer, task: TrainingTask, *, is_usual: bool) -> list[Finding]:
+    """What all ranks see, before the weights change; each runs one micro-batch forward again.
+
+    `is_usual` says that loss and gradient are finite.
+    """
+    mine = _find(trainer, task, is_usual)
+    if trainer.world_size == 1:
+        return [mine]
+    findings: list[Any] = [None] * trainer.world_size
+    distributed.all_gather_object(findings, mine)
+    return findings
+
+
+def first(findings: list[Finding]) -> Finding:
+    """The one that saw what came first; the first rank's where none saw anything."""
+    seeing = [finding for finding in findings if finding.origin is not None]
+    return min(seeing, key=lambda finding: finding.origin or (), default=findings[0])
+
+
+def all_images(findings: list[Finding]) -> list[str]:
+    """Of the whole step."""
+    return [name for finding in findings for name in finding.images]
+
+
+def all_suspects(findings: list[Finding]) -> list[str]:
+    """Of the whole step."""
+    return [name for finding in findings for name in finding.suspects]
+
+
+def _find(trainer: pl.Trainer, task: TrainingTask, is_usual: bool) -> Finding:
+    losses = torch.stack([micro_batch.loss for micro_batch in task.micro_batches])
+    worst = task.micro_batches[int(losses.argmax())]  # NaN counts as the largest
+    seen = inspect_forward(task.model, task.model.encoder, lambda: task.compute_loss_again(worst))
+    if isinstance(task.model, FSDPModule):
+        # The step changes each rank's part. After a forward pass alone the root keeps its whole
+        # weights, which the next forward pass would take for new.
+        task.model.reshard()
+    return Finding(
+        None if is_usual else _origin(task.model, worst, seen),
+        [name for micro_batch in task.micro_batches for name in _identify(trainer, micro_batch)],
+        [
+            name
+            for name, is_suspect in zip(_identify(trainer, worst), seen.suspects, strict=True)
+            if is_suspect
+        ],
+        seen.amplitudes,
+    )
+
+
+def _origin(model: nn.Module, worst: MicroBatch, seen: Inspection) -> Origin:
+    if (weight := _first_weight(model)) is not None:
+        return weight
+    if seen.origin is not None:
+        order, name = seen.origin
+        return Origin(1, order, f"the output of {name or 'the model'}")
+    if not worst.loss.isfinite():
+        return Origin(2, 0, "the loss")
+    return _last_gradient(model) or Origin(4, 0, "the sum")
+
+
+def _first_weight(model: nn.Module) -> Origin | None:
+    """The first parameter that is not finite."""
+    named = list(model.named_parameters())
+    finite = torch.stack([_is_finite(parameter) for _, parameter in named]).tolist()
+    for order, ((name, _), flag) in enumerate(zip(named, finite, strict=True)):
+        if not flag:
+            return Origin(0, order, f"parameter {name}")
+    return None
+
+
+def _last_gradient(model: nn.Module) -> Origin | None:
+    """The last parameter whose gradient is not finite: where the backward pass came first."""
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+    if not named:
+        return None
+    finite = torch.stack([_is_finite(gradient) for _, gradient in named]).tolist()
+    for order, ((name, _), flag) in enumerate(zip(reversed(named), reversed(finite), strict=True)):
+        if not flag:
+            return Origin(3, order, f"the gradient of {name}")
+    return None
+
+
+def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Of this rank's part, where a tensor is shared out."""
+    mine = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return mine.detach().isfinite().all()
+
+
+def _identify(trainer: pl.Trainer, micro_batch: MicroBatch) -> list[str]:
+    images = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(images, ImageDataModule)
+    assert isinstance(micro_batch.batch.sample_index, torch.Tensor)
+    return images.identify(micro_batch.batch.sample_index, trainer.current_epoch)

@@ -1,0 +1,159 @@
+"""A run from its first step to what it leaves: training, weights, summary, page."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from simmim.data import ImageDataModule
+from simmim.models.swin.compile import compile_blocks
+from simmim.training.distributed.fsdp import gather_weights
+from simmim.training.loggers.base import ExpendableLog
+from simmim.training.optim import describe_lr
+from simmim.training.run import Run, as_plain
+from simmim.training.run_dir import config_record
+from simmim.training.run_dir.summary import write_summary
+from simmim.training.task import TrainingTask
+from simmim.utils.console import say
+from simmim.utils.devices import peak_memory_bytes
+from simmim.utils.errors import UserError
+from simmim.utils.failures import explained_failures
+
+
+def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:
+    """Logs what is about to run."""
+    trainer = run.trainer
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    say(f"run directory {run.options['run_dir']}")
+    if run.resumed is not None:
+        say(f"going on from {run.resumed}")
+    say(
+        f"{count_parameters(model) / 1e6:.1f}M trained parameters, {len(images.train)} training and "
+        f"{len(images.val)} held-out images, {trainer.world_size} × {kind}, {trainer.precision}"
+    )
+    say(
+        describe_lr(
+            run.optimization,
+            devices=trainer.world_size,
+            batch_size=images.batch_size,
+            accumulation=trainer.accumulate_grad_batches,
+        )
+    )
+
+
+def fit(
+    run: Run,
+    task: TrainingTask,
+    images: ImageDataModule,
+    *,
+    stage: str,
+    started: float,
+    untrained: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Trains, validates the final weights, and writes weights and summary.
+
+    `untrained` are validation metrics from before, which stand in the summary among the others.
+    Returns the summary, of the first process alone.
+    """
+    begin(run, task, stage, untrained or {})
+    train(run, task, images)
+    weights = gather_weights(task.model)
+    if not run.trainer.is_global_zero:
+        return {}
+    folder = Path(run.options["run_dir"])
+    task.save_weights(folder, weights)
+    facts = summarize(run, task, images) | {"seconds": time.monotonic() - started}
+    facts["metrics"] |= untrained or {}
+    summary = write_summary(folder / "summary.json", {"stage": stage} | facts)
+    run.earlier.forget()
+    run.report.finish()
+    assert run.writer is not None
+    run.writer.release()
+    return summary
+
+
+def begin(run: Run, task: TrainingTask, stage: str, untrained: Mapping[str, float]) -> None:
+    """Refuses names of metrics that there are none of, then makes the run's record and logs it."""
+    logged = [*task.figures, *run.extra_metrics]
+    run.checkpoints.require_figure(logged)
+    require_objective(run.options["objective"], [*logged, *untrained])
+    if run.trainer.is_global_zero:
+        config_record.record(run.options["run_dir"])
+    for logger in run.trainer.loggers:
+        logger.log_hyperparams(as_plain(run.options))
+    run.report.begin(stage, untrained)
+
+
+def train(run: Run, task: TrainingTask, images: ImageDataModule) -> None:
+    """Trains from the run's checkpoint on, and validates the final weights; logs are closed then."""
+    trainer = run.trainer
+    compile_blocks(task.model.encoder, run.options["compile"])
+    with explained_failures(
+        batch_size=images.batch_size,
+        num_workers=images.num_workers,
+        accumulation=trainer.accumulate_grad_batches,
+    ):
+        trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
+        if task.validated_step != trainer.global_step:
+            trainer.validate(task, datamodule=images, verbose=False)
+    for logger in trainer.loggers:
+        if isinstance(logger, ExpendableLog):
+            logger.close()
+
+
+def summarize(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str, Any]:
+    """What the run came to: metrics, the best of them, counts, speed, memory."""
+    trainer, throughput, checkpoints = run.trainer, run.throughput, run.checkpoints
+    if throughput.data_wait is not None:
+        say(images.describe_wait(throughput.data_wait))
+    best = {"step": checkpoints.best_step, checkpoints.monitor: checkpoints.best_value}
+    encoder = task.model.encoder
+    return {
+        "metrics": validation_metrics(trainer),
+        "best": best if checkpoints.monitor else None,
+        "training_images": len(images.train),
+        "unreadable_images": images.report_skipped(),
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "parameters": count_parameters(task.model),
+        "encoder_parameters": sum(parameter.numel() for parameter in encoder.parameters()),
+        "images_per_second": throughput.images_per_second,
+        "data_wait": throughput.data_wait,
+        "first_step_seconds": throughput.first_step_seconds,
+        "peak_memory_bytes": peak_memory_bytes(trainer.strategy.root_device),
+    }
+
+
+def require_objective(objective: str, metrics: Sequence[str]) -> None:
+    """Raises UserError unless a summary will hold the metric that a sweep is to optimise."""
+    if objective not in metrics:
+        raise UserError(
+            f"objective={objective} is no held-out figure of this run; use {', '.join(metrics)}"
+        )
+
+
+def validate_untrained(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str, float]:
+    """The validation metrics of the weights that training starts from."""
+    trainer = run.trainer
+    # They stand in the summary. A resumed run's loggers must not be told of a step before its own.
+    loggers, trainer.loggers = trainer.loggers, []
+    trainer.validate(task, datamodule=images, verbose=False)
+    trainer.loggers = loggers
+    return validation_metrics(trainer)
+
+
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The metrics of the last validation."""
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("val/")
+    }
+
+
+def count_parameters(module: torch.nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

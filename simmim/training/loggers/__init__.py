@@ -1,0 +1,1 @@
+"""Where metrics, configuration and images are logged."""

@@ -1,0 +1,1 @@
+"""What a run directory records, and who may write there."""

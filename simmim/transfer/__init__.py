@@ -1,0 +1,1 @@
+"""A classifier at another image and window size."""

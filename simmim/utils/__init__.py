@@ -1,0 +1,1 @@
+"""What any part may need, a topic a file."""
