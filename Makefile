@@ -24,10 +24,15 @@ FAST := tests/checkpoints tests/training/optim tests/tasks $(patsubst %,tests/%.
 TIMED := $(patsubst %,tests/%.py, cli/test_processes data/test_loader plan/test_step_memory \
   training/test_strategies test_distributed test_guard test_interruption test_signals)
 
-.PHONY: quickstart test slow fast newest oldest pythons loaded coverage torture slurm browser docs lint format lock clean setup
+.PHONY: quickstart check test slow fast newest oldest pythons loaded coverage torture slurm browser docs lint format lock clean setup
 
 quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under ten minutes on two cores
 	$(BIN)/python scripts/quickstart.py
+
+check: $(READY)  ## before a commit: lint, types, and the tests of what changed; SINCE=main: since then
+	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+	tests=$$($(BIN)/python scripts/changed_tests.py $(SINCE)); \
+	  test -z "$$tests" || $(BIN)/python $(PYTEST) -q $$tests
 
 test: $(READY)  ## all tests but the slow ones
 	$(BIN)/python $(PYTEST)

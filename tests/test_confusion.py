@@ -2,18 +2,18 @@
 
 import torch
 
-from simmim.evaluate.confusion import Answers, by_class, count_confusion, rank_answers
+from simmim.evaluate.confusion import Predictions, by_class, count_confusion, rank_predictions
 
 
 def test_answers_of_ranked_classes():
     ranked = torch.tensor([[2, 0, 1], [0, 2, -1], [1, -1, -1]])
-    found = rank_answers(ranked, torch.tensor([0, 0, 0]))
-    assert found.taken_for.tolist() == [2, 0, 1]
+    found = rank_predictions(ranked, torch.tensor([0, 0, 0]))
+    assert found.predicted.tolist() == [2, 0, 1]
     assert found.in_top5.tolist() == [True, True, False]
 
 
 def test_rows_are_the_classes_asked_for_and_columns_all_that_was_said():
-    answers = Answers(
+    answers = Predictions(
         torch.tensor([3, 3, 3, 1]),
         torch.tensor([3, 8, 8, 1]),
         torch.tensor([True, True, False, True]),
@@ -28,4 +28,4 @@ def test_rows_are_the_classes_asked_for_and_columns_all_that_was_said():
         (3, 3, 1, 2),
         (5, 0, 0, 0),
     ]
-    assert [one.taken_for for one in figures] == [None, 8, None]
+    assert [one.mistaken_for for one in figures] == [None, 8, None]

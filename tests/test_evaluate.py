@@ -145,8 +145,8 @@ def test_tables_count_every_image_once(run, tmp_path, fine_tuned):
         assert int(row[name]) == int(one["correct"])
         assert float(one["top1"]) == int(one["correct"]) / int(one["images"])
         wrong = {other: int(count) for other, count in row.items() if other != name}
-        taken_for = one["most_often_taken_for"]
-        assert (wrong[taken_for] if taken_for else 0) == max(wrong.values())
+        predicted = one["most_often_taken_for"]
+        assert (wrong[predicted] if predicted else 0) == max(wrong.values())
     assert sum(int(one["images"]) for one in figures) == 30
     right = sum(int(one["correct"]) for one in figures)
     assert right / 30 == pytest.approx(summary["metrics"]["val/top1"])

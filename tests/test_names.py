@@ -1,6 +1,6 @@
 """Every name that the code uses is there: ruff's F821, but for shapes, which it takes for names.
 
-`Float[Tensor, "b h w c"]` is to it an annotation in a string, so that the rule is off in pyproject.toml.
+`Float[Tensor, "b h w c"]` is to it an annotation in a string, so the rule is off in pyproject.toml.
 """
 
 import json

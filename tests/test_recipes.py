@@ -7,7 +7,7 @@ import pytest
 from conftest import compose
 from hydra.utils import instantiate
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.cli.main import config_directory
 from simmim.plan.devices import find_device
 from simmim.plan.inputs import (
@@ -61,7 +61,7 @@ def test_a_recipe_s_own_command_fits_on_the_hardware_that_it_names(recipe: str) 
     if own.stage == "pretrain":
         create = simmim_with(config.head)
     device = find_device(own.device)
-    start = Start(config.model, instantiate(config.init))
+    start = ModelInit(config.model, instantiate(config.init))
     planner = create_planner(start, create, device, instantiate(config.optim), has_average=False)
     trainer = config.trainer
     setting = create_setting(

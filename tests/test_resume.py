@@ -37,21 +37,37 @@ def test_a_run_that_began_from_a_path_goes_on_from_its_own_when_started_again(
     tmp_path: Path,
 ) -> None:
     start, last = write(tmp_path / "start.ckpt", 10), tmp_path / "run" / "last.ckpt"
-    assert resume_checkpoint(str(start), last) == start
+    assert resume_checkpoint(str(start), last).path == start
     write(last, 12)
-    assert resume_checkpoint(str(start), last) == last
+    assert resume_checkpoint(str(start), last).path == last
     write(last, 8)
-    assert resume_checkpoint(str(start), last) == start
+    assert resume_checkpoint(str(start), last).path == start
+
+
+def test_a_checkpoint_is_read_once_before_it_is_loaded(run, tmp_path, monkeypatch):
+    run("pretrain", *OPTIONS, "trainer.max_steps=2", "save.monitor=null")
+    read = []
+    load = torch.load
+
+    def noted(file, *arguments, **options):
+        read.append(options.get("map_location"))
+        return load(file, *arguments, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    run("pretrain", *OPTIONS, "trainer.max_steps=4", "save.monitor=null")
+    # What it says without its weights, and by Lightning all of it.
+    assert read.count("meta") == 1
+    assert len(read) == 2
 
 
 def test_a_requeued_job_goes_on_though_it_was_to_start_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = write(tmp_path / "last.ckpt", 5)
-    assert resume_checkpoint("auto", last) == last
+    assert resume_checkpoint("auto", last).path == last
     assert resume_checkpoint("never", last) is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert resume_checkpoint("never", last) == last
+    assert resume_checkpoint("never", last).path == last
     assert resume_checkpoint("never", tmp_path / "none.ckpt") is None
 
 
@@ -59,12 +75,12 @@ def test_a_path_to_one_of_its_own_is_gone_back_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier, last = write(tmp_path / "step-00000003.ckpt", 3), write(tmp_path / "last.ckpt", 6)
-    assert resume_checkpoint(str(earlier), last) == earlier
+    assert resume_checkpoint(str(earlier), last).path == earlier
     for count in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"):
         with monkeypatch.context() as restarted:
             restarted.setenv(count, "1")
-            assert resume_checkpoint(str(earlier), last) == last
-            assert resume_checkpoint("never", last) == last
+            assert resume_checkpoint(str(earlier), last).path == last
+            assert resume_checkpoint("never", last).path == last
 
 
 def test_a_last_checkpoint_that_is_gone_does_not_start_anew_in_silence(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_figure_that_is_measured_seldom_may_be_monitored(run, tmp_path):
 
 def test_an_unknown_figure_is_named_and_no_monitor_writes_no_best(run, tmp_path):
     with pytest.raises(
-        UserError, match=r"save.monitor=val/f1 is no held-out figure .* use val/loss, val/top1"
+        UserError, match=r"save.monitor=val/f1 is no validation metric .* use val/loss, val/top1"
     ):
         run("finetune", *SCRATCH, "save.monitor=val/f1", "trainer.max_epochs=1")
     summary = run("finetune", *SCRATCH, "save.monitor=null", "trainer.max_epochs=1", name="none")

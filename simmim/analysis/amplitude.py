@@ -14,10 +14,10 @@ from torch import Tensor
 from simmim.models.swin import SwinTransformer
 from simmim.models.swin.hooks import (
     block_outputs,
+    eval_mode,
     feature_variance,
     named_blocks,
     observe,
-    undisturbed,
 )
 
 
@@ -53,7 +53,7 @@ def activation_amplitudes(
     # Drop path is the last that a branch passes through: first attention's, then the MLP's.
     drop_paths = {name: block.drop_path for name, block in named_blocks(encoder).items()}
     with (
-        undisturbed(encoder),
+        eval_mode(encoder),
         observe(block_outputs(encoder), see_output),
         observe(drop_paths, see_branch),
     ):

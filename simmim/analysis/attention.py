@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from simmim.models.swin import SwinTransformer
 from simmim.models.swin.attention import WindowAttention
 from simmim.models.swin.blocks import SwinBlock
-from simmim.models.swin.hooks import named_blocks, undisturbed
+from simmim.models.swin.hooks import eval_mode, named_blocks
 from simmim.models.swin.windows import WindowGrid, attention_mask, partition_windows
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair, show
@@ -95,7 +95,7 @@ def attention_distances(
         uniform = float(_mean_distance(equal, apart, queries))
         distances.append(BlockDistance(name, heads.mean(dim=0).cpu(), uniform))
 
-    with undisturbed(encoder), _observe_attention(encoder, see):
+    with eval_mode(encoder), _observe_attention(encoder, see):
         encoder(images)
     return distances
 
@@ -130,7 +130,7 @@ def attention_maps(
         laid_out[:, :, seen.places[window][is_real]] = own[:, 0, :, token][..., is_real]
         maps.append(BlockMap(name, laid_out.view(*laid_out.shape[:2], rows, columns).cpu()))
 
-    with undisturbed(encoder), _observe_attention(encoder, see):
+    with eval_mode(encoder), _observe_attention(encoder, see):
         encoder(images)
     return maps
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simmim.models.swin import SwinTransformer
-from simmim.models.swin.hooks import block_outputs, observe, undisturbed
+from simmim.models.swin.hooks import block_outputs, eval_mode, observe
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair
 
@@ -50,7 +50,7 @@ def layer_features(
         pooled = F.adaptive_avg_pool2d(features.permute(0, 3, 1, 2).float(), grid)
         layers[name] = pooled.permute(0, 2, 3, 1).flatten(0, 2).cpu()
 
-    with undisturbed(encoder), observe(block_outputs(encoder) | {"last": encoder.norm}, see):
+    with eval_mode(encoder), observe(block_outputs(encoder) | {"last": encoder.norm}, see):
         encoder(images)
     return layers
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simmim.models.swin import SwinTransformer
-from simmim.models.swin.hooks import undisturbed
+from simmim.models.swin.hooks import eval_mode
 from simmim.utils.errors import UserError
 
 # So much of the values at either end is cut off, so that a few tokens do not make all others grey.
@@ -68,7 +68,7 @@ def feature_pictures(
 
     Like colours are like features, across the images of a stage. The images are normalised.
     """
-    with undisturbed(encoder):
+    with eval_mode(encoder):
         pyramid = encoder.feature_pyramid(images)
     pictures = []
     for level in pyramid:

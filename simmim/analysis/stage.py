@@ -25,13 +25,13 @@ from simmim.analysis.diagnostics import (
     choose_images,
 )
 from simmim.checkpoints.load import Initialisation
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.data import ImageDataModule
 from simmim.data.dataset import is_counted
 from simmim.data.transforms import CenterCrop
 from simmim.evaluate.knn import NeighbourVote
 from simmim.models.swin import ARCHITECTURES, SwinTransformer
-from simmim.models.swin.hooks import undisturbed
+from simmim.models.swin.hooks import eval_mode
 from simmim.training.open_data import open_data
 from simmim.utils.console import say
 from simmim.utils.devices import find_device
@@ -72,7 +72,7 @@ def analysis(
         )
     vote, regression = instantiate(knn), instantiate(linear)
     place = find_device(device)
-    start = Start(model, Initialisation(checkpoint))
+    start = ModelInit(model, Initialisation(checkpoint))
     planned = start.planned
     starts = [start] if other is None else [start, start_other(model, other, planned)]
     place_of_query = find_query(query, planned.image_size, planned.patch_size)
@@ -148,7 +148,7 @@ def find_query(query: Sequence[int] | None, image_size: Pair, patch_size: int) -
     return query[0], query[1]
 
 
-def start_other(model: DictConfig, other: str, planned: SwinTransformer) -> Start:
+def start_other(model: DictConfig, other: str, planned: SwinTransformer) -> ModelInit:
     """The encoder to compare with, a checkpoint's or an architecture's, for the same images."""
     if other in ARCHITECTURES:
         named = OmegaConf.create(
@@ -161,10 +161,10 @@ def start_other(model: DictConfig, other: str, planned: SwinTransformer) -> Star
                 "pretrained_window_sizes": None,
             }
         )
-        return Start(named, Initialisation(None))
+        return ModelInit(named, Initialisation(None))
     same_size = OmegaConf.merge(model, {"image_size": list(planned.image_size)})
     assert isinstance(same_size, DictConfig)
-    found = Start(same_size, Initialisation(other))
+    found = ModelInit(same_size, Initialisation(other))
     if found.planned.in_channels != planned.in_channels:
         raise UserError(
             f"other={other} takes {found.planned.in_channels} channels and the first encoder "
@@ -207,7 +207,7 @@ def load_images(data: ImageDataModule, count: int, seed: int) -> Real[Tensor, "b
 
 
 def create_subject(
-    start: Start,
+    start: ModelInit,
     name: str,
     raw: Real[Tensor, "b c H W"],
     of_data: Normalisation,
@@ -222,7 +222,7 @@ def create_subject(
     torch.manual_seed(seed)
     encoder = start.create_encoder().to(device)
     images = start.find_normalisation(of_data).normalise(raw.to(device))
-    with undisturbed(encoder):
+    with eval_mode(encoder):
         is_finite = bool(encoder(images).isfinite().all())
     if not is_finite:
         raise UserError(f"features of {name} are not finite: the model had diverged; use another")

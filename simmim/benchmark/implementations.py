@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from simmim.benchmark.workloads import CLASSES, Inputs, Work
+from simmim.benchmark.workloads import CLASSES, Inputs, Workload
 from simmim.models.classifier import Classifier
 from simmim.models.reconstruction import loss_of_masked
 from simmim.models.simmim import SimMIM
@@ -28,7 +28,7 @@ from simmim.utils.errors import UserError
 Step = Callable[[Inputs], Tensor]
 
 
-class Contestant(NamedTuple):
+class Implementation(NamedTuple):
     """A model, and its step from inputs to the loss, or to the logits in inference."""
 
     model: nn.Module
@@ -64,7 +64,7 @@ class PlainSimMIM(nn.Module):
         return difference.sum() / (pixels.sum() + 1e-5) / images.shape[1]
 
 
-def create_ours(work: Work, *, compiled: bool) -> Contestant:
+def create_ours(work: Workload, *, compiled: bool) -> Implementation:
     """This package, with its blocks compiled one by one."""
     encoder = create_encoder(work.model, image_size=work.image_size, window_size=work.window_size)
     if compiled:
@@ -78,10 +78,10 @@ def create_ours(work: Work, *, compiled: bool) -> Contestant:
         assert inputs.mask is not None
         return loss_of_masked(model, inputs.images, inputs.mask, inputs.images, most)
 
-    return Contestant(model, step)
+    return Implementation(model, step)
 
 
-def create_timm(work: Work) -> Contestant:
+def create_timm(work: Workload) -> Implementation:
     """Timm's SwinTransformerV2."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
@@ -98,7 +98,7 @@ def create_timm(work: Work) -> Contestant:
     return _plain(PlainSimMIM(model.patch_embed, encode, *_widths(work)))
 
 
-def create_hugging_face(work: Work) -> Contestant:
+def create_hugging_face(work: Workload) -> Implementation:
     """Hugging Face's Swinv2ForMaskedImageModeling and Swinv2ForImageClassification."""
     try:
         import transformers
@@ -126,10 +126,10 @@ def create_hugging_face(work: Work) -> Contestant:
         loss: Tensor = model(inputs.images, bool_masked_pos=inputs.mask.flatten(1)).loss
         return loss
 
-    return Contestant(model, step)
+    return Implementation(model, step)
 
 
-def create_torchvision(work: Work) -> Contestant | None:
+def create_torchvision(work: Workload) -> Implementation | None:
     """Torchvision's SwinTransformer with V2's blocks; it has no SimMIM."""
     if work.kind == "simmim":
         return None
@@ -147,7 +147,7 @@ def create_torchvision(work: Work) -> Contestant | None:
     return _classifier(model, work)
 
 
-def create_official(work: Work, checkout: Path) -> Contestant:
+def create_official(work: Workload, checkout: Path) -> Implementation:
     """microsoft/Swin-Transformer's SwinTransformerV2, from a checkout."""
     path = checkout / "models" / "swin_transformer_v2.py"
     if not path.is_file():
@@ -173,7 +173,7 @@ def create_official(work: Work, checkout: Path) -> Contestant:
     return _plain(PlainSimMIM(model.patch_embed, encode, *_widths(work)))
 
 
-class Entrants(NamedTuple):
+class Implementations(NamedTuple):
     """Who takes part: `peers` by name, and where the official code lies."""
 
     peers: tuple[str, ...]
@@ -185,7 +185,7 @@ class Entrants(NamedTuple):
         given = ("official",) if self.official is not None else ()
         return ("ours", *self.peers, *given)
 
-    def create(self, name: str, work: Work, *, compiled: bool = False) -> Contestant | None:
+    def create(self, name: str, work: Workload, *, compiled: bool = False) -> Implementation | None:
         """One contestant; None where it cannot do this work. Peers are compiled whole.
 
         Raises:
@@ -196,7 +196,7 @@ class Entrants(NamedTuple):
             return create_ours(work, compiled=compiled)
         if name == "official":
             assert self.official is not None
-            contestant: Contestant | None = create_official(work, self.official)
+            contestant: Implementation | None = create_official(work, self.official)
         elif name in PEERS:
             contestant = PEERS[name](work)
         else:
@@ -206,14 +206,14 @@ class Entrants(NamedTuple):
         return contestant
 
 
-PEERS: dict[str, Callable[[Work], Contestant | None]] = {
+PEERS: dict[str, Callable[[Workload], Implementation | None]] = {
     "timm": create_timm,
     "hugging_face": create_hugging_face,
     "torchvision": create_torchvision,
 }
 
 
-def _shape(work: Work) -> dict[str, Any]:
+def _shape(work: Workload) -> dict[str, Any]:
     shape = work.architecture
     return {
         "embed_dim": shape["embed_dim"],
@@ -222,22 +222,22 @@ def _shape(work: Work) -> dict[str, Any]:
     }
 
 
-def _widths(work: Work) -> tuple[int, int]:
+def _widths(work: Workload) -> tuple[int, int]:
     first = work.architecture["embed_dim"]
     return first, first * 2 ** (len(work.architecture["depths"]) - 1)
 
 
-def _plain(model: PlainSimMIM) -> Contestant:
-    return Contestant(model, lambda inputs: model(inputs.images, inputs.mask))
+def _plain(model: PlainSimMIM) -> Implementation:
+    return Implementation(model, lambda inputs: model(inputs.images, inputs.mask))
 
 
 def _classifier(
-    model: nn.Module, work: Work, logits: Callable[[Any], Tensor] = lambda output: output
-) -> Contestant:
+    model: nn.Module, work: Workload, logits: Callable[[Any], Tensor] = lambda output: output
+) -> Implementation:
     def classify(inputs: Inputs) -> Tensor:
         return F.cross_entropy(logits(model(inputs.images)).float(), inputs.labels)
 
     def infer(inputs: Inputs) -> Tensor:
         return logits(model(inputs.images))
 
-    return Contestant(model, classify if work.kind == "classification" else infer)
+    return Implementation(model, classify if work.kind == "classification" else infer)

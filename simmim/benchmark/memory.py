@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from simmim.benchmark.implementations import Entrants
+from simmim.benchmark.implementations import Implementations
 from simmim.benchmark.timing import run_step
-from simmim.benchmark.workloads import Precision, Work, draw_inputs
+from simmim.benchmark.workloads import Precision, Workload, draw_inputs
 from simmim.utils.devices import peak_memory_bytes
 
 _STEPS = 2
@@ -45,11 +45,11 @@ def measure_here(measurement: Measurement) -> int:
     """The bytes, measured in this process, which must have done nothing before."""
     torch.set_num_threads(measurement.threads)
     device = torch.device(measurement.device)
-    work = Work(*measurement.work)
+    work = Workload(*measurement.work)
     official = None if measurement.official is None else Path(measurement.official)
     inputs = draw_inputs(work, device)
     before = 0
-    contestant = Entrants((), official).create(
+    contestant = Implementations((), official).create(
         measurement.name, work, compiled=measurement.compiled
     )
     assert contestant is not None

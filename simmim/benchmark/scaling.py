@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from simmim.benchmark.implementations import Contestant
+from simmim.benchmark.implementations import Implementation
 from simmim.benchmark.timing import create_timer, interleave
-from simmim.benchmark.workloads import Inputs, Work, draw_inputs
+from simmim.benchmark.workloads import Inputs, Workload, draw_inputs
 from simmim.models.reconstruction import loss_of_masked
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import create_encoder
@@ -72,12 +72,12 @@ def _measure(
     timers, activations = {}, []
     arithmetic = Arithmetic("cuda" if device.type == "cuda" else "cpu")
     for number, (side, batch, depth) in enumerate(setting for _, setting in steps):
-        work = Work("simmim", side, WINDOW, model, batch)
+        work = Workload("simmim", side, WINDOW, model, batch)
         simmim = _create(work, depth)
         most = work.masks.most_tokens(simmim.encoder.stride)
         step = partial(_step, simmim, most)
         timers[str(number)] = create_timer(
-            Contestant(simmim, step), work, draw_inputs(work, device), "float32"
+            Implementation(simmim, step), work, draw_inputs(work, device), "float32"
         )
         with torch.device("meta"):
             planned = _create(work, depth)
@@ -94,7 +94,7 @@ def _measure(
     )
 
 
-def _create(work: Work, depth: int | None) -> SimMIM:
+def _create(work: Workload, depth: int | None) -> SimMIM:
     depths = None if depth is None else (2, 2, depth, 2)
     return SimMIM(
         create_encoder(

@@ -17,12 +17,18 @@ from omegaconf import DictConfig
 
 from simmim.benchmark import tables
 from simmim.benchmark.compile_time import measure_compile_time
-from simmim.benchmark.implementations import PEERS, Entrants
+from simmim.benchmark.implementations import PEERS, Implementations
 from simmim.benchmark.loading import SIZES, measure_loading
 from simmim.benchmark.memory import Measurement, measure_apart
 from simmim.benchmark.scaling import measure_growth
 from simmim.benchmark.timing import create_timer, interleave, ratio
-from simmim.benchmark.workloads import Precision, Work, available_precisions, draw_inputs, parse_row
+from simmim.benchmark.workloads import (
+    Precision,
+    Workload,
+    available_precisions,
+    draw_inputs,
+    parse_row,
+)
 from simmim.utils.console import say
 from simmim.utils.devices import find_device
 from simmim.utils.errors import UserError
@@ -61,15 +67,15 @@ def benchmark(
         if value < 1:
             raise UserError(f"{name}={value} is not positive; use 1 or more")
     official = None if peers.official is None else Path(str(peers.official))
-    entrants = Entrants(tuple(str(name) for name in peers.names), official)
+    entrants = Implementations(tuple(str(name) for name in peers.names), official)
     unknown = [name for name in entrants.peers if name not in PEERS]
     if unknown:
         raise UserError(f"peers.names={unknown[0]} is unknown; use {', '.join(PEERS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    race = Race(entrants, place, available_precisions(place, precisions), rounds)
+    race = StepBenchmark(entrants, place, available_precisions(place, precisions), rounds)
 
-    def works(named: Sequence[str]) -> list[Work]:
+    def works(named: Sequence[str]) -> list[Workload]:
         return [parse_row(row, model, batch_size) for model in models for row in named]
 
     chosen = works(rows), works(compiled_rows), works(memory_rows)
@@ -103,12 +109,12 @@ def benchmark(
     return figures
 
 
-class Race:
+class StepBenchmark:
     """Who runs, where, in which types, and how often."""
 
     def __init__(
         self,
-        entrants: Entrants,
+        entrants: Implementations,
         device: torch.device,
         precisions: Sequence[Precision],
         rounds: int,
@@ -118,7 +124,7 @@ class Race:
         self.precisions = precisions
         self.rounds = rounds
 
-    def time_all(self, works: Sequence[Work], *, compiled: bool) -> list[dict[str, Any]]:
+    def time_all(self, works: Sequence[Workload], *, compiled: bool) -> list[dict[str, Any]]:
         """Seconds and ratios of each work in each type."""
         return [
             self.time(work, precision, compiled=compiled)
@@ -126,7 +132,7 @@ class Race:
             for precision in self.precisions
         ]
 
-    def time(self, work: Work, precision: Precision, *, compiled: bool) -> dict[str, Any]:
+    def time(self, work: Workload, precision: Precision, *, compiled: bool) -> dict[str, Any]:
         """Seconds and ratios of all who can do one work."""
         say(f"{work.model} {work.name}, {precision}{', compiled' if compiled else ''} …")
         torch.compiler.reset()
@@ -152,7 +158,7 @@ class Race:
             },
         }
 
-    def weigh_all(self, works: Sequence[Work]) -> list[dict[str, Any]]:
+    def weigh_all(self, works: Sequence[Workload]) -> list[dict[str, Any]]:
         """Peak bytes of each work in each type, one process after the other."""
         return [
             {
@@ -171,7 +177,7 @@ class Race:
             for precision in self.precisions
         ]
 
-    def _measurement(self, name: str, work: Work, precision: Precision) -> Measurement:
+    def _measurement(self, name: str, work: Workload, precision: Precision) -> Measurement:
         return Measurement(
             name,
             tuple(work),

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from simmim.benchmark.implementations import Contestant
-from simmim.benchmark.workloads import Inputs, Precision, Work
+from simmim.benchmark.implementations import Implementation
+from simmim.benchmark.workloads import Inputs, Precision, Workload
 
 _WARMUP = 2
 # A GPU's steps are short and run behind: several are timed as one.
@@ -24,7 +24,9 @@ class Ratio(NamedTuple):
     highest: float
 
 
-def run_step(contestant: Contestant, work: Work, inputs: Inputs, precision: Precision) -> None:
+def run_step(
+    contestant: Implementation, work: Workload, inputs: Inputs, precision: Precision
+) -> None:
     """One step: forward, loss and backward, or forward alone in inference."""
     device = inputs.images.device.type
     is_training = work.kind != "inference"
@@ -37,7 +39,7 @@ def run_step(contestant: Contestant, work: Work, inputs: Inputs, precision: Prec
 
 
 def create_timer(
-    contestant: Contestant, work: Work, inputs: Inputs, precision: Precision
+    contestant: Implementation, work: Workload, inputs: Inputs, precision: Precision
 ) -> Callable[[], float]:
     """What takes a contestant's step and returns its seconds."""
     device = inputs.images.device

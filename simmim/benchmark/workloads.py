@@ -19,7 +19,7 @@ CLASSES = 1000
 MASK_PATCH = 32
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """A step: forward, loss and backward (`simmim`, `classification`), or forward alone.
 
     `model` is a name of Swin V2; the mask is the paper's, 60% in patches of 32 pixels.
@@ -55,7 +55,7 @@ class Inputs(NamedTuple):
     labels: Int[Tensor, " b"]
 
 
-def parse_row(row: str, model: str, batch_size: int) -> Work:
+def parse_row(row: str, model: str, batch_size: int) -> Workload:
     """`simmim-192-12`: kind, image, window.
 
     Raises:
@@ -69,10 +69,10 @@ def parse_row(row: str, model: str, batch_size: int) -> Work:
         raise UserError(f"models={model} has no peers; use swinv2_t, swinv2_s, swinv2_b or larger")
     if model not in ARCHITECTURES:
         raise UserError(f"models={model} is unknown; use one of {', '.join(ARCHITECTURES)}")
-    return Work(kind, int(sizes[0]), int(sizes[1]), model, batch_size)  # type: ignore[arg-type]
+    return Workload(kind, int(sizes[0]), int(sizes[1]), model, batch_size)  # type: ignore[arg-type]
 
 
-def draw_inputs(work: Work, device: torch.device) -> Inputs:
+def draw_inputs(work: Workload, device: torch.device) -> Inputs:
     """Noise: what is in the images costs no time."""
     generator = torch.Generator().manual_seed(0)
     shape = (work.batch_size, 3, work.image_size, work.image_size)

@@ -16,7 +16,7 @@ from simmim.data.dataset import ImageSource
 from simmim.data.decoding.bands import is_array, is_tiff
 from simmim.data.decoding.decode import open_encoded
 from simmim.data.decoding.pillow import FORMATS
-from simmim.data.unreadable.policy import Candidate, Tolerance
+from simmim.data.unreadable.policy import BadImagePolicy, Candidate
 from simmim.utils.errors import UnreadableImageError, UserError
 
 # Images that a process takes at a time.
@@ -79,7 +79,7 @@ class Finding(NamedTuple):
         return bool(self.format) and known is not None and self.format not in known
 
 
-def inspect(source: FileSource, tolerance: Tolerance, processes: int) -> Iterator[Finding]:
+def inspect(source: FileSource, tolerance: BadImagePolicy, processes: int) -> Iterator[Finding]:
     """Findings on all images but those that `tolerance` excludes, in the order of the source."""
     chunks = (range(first, first + _CHUNK) for first in range(0, len(source), _CHUNK))
     start = (source, tolerance)
@@ -99,7 +99,7 @@ def inspect(source: FileSource, tolerance: Tolerance, processes: int) -> Iterato
             ) from None
 
 
-def inspect_image(source: FileSource, index: int, tolerance: Tolerance) -> Finding:
+def inspect_image(source: FileSource, index: int, tolerance: BadImagePolicy) -> Finding:
     """What one image is, read as a run would read it."""
     name = source.identifier(index)
     data = b""
@@ -134,10 +134,10 @@ def find_format(data: bytes) -> str:
 
 
 _source: FileSource
-_tolerance: Tolerance
+_tolerance: BadImagePolicy
 
 
-def _start(source: FileSource, tolerance: Tolerance) -> None:
+def _start(source: FileSource, tolerance: BadImagePolicy) -> None:
     global _source, _tolerance
     _source, _tolerance = source, tolerance
     torch.set_num_threads(1)

@@ -33,7 +33,7 @@ _COMPARED_VALUES = 100
 _OTHER_UNITS = 30
 
 
-class Start:
+class ModelInit:
     """The encoder that `model` describes, and the weights that it starts from.
 
     Attributes:

@@ -2,13 +2,31 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from simmim.checkpoints.checksums import require_intact
 from simmim.checkpoints.sharded.merge import is_sharded, read_rest
 from simmim.utils.errors import UserError, first_line
+
+
+class RunState(NamedTuple):
+    """A run's checkpoint as it was read, once: all but the values of its tensors."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """The optimiser step that a run goes on from with it."""
+        return int(self.content["global_step"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that decide the run's result, by dotted names; empty where it tells none."""
+        callbacks: Mapping[str, Mapping[str, Any]] = self.content.get("callbacks", {})
+        return next((state["options"] for state in callbacks.values() if "options" in state), {})
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -19,44 +37,48 @@ def read_state(path: Path) -> dict[str, Any]:
     return content
 
 
-def deciding_options(path: Path) -> dict[str, Any]:
-    """The options that decided what a run came to, from one of its checkpoints; by dotted names."""
-    callbacks: Mapping[str, Mapping[str, Any]] = read_state(path).get("callbacks", {})
-    return next((state["options"] for state in callbacks.values() if "options" in state), {})
+def read_intact(path: Path) -> RunState:
+    """The state of a checkpoint, whose checksums are compared first.
 
-
-def resumed_step(path: Path) -> int:
-    """The optimiser step that a run goes on from with this checkpoint."""
-    return int(read_state(path)["global_step"])
+    Raises:
+        Exception: it is damaged or foreign, of the many kinds that torch raises for that.
+    """
+    require_intact(path)
+    return RunState(path, read_state(path))
 
 
 def find_damage(path: Path) -> str | None:
     """Why a checkpoint cannot be read, or is not as it was written; None where it is whole."""
     try:
-        require_intact(path)
-        read_state(path)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        read_intact(path)
+    except Exception as error:
         return first_line(error)
     return None
 
 
-def require_resumable(path: Path) -> None:
-    """Raises UserError unless a run of simmim wrote this checkpoint, whole."""
-    damage = find_damage(path)
-    if damage is not None:
+def require_resumable(path: Path) -> RunState:
+    """The state of a checkpoint that a run goes on from.
+
+    Raises:
+        UserError: it is damaged, or no run of simmim wrote it.
+    """
+    try:
+        state = read_intact(path)
+    except Exception as error:
         raise UserError(
-            f"{path} is damaged or no checkpoint ({damage}); set resume= to another one, "
+            f"{path} is damaged or no checkpoint ({first_line(error)}); set resume= to another one, "
             "or resume=never to start anew"
-        )
-    require_run(path)
+        ) from error
+    return require_run(state)
 
 
-def require_run(path: Path) -> None:
-    """Raises UserError unless a run of simmim wrote this checkpoint; reads no weight."""
-    content = read_state(path)
+def require_run(state: RunState) -> RunState:
+    """The same state; UserError unless a run of simmim wrote it."""
+    path, content = state
     written = {"encoder"} if is_sharded(path) else {"encoder", "optimizer_states"}
     if not isinstance(content, dict) or not written <= content.keys():
         raise UserError(
             f"{path} is no checkpoint of a run; to start from its weights use init.checkpoint={path} "
             "resume=never"
         )
+    return state

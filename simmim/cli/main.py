@@ -22,7 +22,12 @@ from simmim.cli import arguments, sweeps
 from simmim.cli.known_options import config_directory
 from simmim.cli.mistakes import explain, mendable
 from simmim.training.run_dir.completed import record_finished
-from simmim.training.run_dir.config_record import Composed, hand_over, handed_over, inherited
+from simmim.training.run_dir.config_record import (
+    Composed,
+    config_env,
+    export_config,
+    exported_config,
+)
 from simmim.utils.errors import UserError
 from simmim.utils.signals import STOPPED_AT_ONCE
 
@@ -37,7 +42,7 @@ def run_command(stage: str) -> None:
     """
     escape_names()
     wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
-    composed = handed_over()
+    composed = exported_config()
     if composed is not None:
         run_composed(stage, composed, wants_traceback)
         return
@@ -53,11 +58,11 @@ def run_command(stage: str) -> None:
             # The processes of a run inherit the user's own choice.
             with (
                 _full_error("1" if wants_traceback else None),
-                hand_over(config, hydra_config) as composed,
+                export_config(config, hydra_config) as composed,
             ):
                 if hydra_config.mode == RunMode.MULTIRUN:
                     return sweeps.run_job(stage, composed)
-                with inherited(composed):
+                with config_env(composed):
                     run_stage(stage, config, str(composed.run_dir), composed.overrides)
         except Exception as error:
             if not wants_traceback:

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from simmim.training.run_dir.config_record import Composed, inherited
+from simmim.training.run_dir.config_record import Composed, config_env
 from simmim.utils.signals import INTERRUPTED, Interrupted, clusters_signals
 
 # For a last checkpoint, before a scheduler's patience ends.
@@ -34,7 +34,7 @@ def run_apart(stage: str, composed: Composed) -> int:
     """
     received: list[int] = []
     signals = clusters_signals(composed.config.get("stop_signals") or [])
-    with inherited(composed):
+    with config_env(composed):
         process = subprocess.Popen([sys.executable, "-m", f"simmim.{stage}"])
         with _passing_on(process, signals, received) as handlers:
             try:

@@ -60,7 +60,7 @@ def run_job(stage: str, composed: Composed) -> float | None:
     if not path.is_file():  # of several tasks of a cluster's job, the first one writes it
         return None
     value = json.loads(path.read_text())["metrics"].get(objective)
-    # Figures that are not finite stand as null: a run that diverged is the worst.
+    # Metrics that are not finite stand as null: a run that diverged is the worst.
     return value if value is not None else float("inf" if is_minimised(objective) else "-inf")
 
 

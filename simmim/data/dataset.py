@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int, Real
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simmim.data.decoding.lazy_image import CroppingTransform, Picture, Pixels
-from simmim.data.unreadable.policy import Candidate, Image, Tolerance
+from simmim.data.decoding.lazy_image import CroppingTransform, DecodedImage, LazyImage
+from simmim.data.unreadable.policy import BadImagePolicy, Candidate, Image
 from simmim.utils.rng import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 
 
 def is_counted(batch: Sample) -> Bool[Tensor, " b"]:
-    """Which images count in a held-out figure, not being repeats; there may be none.
+    """Which images count in a validation metric, not being repeats; there may be none.
 
     All are to go through the model first: where ranks share its weights out, none may sit a forward
     pass out.
@@ -78,10 +78,10 @@ class ImageSource(Protocol):
 
 
 @runtime_checkable
-class PictureSource(ImageSource, Protocol):
+class LazyImageSource(ImageSource, Protocol):
     """A source of files, whose images are decoded when their crop is known."""
 
-    def open(self, index: int) -> tuple[Picture, int]:
+    def open(self, index: int) -> tuple[LazyImage, int]:
         """The image, decoded later if it can be, and its label."""
 
 
@@ -97,13 +97,13 @@ class TransformedImages(Dataset[Sample]):
         source: ImageSource,
         transform: Transform,
         seed: int,
-        tolerance: Tolerance | None = None,
+        tolerance: BadImagePolicy | None = None,
     ) -> None:
         self.source = source
-        self.transform = on_pictures(transform)
+        self.transform = on_lazy_images(transform)
         self.seed = seed
-        self.tolerance = tolerance or Tolerance("raise")
-        self._files = source if isinstance(source, PictureSource) else None
+        self.tolerance = tolerance or BadImagePolicy("raise")
+        self._files = source if isinstance(source, LazyImageSource) else None
 
     def __len__(self) -> int:
         """Number of images."""
@@ -113,14 +113,16 @@ class TransformedImages(Dataset[Sample]):
         """Loads and transforms one image."""
         return Sample(*self.read(key, self.transform))
 
-    def read(self, key: SampleKey, transform: Callable[[Picture], Image]) -> tuple[Image, int, int]:
+    def read(
+        self, key: SampleKey, transform: Callable[[LazyImage], Image]
+    ) -> tuple[Image, int, int]:
         """The same by another transform: what it makes of the picture, its label and index."""
         chosen = self.tolerance.first_readable(self._candidates(key, transform), key.epoch)
         is_counted = not (key.is_padding or chosen.is_replacement)
         return chosen.image, chosen.label, key.sample_index if is_counted else -1
 
     def _candidates(
-        self, key: SampleKey, transform: Callable[[Picture], Image]
+        self, key: SampleKey, transform: Callable[[LazyImage], Image]
     ) -> Iterator[Candidate[Image]]:
         for turn in range(len(self)):
             place = (key.sample_index + turn) % len(self)
@@ -128,27 +130,27 @@ class TransformedImages(Dataset[Sample]):
             yield Candidate(self.source.identifier(place), read)
 
     def _read(
-        self, place: int, key: SampleKey, transform: Callable[[Picture], Image]
+        self, place: int, key: SampleKey, transform: Callable[[LazyImage], Image]
     ) -> tuple[Image, int]:
         picture, label = self._open(place)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
             return transform(picture), label
 
-    def _open(self, place: int) -> tuple[Picture, int]:
+    def _open(self, place: int) -> tuple[LazyImage, int]:
         if self._files is not None:
             return self._files.open(place)
         image, label = self.source.load(place)
-        return Pixels(image), label
+        return DecodedImage(image), label
 
 
-def on_pictures(transform: Transform) -> Callable[[Picture], Real[Tensor, "c h w"]]:
+def on_lazy_images(transform: Transform) -> Callable[[LazyImage], Real[Tensor, "c h w"]]:
     """The transform of a picture, which is decoded as far as the transform needs it."""
     if isinstance(transform, CroppingTransform):
         return transform.from_picture
     return partial(_decoded, transform)
 
 
-def _decoded(transform: Transform, picture: Picture) -> Real[Tensor, "c h w"]:
+def _decoded(transform: Transform, picture: LazyImage) -> Real[Tensor, "c h w"]:
     """Of a module's level, so that it is sent to workers that are spawned, not forked."""
     return transform(picture.decode())
 

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from simmim.data.auto_augment import create_policy
 from simmim.data.dataset import Transform
-from simmim.data.decoding.lazy_image import Box, Interpolation, Picture, Pixels, resize
+from simmim.data.decoding.lazy_image import Box, DecodedImage, Interpolation, LazyImage, resize
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair, Size, as_pair
 
@@ -97,9 +97,9 @@ class CropFirst(nn.Module):
 
     def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
         """Transforms a decoded image."""
-        return self.from_picture(Pixels(image))
+        return self.from_picture(DecodedImage(image))
 
-    def from_picture(self, picture: Picture) -> Real[Tensor, "c h2 w2"]:
+    def from_picture(self, picture: LazyImage) -> Real[Tensor, "c h2 w2"]:
         """Transforms any picture."""
         image = self.crop(picture)
         for step in self.steps:
@@ -144,7 +144,7 @@ class RandomCrop(nn.Module):
         box_width = min(width, round(height * shape))
         return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
-    def forward(self, picture: Picture) -> Real[Tensor, "c h w"]:
+    def forward(self, picture: LazyImage) -> Real[Tensor, "c h w"]:
         """Draws a part and resizes it."""
         box = self.choose(picture.height, picture.width)
         return picture.crop_resized(box, self.size, self.interpolation)
@@ -158,7 +158,7 @@ class CenterCrop(nn.Module):
     Swin's official evaluation sees. With `squash` the whole image is resized to the target, whatever
     becomes of its shape.
 
-    It is no `CroppingTransform`: held-out figures are of images that were decoded in full.
+    It is no `CroppingTransform`: validation metrics are of images that were decoded in full.
 
     Raises:
         UserError: a ratio outside [0.1, 1], or one beside `squash`, which crops nothing.

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 
-class Answers(NamedTuple):
+class Predictions(NamedTuple):
     """For each image its class, what it was taken for, and whether its own was among the first 5."""
 
     labels: Int[Tensor, " n"]
-    taken_for: Int[Tensor, " n"]
+    predicted: Int[Tensor, " n"]
     in_top5: Bool[Tensor, " n"]
 
 
@@ -24,54 +24,54 @@ class Confusion(NamedTuple):
     counts: Int[Tensor, "rows columns"]
 
 
-class ClassFigures(NamedTuple):
-    """What became of one class's images; `taken_for` is the commonest mistake, None without one."""
+class ClassMetrics(NamedTuple):
+    """What became of one class's images; `mistaken_for` is the commonest mistake, None without one."""
 
     label: int
     images: int
     correct: int
     in_top5: int
-    taken_for: int | None
+    mistaken_for: int | None
 
 
-def rank_answers(ranked: Int[Tensor, "n top"], labels: Int[Tensor, " n"]) -> Answers:
+def rank_predictions(ranked: Int[Tensor, "n top"], labels: Int[Tensor, " n"]) -> Predictions:
     """The answers of classes in order of likelihood."""
-    return Answers(labels, ranked[:, 0], (ranked[:, :5] == labels[:, None]).any(dim=1))
+    return Predictions(labels, ranked[:, 0], (ranked[:, :5] == labels[:, None]).any(dim=1))
 
 
-def count_confusion(answers: Answers, classes: Sequence[int]) -> Confusion:
+def count_confusion(answers: Predictions, classes: Sequence[int]) -> Confusion:
     """The answers counted by class and by what it was taken for.
 
     Rows are `classes`, in order; columns are these and whatever else some image was taken for.
     """
-    labels, taken_for = answers.labels.cpu(), answers.taken_for.cpu()
+    labels, predicted = answers.labels.cpu(), answers.predicted.cpu()
     rows = torch.tensor(sorted(classes))
-    columns = torch.tensor(sorted({*classes, *taken_for.tolist()}))
+    columns = torch.tensor(sorted({*classes, *predicted.tolist()}))
     row = torch.searchsorted(rows, labels.contiguous())
-    column = torch.searchsorted(columns, taken_for.contiguous())
+    column = torch.searchsorted(columns, predicted.contiguous())
     places = row * len(columns) + column
     counts = places.bincount(minlength=len(rows) * len(columns)).view(len(rows), len(columns))
     return Confusion(rows.tolist(), columns.tolist(), counts)
 
 
-def by_class(answers: Answers, confusion: Confusion) -> list[ClassFigures]:
-    """Figures of each row of the confusion of these answers."""
+def by_class(answers: Predictions, confusion: Confusion) -> list[ClassMetrics]:
+    """Metrics of each row of the confusion of these answers."""
     hits = answers.labels[answers.in_top5].cpu()
     in_top5 = hits.bincount(minlength=max(confusion.rows) + 1)
     place = {label: column for column, label in enumerate(confusion.columns)}
-    figures = []
+    metrics = []
     for label, counts in zip(confusion.rows, confusion.counts, strict=True):
         own = place[label]
         mistakes = counts.clone()
         mistakes[own] = 0
         commonest = int(mistakes.argmax())
-        figures.append(
-            ClassFigures(
+        metrics.append(
+            ClassMetrics(
                 label,
                 images=int(counts.sum()),
                 correct=int(counts[own]),
                 in_top5=int(in_top5[label]),
-                taken_for=confusion.columns[commonest] if mistakes[commonest] else None,
+                mistaken_for=confusion.columns[commonest] if mistakes[commonest] else None,
             )
         )
-    return figures
+    return metrics

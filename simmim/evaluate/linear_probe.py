@@ -85,9 +85,9 @@ class RegressionRecipe:
         # A channel that never differs tells nothing, and is not blown up.
         std = torch.where(std > 0, std, 1)
         standardised = (features - mean) / std
-        figures = self._try(standardised, labels, num_classes, seed)
+        metrics = self._try(standardised, labels, num_classes, seed)
         # Of equally good ones, the strongest: it comes first.
-        l2 = max(figures, key=lambda strength: figures[strength])
+        l2 = max(metrics, key=lambda strength: metrics[strength])
         layer = fit_layer(
             standardised,
             labels,
@@ -96,7 +96,7 @@ class RegressionRecipe:
             max_iterations=self.max_iterations,
         )
         weight = layer.weight / std
-        return Regression(LinearLayer(weight, layer.bias - weight @ mean), l2, figures)
+        return Regression(LinearLayer(weight, layer.bias - weight @ mean), l2, metrics)
 
     def _try(
         self,
@@ -112,7 +112,7 @@ class RegressionRecipe:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
         held_out_count = min(max(1, round(self.held_out_share * len(labels))), len(labels) - 1)
         held_out, fitted = order.to(labels.device).tensor_split([held_out_count])
-        figures = {}
+        metrics = {}
         layer: LinearLayer | None = None
         for l2 in strengths:
             # Each starts from the one before, which is near.
@@ -125,8 +125,8 @@ class RegressionRecipe:
                 start=layer,
             )
             right = layer.rank_classes(features[held_out], top=1)[:, 0] == labels[held_out]
-            figures[l2] = float(right.double().mean())
-        return figures
+            metrics[l2] = float(right.double().mean())
+        return metrics
 
 
 def fit_layer(

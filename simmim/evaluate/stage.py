@@ -13,21 +13,21 @@ from omegaconf import DictConfig
 
 from simmim.checkpoints.class_names import imagenet_synsets
 from simmim.checkpoints.load import Initialisation
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.data.dataset import ImageSource
 from simmim.data.labels import require_labels
 from simmim.data.sources.image_folder import ImageFolder
 from simmim.data.transforms import CenterCrop
-from simmim.evaluate.confusion import Answers, by_class, count_confusion, rank_answers
+from simmim.evaluate.confusion import Predictions, by_class, count_confusion, rank_predictions
 from simmim.evaluate.features import Features, extract_features
 from simmim.evaluate.knn import NeighbourVote
 from simmim.evaluate.linear_probe import RegressionRecipe
 from simmim.evaluate.task import EvaluationTask
 from simmim.models.swin import SwinTransformer
 from simmim.training.callbacks import EvaluationProgress, report_progress
+from simmim.training.fit import validation_metrics
 from simmim.training.open_data import open_data
 from simmim.training.options import SHARES_TRAINING
-from simmim.training.fit import validation_metrics
 from simmim.training.run_dir.summary import write_summary
 from simmim.utils.console import say
 from simmim.utils.devices import peak_memory_bytes
@@ -41,8 +41,8 @@ Outputs = Literal["all", "present"]
 _WORST_CLASSES = 5
 
 
-class Judgement(NamedTuple):
-    """What a judgement came to: each image's answer, the names of the labels, figures.
+class EvalResult(NamedTuple):
+    """What a judgement came to: each image's answer, the names of the labels, metrics.
 
     Attributes:
         judged: labels of the data's classes, each of which is a row of the tables.
@@ -50,7 +50,7 @@ class Judgement(NamedTuple):
         details: what else the summary says.
     """
 
-    answers: Answers
+    answers: Predictions
     names: Sequence[str]
     judged: Sequence[int]
     images: int
@@ -93,7 +93,7 @@ def evaluate(
             "trainer=auto or trainer=ddp"
         )
     vote, regression = instantiate(knn), instantiate(linear)
-    start = Start(model, Initialisation(checkpoint))
+    start = ModelInit(model, Initialisation(checkpoint))
     data = start.crop_as_validated(data)
     judge: pl.Trainer = instantiate(
         trainer, clip_norm=None, run_dir=run_dir, loggers=[], callbacks=[EvaluationProgress()]
@@ -132,8 +132,8 @@ def evaluate(
 
 
 def judge_classifier(
-    start: Start, trainer: pl.Trainer, data: DictConfig, outputs: Outputs, seed: int
-) -> Judgement:
+    start: ModelInit, trainer: pl.Trainer, data: DictConfig, outputs: Outputs, seed: int
+) -> EvalResult:
     """A classifier's answers to held-out images, on however many devices."""
     assert start.weights is not None
     head_size = start.weights.num_classes
@@ -172,13 +172,13 @@ def judge_classifier(
     announce(trainer, images.val, start.planned)
     trainer.validate(task, datamodule=images, verbose=False)
     assert task.answers is not None
-    require_answers(task.answers, images.val)
+    require_predictions(task.answers, images.val)
     metrics = validation_metrics(trainer)
     if not math.isfinite(metrics["val/loss"]):
         raise UserError(
             f"outputs of {start.source} are not finite: the model had diverged; use another"
         )
-    return Judgement(
+    return EvalResult(
         task.answers,
         names,
         judged=rows,
@@ -189,13 +189,13 @@ def judge_classifier(
 
 
 def judge_encoder(
-    start: Start,
+    start: ModelInit,
     trainer: pl.Trainer,
     data: DictConfig,
     recipe: NeighbourVote | RegressionRecipe,
     mode: EvaluationMode,
     seed: int,
-) -> Judgement:
+) -> EvalResult:
     """What an encoder's features tell of held-out images by those of training images, on one device."""
     if trainer.world_size > 1:
         raise UserError(
@@ -237,10 +237,10 @@ def judge_encoder(
         if len(fitted.held_out_top1) > 1:
             say(f"L2 {fitted.l2:g}, by top-1 on a part of the training images ({tried})")
         details |= {"l2": fitted.l2}
-    answers = rank_answers(ranked, val.labels)
-    require_answers(answers, images.val)
-    right = answers.taken_for == answers.labels
-    return Judgement(
+    answers = rank_predictions(ranked, val.labels)
+    require_predictions(answers, images.val)
+    right = answers.predicted == answers.labels
+    return EvalResult(
         answers,
         classes,
         judged=range(count),
@@ -265,7 +265,7 @@ def output_names(
     return names
 
 
-def require_answers(answers: Answers, images: ImageSource) -> None:
+def require_predictions(answers: Predictions, images: ImageSource) -> None:
     """Raises UserError where not one image could be judged."""
     if len(answers.labels) == 0:
         raise UserError(f"none of {len(images)} images could be read; check data.root")
@@ -281,16 +281,16 @@ def announce(trainer: pl.Trainer, images: ImageSource, encoder: SwinTransformer)
     )
 
 
-def write_tables(judgement: Judgement, folder: Path) -> list[str]:
+def write_tables(judgement: EvalResult, folder: Path) -> list[str]:
     """Writes `per_class.csv` and `confusion.csv`; returns a line on each of the worst classes."""
     names = judgement.names
     confusion = count_confusion(judgement.answers, judgement.judged)
-    figures = by_class(judgement.answers, confusion)
+    metrics = by_class(judgement.answers, confusion)
     with (folder / "per_class.csv").open("w", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "images", "correct", "top1", "top5", "most_often_taken_for"])
-        for one in figures:
-            mistaken = "" if one.taken_for is None else names[one.taken_for]
+        for one in metrics:
+            mistaken = "" if one.mistaken_for is None else names[one.mistaken_for]
             shares = (
                 [one.correct / one.images, one.in_top5 / one.images] if one.images else ["", ""]
             )
@@ -300,10 +300,10 @@ def write_tables(judgement: Judgement, folder: Path) -> list[str]:
         writer.writerow(["class", *(names[column] for column in confusion.columns)])
         for row, counts in zip(confusion.rows, confusion.counts.tolist(), strict=True):
             writer.writerow([names[row], *counts])
-    present = [one for one in figures if one.images]
+    present = [one for one in metrics if one.images]
     worst = sorted(present, key=lambda one: one.correct / one.images)[:_WORST_CLASSES]
     return [
         f"{names[one.label]}: {one.correct} of {one.images}"
-        + ("" if one.taken_for is None else f", most often taken for {names[one.taken_for]}")
+        + ("" if one.mistaken_for is None else f", most often taken for {names[one.mistaken_for]}")
         for one in worst
     ]

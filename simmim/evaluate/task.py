@@ -1,4 +1,4 @@
-"""A classifier on held-out images as a LightningModule: its figures, and its answer to each image."""
+"""A classifier on held-out images as a LightningModule: its metrics, and its answer to each image."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,9 @@ from torchmetrics.utilities import dim_zero_cat
 
 from simmim.data.dataset import Sample, is_counted
 from simmim.data.labels import require_label_each
-from simmim.evaluate.confusion import Answers
+from simmim.evaluate.confusion import Predictions
 from simmim.models.classifier import Classifier
-from simmim.training.accuracy import HeldOutAccuracy
+from simmim.tasks.classification.metrics import ValidationAccuracy
 from simmim.utils.normalization import Normalisation
 
 
@@ -43,9 +43,9 @@ class EvaluationTask(pl.LightningModule):
         self.model = model
         self.normalisation = normalisation
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self.held_out = HeldOutAccuracy(outputs)
+        self.held_out = ValidationAccuracy(outputs)
         self._collected = _CollectedAnswers()
-        self.answers: Answers | None = None
+        self.answers: Predictions | None = None
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
         """Raises UserError where an image has no label, while that asks nothing of the device."""
@@ -64,7 +64,7 @@ class EvaluationTask(pl.LightningModule):
         self._collected.update(outputs, logits.argmax(dim=1), in_top5)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the figures and keeps the answers."""
+        """Logs the metrics and keeps the answers."""
         self.log_dict({name: metric.compute() for name, metric in self.held_out.metrics.items()})
         self.answers = self._collected.compute()
 
@@ -76,14 +76,14 @@ class _CollectedAnswers(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in Answers._fields:
+        for name in Predictions._fields:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
-        self, labels: Int[Tensor, " n"], taken_for: Int[Tensor, " n"], in_top5: Bool[Tensor, " n"]
+        self, labels: Int[Tensor, " n"], predicted: Int[Tensor, " n"], in_top5: Bool[Tensor, " n"]
     ) -> None:
-        for name, column in zip(Answers._fields, (labels, taken_for, in_top5), strict=True):
+        for name, column in zip(Predictions._fields, (labels, predicted, in_top5), strict=True):
             getattr(self, name).append(column)
 
-    def compute(self) -> Answers:
-        return Answers(*(dim_zero_cat(getattr(self, name)) for name in Answers._fields))
+    def compute(self) -> Predictions:
+        return Predictions(*(dim_zero_cat(getattr(self, name)) for name in Predictions._fields))

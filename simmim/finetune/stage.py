@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from typing_extensions import Unpack
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.models.classifier import Classifier, Mode
 from simmim.plan.inputs import classifier_of
 from simmim.plan.preflight import require_memory
@@ -38,7 +38,7 @@ def finetune(**options: Unpack[FinetuneOptions]) -> dict[str, Any]:
     """Supervised training of an encoder with a new linear head. Returns the summary."""
     started = time.monotonic()
     run_dir, mode, mixing = options["run_dir"], options["mode"], options["mixing"]
-    start = Start(options["model"], instantiate(options["init"]))
+    start = ModelInit(options["model"], instantiate(options["init"]))
     average = instantiate(options["ema"])
     train_accuracy = instantiate(options["report"])
     run = create_run(options, RunReport(run_dir), [*average, train_accuracy])

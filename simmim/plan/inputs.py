@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.models.classifier import Classifier
 from simmim.models.heads import HeadKind
 from simmim.models.simmim import SimMIM
@@ -40,7 +40,7 @@ def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:
 
 
 def create_planner(
-    start: Start,
+    start: ModelInit,
     create_model: CreateModel,
     device: Device,
     optimization: AdamWRecipe,

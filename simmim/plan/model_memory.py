@@ -16,7 +16,7 @@ _FLOAT32 = 4
 _DEEPSPEED_BUCKET = 500_000_000
 
 
-class Holdings(NamedTuple):
+class StaticMemory(NamedTuple):
     """Bytes on one device.
 
     Attributes:
@@ -38,7 +38,7 @@ class Holdings(NamedTuple):
     checkpoint: int
 
 
-def hold(
+def static_memory(
     model: SimMIM | Classifier,
     sharing: Sharing,
     world_size: int,
@@ -46,7 +46,7 @@ def hold(
     largest_group: int,
     is_fused: bool,
     has_average: bool,
-) -> Holdings:
+) -> StaticMemory:
     """What each of `world_size` devices holds; weights are float32 under every strategy.
 
     Args:
@@ -74,7 +74,7 @@ def hold(
     owners = world_size if sharing in ("fsdp", "deepspeed_zero1") else 1
     # One root of the second moments for each number, or two temporaries of a parameter at a time.
     step = largest_group if is_fused else 2 * max(sizes, default=0)
-    return Holdings(
+    return StaticMemory(
         weights=-(-parameters // shares) * _FLOAT32 + tables,
         gradients=-(-trained // shares) * _FLOAT32,
         optimizer_states=-(-states // owners) * _FLOAT32,

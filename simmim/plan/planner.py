@@ -9,7 +9,7 @@ import torch
 from simmim.models.classifier import Classifier
 from simmim.models.simmim import SimMIM
 from simmim.plan.devices import Device
-from simmim.plan.model_memory import Holdings, Sharing, hold
+from simmim.plan.model_memory import Sharing, StaticMemory, static_memory
 from simmim.plan.step_memory import StepNeeds, StepTracer
 from simmim.plan.tracer import Arithmetic
 from simmim.training.optim import AdamWRecipe
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     setting: Setting
     device: Device
     parameters: int
-    holdings: Holdings
+    holdings: StaticMemory
     step: StepNeeds
 
     @property
@@ -129,7 +129,7 @@ class Planner:
     _models: dict[str | None, SimMIM | Classifier] = field(default_factory=dict)
     _tracers: dict[object, StepTracer] = field(default_factory=dict)
     _steps: dict[object, dict[int, StepNeeds]] = field(default_factory=dict)
-    _holdings: dict[object, Holdings] = field(default_factory=dict)
+    _holdings: dict[object, StaticMemory] = field(default_factory=dict)
 
     def plan(self, setting: Setting) -> Plan:
         """What this setting takes."""
@@ -176,13 +176,13 @@ class Planner:
             self._models[setting.model] = self.build(setting.model)
         return self._models[setting.model]
 
-    def _hold(self, setting: Setting) -> Holdings:
+    def _hold(self, setting: Setting) -> StaticMemory:
         key = setting.model, setting.sharing, setting.world_size
         if key not in self._holdings:
             self._holdings[key] = self._find_holdings(setting)
         return self._holdings[key]
 
-    def _find_holdings(self, setting: Setting) -> Holdings:
+    def _find_holdings(self, setting: Setting) -> StaticMemory:
         model = self.model(setting)
         groups = parameter_groups(
             model,
@@ -191,7 +191,7 @@ class Planner:
             depths=model.encoder.depths,
             layer_decay=self.optimization.layer_decay,
         )
-        return hold(
+        return static_memory(
             model,
             setting.sharing,
             setting.world_size,

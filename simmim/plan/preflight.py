@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.models.swin.kernels.triton_attention import require_device
 from simmim.plan.devices import show_bytes, this_gpu, this_machine
 from simmim.plan.inputs import CreateModel, create_planner, create_setting, describe_setting
 from simmim.plan.planner import Plan
-from simmim.plan.suggestions import WayOut, find_ways_out
+from simmim.plan.suggestions import Suggestion, find_suggestions
 from simmim.training.run import Run
 from simmim.utils.console import say
 from simmim.utils.errors import DoesNotFitError
 
 
 def require_memory(
-    start: Start,
+    start: ModelInit,
     run: Run,
     create_model: CreateModel,
     *,
@@ -53,14 +53,14 @@ def require_memory(
     if planner.fits(setting):
         return
     message = describe_shortage(
-        planner.plan(setting), find_ways_out(planner, setting, start.smaller_models())
+        planner.plan(setting), find_suggestions(planner, setting, start.smaller_models())
     )
     if options["preflight"] == "stop":
         raise DoesNotFitError(message + "\npreflight=warn starts it all the same")
     say(message)
 
 
-def describe_shortage(plan: Plan, ways: Sequence[WayOut]) -> str:
+def describe_shortage(plan: Plan, ways: Sequence[Suggestion]) -> str:
     """What is needed by part, what there is, and the ways that would fit."""
     lines = [
         f"this run does not fit: each device needs {show_bytes(plan.needed)}, and "

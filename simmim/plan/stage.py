@@ -12,7 +12,7 @@ from rich import get_console
 from rich.table import Table
 from typing_extensions import Unpack
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.models.classifier import Mode
 from simmim.models.heads import HeadKind
 from simmim.models.losses import LossRegion
@@ -25,7 +25,7 @@ from simmim.plan.inputs import (
     simmim_with,
 )
 from simmim.plan.planner import Plan, Planner, training_days
-from simmim.plan.suggestions import WayOut, find_ways_out
+from simmim.plan.suggestions import Suggestion, find_suggestions
 from simmim.utils.console import say
 from simmim.utils.errors import UserError
 from simmim.utils.files import as_json
@@ -148,7 +148,7 @@ def plan(
     """
     wanted: PlanOptions = instantiate(plan)
     device = wanted.find_device()
-    start = Start(model, instantiate(init))
+    start = ModelInit(model, instantiate(init))
     planner = create_planner(
         start,
         simmim_with(head)
@@ -171,9 +171,9 @@ def plan(
     planned = planner.plan(setting)
     figures = describe(planned, planner, trainer, wanted)
     show(planned, figures)
-    ways: list[WayOut] = []
+    ways: list[Suggestion] = []
     if not planned.fits:
-        ways = find_ways_out(planner, setting, start.smaller_models())
+        ways = find_suggestions(planner, setting, start.smaller_models())
         say("it does not fit; these would, the cheapest first:")
         for way in ways:
             say(f"  {way.overrides}")

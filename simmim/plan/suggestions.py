@@ -10,7 +10,7 @@ _DEVICES_OF_A_NODE = 8
 _MOST_DEVICES = 1024
 
 
-class WayOut(NamedTuple):
+class Suggestion(NamedTuple):
     """A setting that fits.
 
     Attributes:
@@ -23,9 +23,9 @@ class WayOut(NamedTuple):
     plan: Plan
 
 
-def find_ways_out(
+def find_suggestions(
     planner: Planner, asked: Setting, smaller_models: Sequence[str], count: int = 3
-) -> list[WayOut]:
+) -> list[Suggestion]:
     """The first `count` ways that fit, cheapest first; all keep the images a step.
 
     In order: another precision, fewer images at a time, recomputation of as few stages as it takes,
@@ -37,13 +37,13 @@ def find_ways_out(
         smaller_models: names of architectures to take instead, largest first.
         count: how many ways.
     """
-    ways: list[WayOut] = []
+    ways: list[Suggestion] = []
     for price, family in _families(planner, asked, smaller_models):
         found = next((setting for setting in family if planner.fits(setting)), None)
         if found is None or any(way.plan.setting == found for way in ways):
             continue
         depths = planner.model(found).encoder.depths
-        ways.append(WayOut(_overrides(asked, found, depths), price, planner.plan(found)))
+        ways.append(Suggestion(_overrides(asked, found, depths), price, planner.plan(found)))
         if len(ways) == count:
             break
     return ways

@@ -47,7 +47,7 @@ class NearestNeighbours(pl.Callback):
         self.max_train_images = max_train_images
 
     @property
-    def figures(self) -> tuple[str, ...]:
+    def metric_names(self) -> tuple[str, ...]:
         """What it logs."""
         return () if self.every_n_epochs is None else ("val/knn_top1",)
 
@@ -90,7 +90,7 @@ class NearestNeighbours(pl.Callback):
     def _is_due(self, trainer: pl.Trainer, task: SimMIMTask) -> bool:
         if self.every_n_epochs is None:
             return False
-        # The figure of the final weights stands in the summary.
+        # The metric of the final weights stands in the summary.
         is_last = trainer.global_step >= task.total_steps
         return is_last or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 

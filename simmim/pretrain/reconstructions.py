@@ -10,7 +10,7 @@ from simmim.data.datamodule import ImageDataModule
 from simmim.data.dataset import Sample, SampleKey, TransformedImages
 from simmim.pretrain.task import SimMIMTask
 from simmim.reconstruct.contact_sheet import contact_sheet, panels, save_sheet, sheets_in
-from simmim.training.loggers.base import PictureLog
+from simmim.training.loggers.base import ImageLogger
 from simmim.utils.console import warn
 from simmim.utils.errors import UserError
 from simmim.utils.files import remove
@@ -69,7 +69,7 @@ class Reconstructions(pl.Callback):
         except OSError as error:
             warn(f"{self.folder} cannot be written to ({error.strerror}); training goes on")
         for logger in trainer.loggers:
-            if isinstance(logger, PictureLog):
+            if isinstance(logger, ImageLogger):
                 logger.log_picture("reconstructions", sheet, trainer.global_step)
 
     def _images(self, trainer: pl.Trainer, device: torch.device) -> Sample:

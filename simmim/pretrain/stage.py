@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from typing_extensions import Unpack
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.models.heads import HeadKind
 from simmim.models.losses import LossRegion, check_target_window
 from simmim.models.simmim import SimMIM
@@ -41,7 +41,7 @@ def pretrain(**options: Unpack[PretrainOptions]) -> dict[str, Any]:
     """SimMIM pretraining: mask, reconstruct, and leave an encoder. Returns the summary."""
     started = time.monotonic()
     seed, run_dir = options["seed"], options["run_dir"]
-    start = Start(options["model"], instantiate(options["init"]))
+    start = ModelInit(options["model"], instantiate(options["init"]))
     if options["target_window"] is not None:
         check_target_window(options["target_window"])
     mask_generator = instantiate(
@@ -53,7 +53,7 @@ def pretrain(**options: Unpack[PretrainOptions]) -> dict[str, Any]:
     report = instantiate(options["report"], run_dir=run_dir)
     pictures = instantiate(options["reconstructions"], run_dir=run_dir)
     neighbours = instantiate(options["knn"])
-    run = create_run(options, report, [pictures, neighbours], neighbours.figures)
+    run = create_run(options, report, [pictures, neighbours], neighbours.metric_names)
     require_memory(start, run, simmim_with(options["head"]))
     images = create_data(run, start.planned)
     arguments = training_arguments(run, start, images)

@@ -37,12 +37,12 @@ class SimMIMTask(TrainingTask):
         model: encoder, mask token and head.
         mask_generator: which tokens of an image are hidden, by step and place.
         target_window: pixels of the neighbourhood for normalised targets (None: plain pixels).
-        loss_region: whose pixels are learned from. Held-out figures are of the masked ones, whatever
+        loss_region: whose pixels are learned from. Held-out metrics are of the masked ones, whatever
             it is.
         training: see `TrainingArguments`.
     """
 
-    figures = (
+    metric_names = (
         "val/loss",
         "val/baseline_visible_mean",
         "val/baseline_nearest_visible",
@@ -130,8 +130,8 @@ class SimMIMTask(TrainingTask):
             self.val_copying.update(measure(nearest_visible(result.target, result.mask)))
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the held-out figures."""
-        values = self.log_held_out(
+        """Logs the validation metrics."""
+        values = self.log_validation(
             {"val/loss": self.val_loss, "val/baseline_visible_mean": self.val_baseline}
         )
         ratio = values["val/loss"] / values["val/baseline_visible_mean"]

@@ -8,7 +8,7 @@ from jaxtyping import Real
 from torch import Tensor
 
 from simmim.data.decoding.decode import read_image
-from simmim.data.decoding.lazy_image import Box, Pixels
+from simmim.data.decoding.lazy_image import Box, DecodedImage
 from simmim.data.transforms import CenterCrop
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair
@@ -52,7 +52,7 @@ def fit_image(path: Path, channels: int, size: Pair | None, multiple: int) -> Fi
                 "each way; leave image_size out"
             )
         box = Box((height - size[0]) // 2, (width - size[1]) // 2, *size)
-        return Fitted(path, (height, width), box, Pixels(image).crop_resized(box, size))
+        return Fitted(path, (height, width), box, DecodedImage(image).crop_resized(box, size))
     # As validation shows it: figures here are those of a run.
     crop = CenterCrop(size)
     return Fitted(path, (height, width), crop.choose(height, width), crop(image))

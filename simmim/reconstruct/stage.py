@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simmim.checkpoints.model_file import load_trained
 from simmim.checkpoints.read import weights_file
-from simmim.checkpoints.run_state import deciding_options
+from simmim.checkpoints.run_state import RunState, read_state
 from simmim.models.losses import check_target_window
 from simmim.models.reconstruction import (
     MaskedL1,
@@ -214,7 +214,7 @@ def load_filler(
             f"{path} holds a {type(trained.model).__name__}, without SimMIM's mask token and head; "
             "give a pretraining run, its checkpoints/last.ckpt, or what export format=hf made of that"
         )
-    options = {} if path.suffix == ".safetensors" else deciding_options(path)
+    options = {} if path.suffix == ".safetensors" else RunState(path, read_state(path)).options
     window = options.get("target_window") if target_window == "auto" else target_window
     if window is not None:
         check_target_window(window)

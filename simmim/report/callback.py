@@ -54,7 +54,7 @@ class RunReport(pl.Callback):
         self._has_warned = False
 
     def begin(self, stage: str, untrained: Mapping[str, float] | None = None) -> None:
-        """Notes what the run is; `untrained` are held-out figures from before training."""
+        """Notes what the run is; `untrained` are validation metrics from before training."""
         self.facts["stage"] = stage
         if untrained:
             self.facts["untrained"] = dict(untrained)
@@ -99,7 +99,7 @@ class RunReport(pl.Callback):
             self._write_if_cheap(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes with the new figures and pictures."""
+        """Writes with the new metrics and pictures."""
         if trainer.state.fn == "fit":
             self._look(pl_module)
             self._write_if_cheap(trainer)

@@ -22,7 +22,7 @@ _SMALL_BATCH = 8
 
 
 @dataclass(frozen=True)
-class ClassificationFigures:
+class ClassificationMetrics:
     """What fine-tuning and transfer are judged by; None where it is not known.
 
     Attributes:
@@ -74,7 +74,7 @@ class ClassificationFigures:
         return is_finite(self.held_out_loss, self.training_loss, self.skipped_in_a_row)
 
 
-def compare(run: ClassificationFigures) -> str:
+def compare(run: ClassificationMetrics) -> str:
     """The held-out accuracy beside what there is to compare it with, in words."""
     known = [
         f"{what} {value:.1%}"
@@ -89,34 +89,34 @@ def compare(run: ClassificationFigures) -> str:
     return f"Held-out top-1 is {run.held_out.last:.1%}{end}."
 
 
-STEEP = Cause[ClassificationFigures](
+STEEP = Cause[ClassificationMetrics](
     lambda run: (run.peak_lr or 0.0) >= _STEEP,
     lambda run: f"the learning rate is too high: it reached {run.peak_lr:.2g}",
     ("Divide optim.lr by 10 to 100.", "With few labels, optim.layer_decay=0.8 keeps early layers."),
 )
-SMALL_BATCH = Cause[ClassificationFigures](
+SMALL_BATCH = Cause[ClassificationMetrics](
     lambda run: run.effective_batch is not None and run.effective_batch <= _SMALL_BATCH,
     lambda run: (
         f"the batch is too small: {run.effective_batch} images a step give a noisy gradient"
     ),
     ("Use a larger data.batch_size, or trainer.accumulate_grad_batches.",),
 )
-OVERFLOW = Cause[ClassificationFigures](
+OVERFLOW = Cause[ClassificationMetrics](
     lambda run: True,
     lambda run: "some value overflowed: the precision is too low, or an input is not finite",
     ("Use trainer.precision=32-true once.", "Lower optim.lr."),
 )
-FORGOT = Cause[ClassificationFigures](
+FORGOT = Cause[ClassificationMetrics](
     lambda run: True,
     lambda run: "training at this size undoes what the classifier knew",
     ("Lower optim.lr.", "Use weaker augmentation and mixing.", "Use the direct classifier."),
 )
-NO_LABELS_LEARNED = Cause[ClassificationFigures](
+NO_LABELS_LEARNED = Cause[ClassificationMetrics](
     lambda run: run.gap > _GAP,
     lambda run: "training images are told right and others are not: they differ, or are too few",
     ("See that held-out images are of the same kind and classes.", "Use more labelled images."),
 )
-UNKNOWN = Cause[ClassificationFigures](
+UNKNOWN = Cause[ClassificationMetrics](
     lambda run: True,
     lambda run: (
         "few steps, a learning rate that does not suit, or labels that do not fit the images"
@@ -127,7 +127,7 @@ UNKNOWN = Cause[ClassificationFigures](
         "Try optim.lr three times as high, and a third of it.",
     ),
 )
-BY_HEART = Cause[ClassificationFigures](
+BY_HEART = Cause[ClassificationMetrics](
     lambda run: True,
     lambda run: (
         f"training images are learned by heart: they are told right {run.gap:.0%} more often than "
@@ -140,7 +140,7 @@ BY_HEART = Cause[ClassificationFigures](
     ),
 )
 
-RULES: Sequence[Rule[ClassificationFigures]] = (
+RULES: Sequence[Rule[ClassificationMetrics]] = (
     Rule(
         "diverged",
         lambda run: not run.is_finite,
@@ -150,7 +150,7 @@ RULES: Sequence[Rule[ClassificationFigures]] = (
     Rule(
         "too early to tell",
         lambda run: run.held_out.last is None,
-        lambda run: "There is no held-out figure yet; the first validation brings it.",
+        lambda run: "There is no validation metric yet; the first validation brings it.",
     ),
     Rule(
         "not learning yet",
@@ -182,16 +182,16 @@ RULES: Sequence[Rule[ClassificationFigures]] = (
 )
 
 
-def judge_classification(figures: ClassificationFigures) -> Verdict:
+def judge_classification(metrics: ClassificationMetrics) -> Verdict:
     """The verdict of a run of fine-tuning or transfer."""
-    return judge(figures, RULES)
+    return judge(metrics, RULES)
 
 
-def classification_figures(record: RunRecord) -> ClassificationFigures:
+def classification_metrics(record: RunRecord) -> ClassificationMetrics:
     """What a run's record holds of them."""
     classes = record.facts.get("classes")
     direct = record.facts.get("untrained", {}).get("direct/top1")
-    return ClassificationFigures(
+    return ClassificationMetrics(
         held_out=record.curve("val/top1"),
         held_out_loss=record.curve("val/loss"),
         training_loss=record.curve("train/loss"),

@@ -14,9 +14,9 @@ from simmim.analysis.position_bias import BlockAttention
 from simmim.data.unreadable.skipped_list import SKIPPED
 from simmim.report.attention import read_attention
 from simmim.report.charts import charts_of, missing_from, spread
-from simmim.report.classification_rules import classification_figures, judge_classification
+from simmim.report.classification_rules import classification_metrics, judge_classification
 from simmim.report.images import heat_map, read_gallery
-from simmim.report.pretraining_rules import judge_pretraining, pretraining_figures
+from simmim.report.pretraining_rules import judge_pretraining, pretraining_metrics
 from simmim.report.run_record import UNUSUAL, RunRecord, read_run
 from simmim.report.verdict import Verdict
 from simmim.utils.files import written_beside
@@ -89,8 +89,8 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 def verdict_of(record: RunRecord) -> Verdict:
     """The verdict by the rules of the run's stage."""
     if record.stage == "pretrain":
-        return judge_pretraining(pretraining_figures(record))
-    return judge_classification(classification_figures(record))
+        return judge_pretraining(pretraining_metrics(record))
+    return judge_classification(classification_metrics(record))
 
 
 def key_figures(record: RunRecord) -> list[Fact]:
@@ -125,7 +125,7 @@ def _of_quality(record: RunRecord) -> list[tuple[str, Any, str, Callable[[Any], 
             ("Held-out top-1", record.last("val/top1"), "", "{:.1%}".format),
             ("Training top-1", record.last("train/top1"), "without augmentation", "{:.1%}".format),
         ]
-    figures = pretraining_figures(record)
+    figures = pretraining_metrics(record)
     ratio = figures.ratio if math.isfinite(figures.ratio) else None
     return [
         ("Held-out masked loss", figures.held_out.last, "", "{:.3f}".format),

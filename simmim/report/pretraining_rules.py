@@ -32,7 +32,7 @@ _REBOUND = 1.2
 
 
 @dataclass(frozen=True)
-class PretrainingFigures:
+class PretrainingMetrics:
     """What pretraining is judged by; None where it is not known.
 
     Attributes:
@@ -110,7 +110,7 @@ class PretrainingFigures:
         return means[-1] / min(means) if means and min(means) > 0 else 1.0
 
 
-def compare(run: PretrainingFigures) -> str:
+def compare(run: PretrainingMetrics) -> str:
     """The held-out loss beside both baselines, in words."""
     parts = [
         f"{_than(ratio)} {what} ({value:.3g})"
@@ -129,7 +129,7 @@ def _than(ratio: float) -> str:
     return f"{abs(1 - ratio):.0%} {'below' if ratio < 1 else 'above'}"
 
 
-STEEP = Cause[PretrainingFigures](
+STEEP = Cause[PretrainingMetrics](
     lambda run: run.is_steep,
     lambda run: (
         f"the learning rate is too high: it reached {run.peak_lr:.2g}, and weights begin at a standard "
@@ -140,7 +140,7 @@ STEEP = Cause[PretrainingFigures](
         "Look in the log for the rate that came of optim.lr, optim.lr_batch_size and the batch.",
     ),
 )
-ROSE = Cause[PretrainingFigures](
+ROSE = Cause[PretrainingMetrics](
     lambda run: run.rebound > _REBOUND,
     lambda run: (
         f"the training loss fell and rose again, to {run.rebound:.1f} times its lowest: the learning "
@@ -152,7 +152,7 @@ ROSE = Cause[PretrainingFigures](
         "Clip gradients lower.",
     ),
 )
-OVERFLOW = Cause[PretrainingFigures](
+OVERFLOW = Cause[PretrainingMetrics](
     lambda run: True,
     lambda run: "some value overflowed: the precision is too low, or an input is not finite",
     (
@@ -161,7 +161,7 @@ OVERFLOW = Cause[PretrainingFigures](
         "Lower optim.lr.",
     ),
 )
-BLANK = Cause[PretrainingFigures](
+BLANK = Cause[PretrainingMetrics](
     lambda run: True,
     lambda run: "the images are blank: each is of one colour, all black perhaps",
     (
@@ -170,7 +170,7 @@ BLANK = Cause[PretrainingFigures](
         "Where values are no uint8: see that data.statistics are those of these files.",
     ),
 )
-HIDDEN = Cause[PretrainingFigures](
+HIDDEN = Cause[PretrainingMetrics](
     lambda run: run.hidden_share is not None and run.hidden_share >= _MOST_HIDDEN,
     lambda run: (
         f"too much is hidden, {run.hidden_share:.1%} of each image: what is left says little of the "
@@ -178,7 +178,7 @@ HIDDEN = Cause[PretrainingFigures](
     ),
     ("Use mask.ratio=0.6; up to 0.8 with small patches.", "Use a smaller mask.patch_size."),
 )
-SMALL_BATCH = Cause[PretrainingFigures](
+SMALL_BATCH = Cause[PretrainingMetrics](
     lambda run: run.effective_batch is not None and run.effective_batch <= _SMALL_BATCH,
     lambda run: (
         f"the batch is too small: a gradient from {run.effective_batch} "
@@ -189,17 +189,17 @@ SMALL_BATCH = Cause[PretrainingFigures](
         "Where the batch must stay small: a lower optim.lr and many more steps.",
     ),
 )
-SHORT = Cause[PretrainingFigures](
+SHORT = Cause[PretrainingMetrics](
     lambda run: run.steps < _FEW_STEPS,
     lambda run: f"few steps: {run.steps:,} so far",
     ("Train for longer: trainer.max_epochs or trainer.max_steps.",),
 )
-EARLY = Cause[PretrainingFigures](
+EARLY = Cause[PretrainingMetrics](
     lambda run: True,
     lambda run: f"it is early: step {run.steps:,} of {run.total_steps or 'many'}",
     ("Wait: the first steps learn little but the mean colour.",),
 )
-COPYING_IS_BETTER = Cause[PretrainingFigures](
+COPYING_IS_BETTER = Cause[PretrainingMetrics](
     lambda run: run.nearest_visible is not None,
     lambda run: (
         "copying the nearest visible pixel comes closer still: hidden parts are filled in, but blurred"
@@ -209,12 +209,12 @@ COPYING_IS_BETTER = Cause[PretrainingFigures](
         "Judge by fine-tuning: where mask patches are small, copying is hard to beat.",
     ),
 )
-COPYING_IS_UNKNOWN = Cause[PretrainingFigures](
+COPYING_IS_UNKNOWN = Cause[PretrainingMetrics](
     lambda run: True,
     lambda run: "how well copying the nearest visible pixel does was not logged",
     ("Compare with it: python -m simmim.reconstruct tells both for your pictures.",),
 )
-UNKNOWN = Cause[PretrainingFigures](
+UNKNOWN = Cause[PretrainingMetrics](
     lambda run: True,
     lambda run: "the learning rate does not suit, or hidden parts cannot be told from visible ones",
     (
@@ -224,7 +224,7 @@ UNKNOWN = Cause[PretrainingFigures](
     ),
 )
 
-RULES: Sequence[Rule[PretrainingFigures]] = (
+RULES: Sequence[Rule[PretrainingMetrics]] = (
     Rule(
         "diverged",
         lambda run: not run.is_finite,
@@ -234,7 +234,7 @@ RULES: Sequence[Rule[PretrainingFigures]] = (
     Rule(
         "too early to tell",
         lambda run: run.held_out.last is None or run.visible_mean is None,
-        lambda run: "There is no held-out figure yet; the first validation brings it.",
+        lambda run: "There is no validation metric yet; the first validation brings it.",
     ),
     Rule(
         "no better than baseline",
@@ -285,16 +285,16 @@ RULES: Sequence[Rule[PretrainingFigures]] = (
 )
 
 
-def judge_pretraining(figures: PretrainingFigures) -> Verdict:
+def judge_pretraining(metrics: PretrainingMetrics) -> Verdict:
     """The verdict of a pretraining run."""
-    return judge(figures, RULES)
+    return judge(metrics, RULES)
 
 
-def pretraining_figures(record: RunRecord) -> PretrainingFigures:
+def pretraining_metrics(record: RunRecord) -> PretrainingMetrics:
     """What a run's record holds of them."""
     facts = record.facts
     rates = record.curve("train/lr").values
-    return PretrainingFigures(
+    return PretrainingMetrics(
         held_out=record.curve("val/loss"),
         training=record.curve("train/loss"),
         visible_mean=record.last("val/baseline_visible_mean"),

@@ -36,7 +36,7 @@ class RunFacts(TypedDict, total=False):
     effective_batch: int
     hidden_share: float  # of each image, in pretraining
     classes: int  # of a classifier
-    untrained: dict[str, float]  # held-out figures before training, in transfer
+    untrained: dict[str, float]  # validation metrics before training, in transfer
     git_revision: str | None
     python: str
     packages: dict[str, str]
@@ -47,7 +47,7 @@ class RunFacts(TypedDict, total=False):
 
 
 class Curve(NamedTuple):
-    """A figure over training: after how many optimiser steps it had which value."""
+    """A metric over training: after how many optimiser steps it had which value."""
 
     steps: list[int]
     values: list[float]
@@ -118,11 +118,11 @@ class RunRecord:
         return next(count for count in itertools.count() if newest - count not in skipped)
 
     def curve(self, name: str) -> Curve:
-        """The figure of this name, empty where it was never logged."""
+        """The metric of this name, empty where it was never logged."""
         return self.curves.get(name, NOTHING)
 
     def last(self, name: str) -> float | None:
-        """The figure's newest value; the summary's where it was not logged."""
+        """The metric's newest value; the summary's where it was not logged."""
         value = self.curve(name).last
         if value is None:
             value = self.summary.get("metrics", {}).get(name)
@@ -154,15 +154,15 @@ def read_run(
         facts["state"] = "interrupted"  # killed outright, it could not say so itself
     # A run of an earlier version has no facts.
     is_finished = facts.get("state", "finished") == "finished"
-    handed_over = _read_yaml(folder / ".hydra" / "resolved.yaml")
+    exported_config = _read_yaml(folder / ".hydra" / "resolved.yaml")
     unusual = _read_lines(folder / UNUSUAL)
     return RunRecord(
         folder,
         facts=facts,  # type: ignore[arg-type]
         curves=read_curves(folder / "metrics.csv", pending, first_step, facts.get("total_steps")),
         summary=_read_json(folder / "summary.json") if is_finished else {},
-        configuration=handed_over.get("config", {}),
-        overrides=handed_over.get("overrides", []),
+        configuration=exported_config.get("config", {}),
+        overrides=exported_config.get("overrides", []),
         sheets=sheets_in(folder / "reconstructions"),
         skipped_steps=[line["step"] for line in unusual if line["event"] == "skipped"],
         spikes=[line["step"] for line in unusual if line["event"] == "spike"],
@@ -176,9 +176,9 @@ def read_curves(
     first_step: int | None = None,
     total_steps: int | None = None,
 ) -> dict[str, Curve]:
-    """The columns of `metrics.csv`, after so many steps; a figure that is not finite is nan.
+    """The columns of `metrics.csv`, after so many steps; a metric that is not finite is nan.
 
-    Lightning counts from 0, so that a step's figures stand after one more. Those of the final weights,
+    Lightning counts from 0, so that a step's metrics stand after one more. Those of the final weights,
     where training ended in the middle of an epoch, stand at `total_steps` already.
     """
     rows: list[Mapping[str, Any]] = []

@@ -76,7 +76,7 @@ def find_swept(options: Sequence[dict[str, str]]) -> list[str]:
 
 
 def find_objective(records: Sequence[RunRecord]) -> str:
-    """The figure that the sweep is for."""
+    """The metric that the sweep is for."""
     stated = (record.option("objective") for record in records)
     return next((str(name) for name in stated if name), "val/loss")
 

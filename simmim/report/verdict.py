@@ -1,4 +1,4 @@
-"""A run's verdict: from its figures to a word, a sentence, its likely cause, and what to try.
+"""A run's verdict: from its metrics to a word, a sentence, its likely cause, and what to try.
 
 `pretraining_rules.py` and `classification_rules.py` hold the tables that it is read from.
 """
@@ -22,14 +22,14 @@ Kind = Literal[
     "too early to tell",
 ]
 
-Figures = TypeVar("Figures")
+Metrics = TypeVar("Metrics")
 
 # So many steps in a row without a finite loss are no accident of one batch.
 _NO_ACCIDENT = 3
 
 
 class Verdict(NamedTuple):
-    """How a run does, and by which figures; `cause` and `advice` are empty where all is well."""
+    """How a run does, and by which metrics; `cause` and `advice` are empty where all is well."""
 
     kind: Kind
     sentence: str
@@ -56,28 +56,28 @@ def is_finite(held_out: Curve, training: Curve, skipped_in_a_row: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Cause(Generic[Figures]):
+class Cause(Generic[Metrics]):
     """One way in which training goes wrong: how it shows, how to say so, and what helps."""
 
-    applies: Callable[[Figures], bool]
-    says: Callable[[Figures], str]
+    applies: Callable[[Metrics], bool]
+    says: Callable[[Metrics], str]
     advice: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Rule(Generic[Figures]):
+class Rule(Generic[Metrics]):
     """A line of a table of verdicts; the first of its causes that applies is named."""
 
     kind: Kind
-    applies: Callable[[Figures], bool]
-    says: Callable[[Figures], str]
-    causes: Sequence[Cause[Figures]] = ()
+    applies: Callable[[Metrics], bool]
+    says: Callable[[Metrics], str]
+    causes: Sequence[Cause[Metrics]] = ()
 
 
-def judge(figures: Figures, rules: Sequence[Rule[Figures]]) -> Verdict:
+def judge(metrics: Metrics, rules: Sequence[Rule[Metrics]]) -> Verdict:
     """The verdict of the first rule that applies; the last one always has to."""
-    rule = next(rule for rule in rules if rule.applies(figures))
-    cause = next((cause for cause in rule.causes if cause.applies(figures)), None)
+    rule = next(rule for rule in rules if rule.applies(metrics))
+    cause = next((cause for cause in rule.causes if cause.applies(metrics)), None)
     if cause is None:
-        return Verdict(rule.kind, rule.says(figures))
-    return Verdict(rule.kind, rule.says(figures), cause.says(figures), cause.advice)
+        return Verdict(rule.kind, rule.says(metrics))
+    return Verdict(rule.kind, rule.says(metrics), cause.says(metrics), cause.advice)

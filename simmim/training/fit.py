@@ -11,7 +11,7 @@ import torch
 from simmim.data import ImageDataModule
 from simmim.models.swin.compile import compile_blocks
 from simmim.training.distributed.fsdp import gather_weights
-from simmim.training.loggers.base import ExpendableLog
+from simmim.training.loggers.base import FaultTolerantLogger
 from simmim.training.optim import describe_lr
 from simmim.training.run import Run, as_plain
 from simmim.training.run_dir import config_record
@@ -29,7 +29,7 @@ def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     say(f"run directory {run.options['run_dir']}")
     if run.resumed is not None:
-        say(f"going on from {run.resumed}")
+        say(f"going on from {run.resumed.path}")
     say(
         f"{count_parameters(model) / 1e6:.1f}M trained parameters, {len(images.train)} training and "
         f"{len(images.val)} held-out images, {trainer.world_size} × {kind}, {trainer.precision}"
@@ -77,8 +77,8 @@ def fit(
 
 def begin(run: Run, task: TrainingTask, stage: str, untrained: Mapping[str, float]) -> None:
     """Refuses names of metrics that there are none of, then makes the run's record and logs it."""
-    logged = [*task.figures, *run.extra_metrics]
-    run.checkpoints.require_figure(logged)
+    logged = [*task.metric_names, *run.extra_metrics]
+    run.checkpoints.require_metric(logged)
     require_objective(run.options["objective"], [*logged, *untrained])
     if run.trainer.is_global_zero:
         config_record.record(run.options["run_dir"])
@@ -96,11 +96,16 @@ def train(run: Run, task: TrainingTask, images: ImageDataModule) -> None:
         num_workers=images.num_workers,
         accumulation=trainer.accumulate_grad_batches,
     ):
-        trainer.fit(task, datamodule=images, ckpt_path=run.resumed, weights_only=True)
+        trainer.fit(
+            task,
+            datamodule=images,
+            ckpt_path=run.resumed.path if run.resumed else None,
+            weights_only=True,
+        )
         if task.validated_step != trainer.global_step:
             trainer.validate(task, datamodule=images, verbose=False)
     for logger in trainer.loggers:
-        if isinstance(logger, ExpendableLog):
+        if isinstance(logger, FaultTolerantLogger):
             logger.close()
 
 
@@ -131,7 +136,7 @@ def require_objective(objective: str, metrics: Sequence[str]) -> None:
     """Raises UserError unless a summary will hold the metric that a sweep is to optimise."""
     if objective not in metrics:
         raise UserError(
-            f"objective={objective} is no held-out figure of this run; use {', '.join(metrics)}"
+            f"objective={objective} is no validation metric of this run; use {', '.join(metrics)}"
         )
 
 

@@ -1,7 +1,6 @@
 """What a training run is made of, whatever the stage: its trainer, callbacks, data and length."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import pytorch_lightning as pl
@@ -9,8 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from simmim.checkpoints.model_init import Start
-from simmim.checkpoints.run_state import resumed_step
+from simmim.checkpoints.model_init import ModelInit
+from simmim.checkpoints.run_state import RunState
 from simmim.data import ImageDataModule
 from simmim.data.sources.streams import ImageStream
 from simmim.models.swin import SwinTransformer
@@ -18,22 +17,22 @@ from simmim.models.swin.compile import Compile, check_compile
 from simmim.training.callbacks import (
     Amplitudes,
     Checkpoints,
-    Continuation,
-    EarlierRun,
     Guards,
-    Interruption,
     LearningRate,
+    PendingStep,
+    Preemption,
+    PreviousRunBackup,
     RunProgress,
     Throughput,
     WeightAverage,
 )
 from simmim.training.distributed.fsdp import FullySharded
-from simmim.training.loggers.base import ContinuedLog
+from simmim.training.loggers.base import ResumableLogger
 from simmim.training.open_data import open_data
 from simmim.training.optim import AdamWRecipe
 from simmim.training.options import resolve_precision
-from simmim.training.run_dir.config_diff import READERS, STEPS, deciding_options, without_places
-from simmim.training.run_dir.lock import OneWriter
+from simmim.training.run_dir.config_diff import READERS, STEPS, result_options, without_places
+from simmim.training.run_dir.lock import RunDirLock
 from simmim.training.run_dir.resume import (
     require_same_options,
     require_strategy,
@@ -80,7 +79,7 @@ class Run(NamedTuple):
     """What trains, whatever the stage, and the options that it was made of.
 
     Attributes:
-        resumed: the checkpoint that it goes on from.
+        resumed: the state of the checkpoint that it goes on from.
         writer: the lock of the run directory; of the first process alone.
         extra_metrics: names of what callbacks log of validation images beside the task.
     """
@@ -91,9 +90,9 @@ class Run(NamedTuple):
     throughput: Throughput
     checkpoints: Checkpoints
     report: RunPage
-    earlier: EarlierRun
-    writer: OneWriter | None
-    resumed: Path | None
+    earlier: PreviousRunBackup
+    writer: RunDirLock | None
+    resumed: RunState | None
     extra_metrics: tuple[str, ...]
 
 
@@ -113,7 +112,7 @@ def create_run(
     optimization: AdamWRecipe = instantiate(options["optim"])
     throughput = Throughput(options["data"].batch_size, options["trainer"].log_every_n_steps)
     checkpoints: Checkpoints = instantiate(options["save"], run_dir=run_dir)
-    earlier = EarlierRun(run_dir)
+    earlier = PreviousRunBackup(run_dir)
     guards: Guards = instantiate(
         options["guard"], run_dir=run_dir, is_compiling=options["compile"] != "none"
     )
@@ -126,8 +125,8 @@ def create_run(
         # Averages are taken before a checkpoint is written.
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
-            *(guards.numbers, *callbacks, Continuation()),
-            *(checkpoints, Interruption(checkpoints, options["stop_signals"]), report, earlier),
+            *(guards.numbers, *callbacks, PendingStep()),
+            *(checkpoints, Preemption(checkpoints, options["stop_signals"]), report, earlier),
             guards.time,
         ],
     )
@@ -138,11 +137,11 @@ def create_run(
             "ema.decay keeps a whole second model on each device, and trainer.strategy="
             f"{options['trainer'].strategy} is to share it out; use ema.decay=null, or trainer=ddp"
         )
-    writer = OneWriter(run_dir) if trainer.is_global_zero else None
+    writer = RunDirLock(run_dir) if trainer.is_global_zero else None
     images_a_step = (
         options["data"].batch_size * trainer.world_size * trainer.accumulate_grad_batches
     )
-    checkpoints.options = deciding_options(as_plain(options), images_a_step)
+    checkpoints.options = result_options(as_plain(options), images_a_step)
     # What auto stands for depends on the machine.
     kind = "gpu" if trainer.strategy.root_device.type == "cuda" else "cpu"
     checkpoints.options["trainer.precision"] = resolve_precision(options["trainer"].precision, kind)
@@ -150,10 +149,10 @@ def create_run(
     step = 0
     if resumed is not None:
         require_strategy(resumed, trainer)
-        step = resumed_step(resumed)
+        step = resumed.step
         checkpoints.remember_best(step)
     for logger in trainer.loggers:
-        if isinstance(logger, ContinuedLog):
+        if isinstance(logger, ResumableLogger):
             logger.go_on_after(step)
     return Run(
         options=options,
@@ -191,7 +190,7 @@ def create_data(
         augmentation,
         options["seed"],
         options["run_dir"],
-        goes_on=run.resumed is not None and run.resumed.parent == run.checkpoints.folder,
+        goes_on=run.resumed is not None and run.resumed.path.parent == run.checkpoints.folder,
     )
     images.stop_signals = list(options["stop_signals"])
     # A validation within an epoch has batches ready beside those of training.
@@ -200,7 +199,7 @@ def create_data(
     return images
 
 
-def training_arguments(run: Run, start: Start, images: ImageDataModule) -> TrainingArguments:
+def training_arguments(run: Run, start: ModelInit, images: ImageDataModule) -> TrainingArguments:
     """What every task is told.
 
     Raises:

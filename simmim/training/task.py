@@ -57,7 +57,7 @@ class MicroBatch(NamedTuple):
     loss: Float[Tensor, ""]
 
 
-class StepFigures(NamedTuple):
+class StepMetrics(NamedTuple):
     """Of a step that is about to be taken, the same on all ranks; read from the device.
 
     `loss` is the mean over its micro-batches and over all ranks; `gradient_norm` is that before
@@ -72,13 +72,13 @@ class TrainingTask(pl.LightningModule):
     """A model with an encoder, trained by a recipe over a known number of steps.
 
     Attributes:
-        figures: names of the held-out figures that it logs.
+        metric_names: of the validation metrics that it logs.
         micro_batches: those of the step that is under way.
-        to_log: figures on the device, by name, to be read and logged together with the step's loss.
+        to_log: metrics on the device, by name, to be read and logged together with the step's loss.
         skipped_step: whether the last step changed nothing.
     """
 
-    figures: tuple[str, ...]
+    metric_names: tuple[str, ...]
 
     def __init__(self, model: SimMIM | Classifier, **arguments: Unpack[TrainingArguments]) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class TrainingTask(pl.LightningModule):
         with self.trainer.precision_plugin.train_step_context():
             return self.compute_loss(batch, micro_batch.number)
 
-    def measure_step(self, optimizer: torch.optim.Optimizer) -> StepFigures | None:
+    def measure_step(self, optimizer: torch.optim.Optimizer) -> StepMetrics | None:
         """Loss and gradient norm of the step, logged too; None if micro-batches are to come.
 
         All that is logged of a step is read here, in one transfer: nothing else in a step waits for
@@ -170,20 +170,20 @@ class TrainingTask(pl.LightningModule):
         mine = torch.stack([micro_batch.loss for micro_batch in self.micro_batches]).mean()
         loss = self.trainer.strategy.reduce(mine, reduce_op="mean")
         assert isinstance(loss, Tensor)
-        figures = {"train/loss": loss}
+        metrics = {"train/loss": loss}
         self._gradient_norm = None
         if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
             gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
             norm = get_total_norm(gradients)
             self._gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            figures["train/gradient_norm"] = self._gradient_norm
-        figures |= self.to_log
+            metrics["train/gradient_norm"] = self._gradient_norm
+        metrics |= self.to_log
         self.to_log = {}
-        values = torch.stack([figure.float() for figure in figures.values()]).tolist()
-        read = dict(zip(figures, values, strict=True))
+        values = torch.stack([metric.float() for metric in metrics.values()]).tolist()
+        read = dict(zip(metrics, values, strict=True))
         self.log_dict(read, batch_size=1)
         self.skipped_step = False
-        return StepFigures(read["train/loss"], read.get("train/gradient_norm"))
+        return StepMetrics(read["train/loss"], read.get("train/gradient_norm"))
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Logs a number without sending it to the device and back, as Lightning would."""
@@ -205,7 +205,7 @@ class TrainingTask(pl.LightningModule):
         if gradient_clip_val is not None and self._gradient_norm is not None:
             clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._gradient_norm)
 
-    def log_held_out(self, metrics: dict[str, Metric]) -> dict[str, torch.Tensor]:
+    def log_validation(self, metrics: dict[str, Metric]) -> dict[str, torch.Tensor]:
         """Logs what these metrics came to over all ranks, resets them, and returns the values."""
         values = {name: metric.compute() for name, metric in metrics.items()}
         self.log_dict(values)

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from hydra.utils import instantiate
 from typing_extensions import Unpack
 
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.finetune.stage import LabelledOptions
 from simmim.plan.inputs import classifier_of
 from simmim.plan.preflight import require_memory
@@ -25,7 +25,7 @@ def transfer(**options: Unpack[LabelledOptions]) -> dict[str, Any]:
     """
     started = time.monotonic()
     run_dir, mixing = options["run_dir"], options["mixing"]
-    start = Start(options["model"], instantiate(options["init"]))
+    start = ModelInit(options["model"], instantiate(options["init"]))
     average = instantiate(options["ema"])
     train_accuracy = instantiate(options["report"])
     run = create_run(options, RunReport(run_dir), [*average, train_accuracy])

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from simmim.benchmark import tables
-from simmim.benchmark.implementations import Entrants
+from simmim.benchmark.implementations import Implementations
 from simmim.benchmark.scaling import fit_exponent
 from simmim.benchmark.timing import interleave, ratio
 from simmim.benchmark.workloads import draw_inputs, parse_row
@@ -42,7 +42,7 @@ def test_who_takes_part_does_the_same_work():
     inputs = draw_inputs(work, torch.device("cpu"))
     losses, sizes = [], []
     for name in ("ours", "timm", "hugging_face"):
-        contestant = Entrants((), None).create(name, work)
+        contestant = Implementations((), None).create(name, work)
         losses.append(float(contestant.step(inputs)))
         sizes.append(sum(parameter.numel() for parameter in contestant.model.parameters()))
     assert max(losses) < 1.3 * min(losses)

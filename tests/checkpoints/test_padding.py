@@ -11,7 +11,7 @@ from simmim.checkpoints import to_hf, to_official, to_timm
 from simmim.checkpoints.formats.compatibility import find_padding, sizes_without_padding
 from simmim.checkpoints.load import Initialisation
 from simmim.checkpoints.model_file import TrainedModel, load_encoder, save_encoder
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.export.hugging_face import save_hugging_face
 from simmim.models.swin import SwinTransformer
 from simmim.models.swin.blocks import SwinBlock
@@ -29,8 +29,8 @@ def create(image_size: int | tuple[int, int], window_size: int = 4) -> SwinTrans
     )
 
 
-def plan(image_size: str, path: Path) -> Start:
-    return Start(
+def plan(image_size: str, path: Path) -> ModelInit:
+    return ModelInit(
         compose(
             "finetune",
             [

@@ -131,7 +131,7 @@ def test_a_job_that_was_stopped_goes_on(sweep, tmp_path, monkeypatch, capsys):
 
 
 def test_an_objective_that_will_not_be_measured_is_refused(run):
-    with pytest.raises(UserError, match=r"objective=val/top1 is no held-out figure .*val/loss"):
+    with pytest.raises(UserError, match=r"objective=val/top1 is no validation metric .*val/loss"):
         run("pretrain", *TINY_DEMO, *STEP, "objective=val/top1")
 
 

@@ -22,8 +22,8 @@ from simmim.data.sources import image_folder
 from simmim.data.sources.image_folder import find_images, open_folder
 from simmim.data.sources.shards import ShardImages, Shards
 from simmim.data.sources.tar_index import INDEX_FOLDER, index_shard, scan_shard
-from simmim.data.unreadable.policy import Reading, Tolerance
-from simmim.data.unreadable.retry import patiently, unreadable
+from simmim.data.unreadable.policy import BadImagePolicy, Reading
+from simmim.data.unreadable.retry import retry_transient_io, unreadable
 from simmim.data.unreadable.skipped_list import SkippedImages, read_names
 from simmim.utils.errors import UnreadableImageError, UserError
 
@@ -46,7 +46,7 @@ def test_a_broken_image_is_named_with_its_reason_and_the_next_takes_its_place(tm
     broken, good = tmp_path / f"0.{BREAKINGS[way].suffix}", tmp_path / "1.png"
     BREAKINGS[way].write(broken)
     picture().save(good)
-    tolerance = Tolerance(value_type=torch.uint8)
+    tolerance = BadImagePolicy(value_type=torch.uint8)
     tolerance.skipped.path = tmp_path / "skipped.jsonl"
     images = TransformedImages(open_folder(tmp_path), torch.nn.Identity(), 0, tolerance)
     sample = images[SampleKey(3, 0)]
@@ -239,14 +239,14 @@ def test_an_error_of_a_network_s_is_tried_again(monkeypatch, number):
             raise unreadable("a", "it") from OSError(number, "away")
         return "content"
 
-    assert patiently(read) == "content"
+    assert retry_transient_io(read) == "content"
     assert waited == [0.2, 1.0]
 
     def fail() -> str:
         raise OSError(number, "away")
 
     with pytest.raises(OSError, match="away"):
-        patiently(fail)
+        retry_transient_io(fail)
     assert len(waited) == 2 + 3
 
 
@@ -259,7 +259,7 @@ def test_other_errors_are_not_waited_for(monkeypatch):
         raise unreadable("a", "gone") from FileNotFoundError(errno.ENOENT, "gone")
 
     with pytest.raises(UnreadableImageError):
-        patiently(fail)
+        retry_transient_io(fail)
 
 
 def test_a_shard_whose_handle_is_stale_is_opened_anew(tmp_path, monkeypatch):

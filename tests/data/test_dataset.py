@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from simmim.data.dataset import Sample, SampleKey, TransformedImages, seeded
 from simmim.data.samplers import EvaluationSampler, TrainSampler
-from simmim.data.unreadable.policy import Tolerance
+from simmim.data.unreadable.policy import BadImagePolicy
 from simmim.data.unreadable.retry import unreadable
 from simmim.utils.errors import UserError
 
@@ -177,7 +177,9 @@ class Damaged:
 
 
 def test_the_next_readable_image_takes_an_unreadable_one_s_place(caplog):
-    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, tolerance=Tolerance("skip"))
+    images = TransformedImages(
+        Damaged(), torch.nn.Identity(), seed=0, tolerance=BadImagePolicy("skip")
+    )
     samples = [images[SampleKey(0, index)] for index in (1, 2, 3, 4, 2)]
     assert [int(sample.image[0, 0, 0]) for sample in samples] == [1, 4, 4, 4, 4]
     assert [sample.sample_index for sample in samples] == [1, -1, -1, 4, -1]
@@ -189,6 +191,8 @@ def test_the_next_readable_image_takes_an_unreadable_one_s_place(caplog):
 
 
 def test_an_unreadable_image_raises_where_it_is_asked_to():
-    images = TransformedImages(Damaged(), torch.nn.Identity(), seed=0, tolerance=Tolerance("raise"))
+    images = TransformedImages(
+        Damaged(), torch.nn.Identity(), seed=0, tolerance=BadImagePolicy("raise")
+    )
     with pytest.raises(UserError, match="cannot read image 2"):
         images[SampleKey(0, 2)]

@@ -13,9 +13,9 @@ from torchvision.transforms import v2
 
 from simmim.data.dataset import SampleKey, TransformedImages
 from simmim.data.decoding import decode
-from simmim.data.decoding.decode import JpegPicture, decode_image, open_encoded, open_image
+from simmim.data.decoding.decode import LazyJpeg, decode_image, open_encoded, open_image
 from simmim.data.decoding.jpeg import find_scale
-from simmim.data.decoding.lazy_image import Box, Pixels
+from simmim.data.decoding.lazy_image import Box, DecodedImage
 from simmim.data.sources.image_folder import ImageFolder
 from simmim.data.transforms import CenterCrop, RandomCrop, light_augmentation, strong_augmentation
 from simmim.utils.errors import UserError
@@ -43,9 +43,9 @@ def as_jpeg(image: Image.Image, **options: Any) -> bytes:
 def difference(data: bytes, box: Box, size: tuple[int, int]) -> float:
     """Mean absolute difference to the crop of the decoded image, in 8-bit levels."""
     picture = open_encoded(data, "a")
-    assert isinstance(picture, JpegPicture)
+    assert isinstance(picture, LazyJpeg)
     fast = picture.crop_resized(box, size)
-    plain = Pixels(decode_image(data, "a")).crop_resized(box, size)
+    plain = DecodedImage(decode_image(data, "a")).crop_resized(box, size)
     assert fast.shape == plain.shape == (3, *size)
     assert fast.dtype == torch.uint8
     return (fast.float() - plain.float()).abs().mean().item()
@@ -73,7 +73,7 @@ def test_a_crop_lies_where_it_should_to_a_fraction_of_a_decoded_pixel() -> None:
     box = Box(85, 77, 617, 907)
     moved = Box(box.top + 2, box.left + 2, box.height, box.width)
     data = as_jpeg(image, quality=95)
-    picture, plain = open_encoded(data, "a"), Pixels(decode_image(data, "a"))
+    picture, plain = open_encoded(data, "a"), DecodedImage(decode_image(data, "a"))
     fast = picture.crop_resized(box, (64, 64)).float()
     there, beside = (plain.crop_resized(one, (64, 64)).float() for one in (box, moved))
     # A quarter of a pixel of the image that is decoded at an eighth can be told.
@@ -212,12 +212,12 @@ def test_other_jpegs_are_decoded_as_ever(data: bytes) -> None:
     assert (picture.height, picture.width) == whole.shape[1:]
     box = Box(3, 5, 40, 33)
     torch.testing.assert_close(
-        picture.crop_resized(box, (16, 16)), Pixels(whole).crop_resized(box, (16, 16))
+        picture.crop_resized(box, (16, 16)), DecodedImage(whole).crop_resized(box, (16, 16))
     )
 
 
 def test_a_picture_that_exif_says_is_upright_is_decoded_to_the_crop() -> None:
-    assert isinstance(open_encoded(as_jpeg(photograph(60, 90), **oriented(1)), "a"), JpegPicture)
+    assert isinstance(open_encoded(as_jpeg(photograph(60, 90), **oriented(1)), "a"), LazyJpeg)
 
 
 def test_one_grey_channel_of_a_jpeg_is_as_ever() -> None:
@@ -239,7 +239,7 @@ def test_a_jpeg_that_pillow_still_reads_is_read(tmp_path: Path) -> None:
     data = bytearray(as_jpeg(photograph(64, 64)))
     middle = len(data) // 2
     data[middle : middle + 8] = bytes(8)  # a part of it is another picture now
-    whole = Pixels(decode_image(bytes(data), "a"))
+    whole = DecodedImage(decode_image(bytes(data), "a"))
     box = Box(0, 0, 64, 64)
     fast = open_encoded(bytes(data), "a").crop_resized(box, (32, 32))
     assert torch.equal(fast, whole.crop_resized(box, (32, 32)))

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from simmim.data.dataset import seeded
 from simmim.data.decoding.decode import open_encoded
-from simmim.data.decoding.lazy_image import Box, Interpolation, Pixels
+from simmim.data.decoding.lazy_image import Box, DecodedImage, Interpolation
 from simmim.data.decoding.on_device import Part, show
 from simmim.data.transforms import CenterCrop, light_augmentation
 from simmim.utils.errors import UserError
@@ -256,11 +256,11 @@ def test_every_way_to_a_crop_interpolates_as_asked(size: tuple[int, int]) -> Non
     decoded = picture.decode()
     outputs = {}
     for interpolation in ("bicubic", "bilinear"):
-        expected = Pixels(decoded.float()).crop_resized(box, size, interpolation)
+        expected = DecodedImage(decoded.float()).crop_resized(box, size, interpolation)
         outputs[interpolation] = expected
         part = Part("a.jpg", len(file), 400 * 440, box, False)
         ways = {
-            "tensor": Pixels(decoded).crop_resized(box, size, interpolation),
+            "tensor": DecodedImage(decoded).crop_resized(box, size, interpolation),
             "file": picture.crop_resized(box, size, interpolation),
             "device": show(part, decoded, size, interpolation),
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 import simmim
 from simmim.checkpoints import to_timm
 from simmim.checkpoints.load import Initialisation
-from simmim.checkpoints.model_init import Start
+from simmim.checkpoints.model_init import ModelInit
 from simmim.models.classifier import Classifier
 from simmim.models.swin import create_encoder
 
@@ -26,7 +26,7 @@ CLASSES = tuple("abcdefghij")
 def carry(path: Path, image_size: int, window_size: int) -> Classifier:
     """What the transfer stage starts from."""
     sizes = [f"model.image_size={image_size}", f"model.window_size={window_size}"]
-    start = Start(compose("transfer", sizes).model, Initialisation(str(path)))
+    start = ModelInit(compose("transfer", sizes).model, Initialisation(str(path)))
     return start.create_classifier(start.find_head(CLASSES)).eval()
 
 

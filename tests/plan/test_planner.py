@@ -11,7 +11,7 @@ from simmim.models.simmim import SimMIM
 from simmim.plan.devices import DEVICES, Device, find_device, parse_bytes
 from simmim.plan.planner import Planner, Setting, training_days
 from simmim.plan.step_memory import StepTracer
-from simmim.plan.suggestions import find_ways_out
+from simmim.plan.suggestions import find_suggestions
 from simmim.training.optim import AdamWRecipe
 
 SETTING = Setting(64, 1, "32-true", "none", 1, 1)
@@ -99,7 +99,7 @@ def test_a_larger_batch_excludes_without_a_trace_what_does_not_fit_and_nothing_e
 def test_each_way_out_fits_and_keeps_the_images_a_step(backend):
     asked = replace(SETTING, batch_size=128)
     tight = planner(planner(1e12, backend).plan(asked).needed * 0.75, backend)
-    ways = find_ways_out(tight, asked, MODELS)
+    ways = find_suggestions(tight, asked, MODELS)
     assert len({way.overrides for way in ways}) == 3
     for way in ways:
         assert way.plan.fits
@@ -109,7 +109,7 @@ def test_each_way_out_fits_and_keeps_the_images_a_step(backend):
 
 def test_a_model_that_is_too_large_by_itself_is_shared_out_or_made_smaller(roomy):
     held = roomy.plan(SETTING).holdings
-    ways = find_ways_out(planner(3 * held.weights), SETTING, MODELS)
+    ways = find_suggestions(planner(3 * held.weights), SETTING, MODELS)
     assert any("trainer.strategy=fsdp" in way.overrides for way in ways)
     assert any("model=swinv2_" in way.overrides for way in ways)
 

@@ -33,11 +33,11 @@ def run_dir(tmp_path) -> Path:
         "packages": {"torch": "2.11.0"},
     }
     (folder / "run.json").write_text(json.dumps(facts))
-    handed_over = {
+    exported_config = {
         "config": {"seed": 7, "objective": "val/loss", "mask": {"ratio": 0.6}},
         "overrides": ["mask.ratio=0.6", "data.root=</script><b>"],
     }
-    (folder / ".hydra" / "resolved.yaml").write_text(yaml.safe_dump(handed_over))
+    (folder / ".hydra" / "resolved.yaml").write_text(yaml.safe_dump(exported_config))
     for step in STEPS:
         write_sheet(folder, step)
     encoder = create_encoder(

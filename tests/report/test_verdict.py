@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from simmim.report.classification_rules import ClassificationFigures, judge_classification
-from simmim.report.pretraining_rules import PretrainingFigures, judge_pretraining
+from simmim.report.classification_rules import ClassificationMetrics, judge_classification
+from simmim.report.pretraining_rules import PretrainingMetrics, judge_pretraining
 from simmim.report.run_record import Curve
 
 # What came of `swinv2_nano` on drawn pictures, 320 steps, validated every 64.
 VALIDATED = [64, 128, 192, 256, 320]
-GOOD = PretrainingFigures(
+GOOD = PretrainingMetrics(
     held_out=Curve(VALIDATED, [0.538, 0.513, 0.485, 0.470, 0.467]),
     training=Curve([10, 100, 200, 320], [0.69, 0.52, 0.47, 0.45]),
     visible_mean=0.603,
@@ -182,6 +182,6 @@ def test_the_sentence_compares_with_both_baselines():
     ],
 )
 def test_training_with_labels(figures, kind, cause):
-    verdict = judge_classification(ClassificationFigures(chance=1 / 12, **figures))
+    verdict = judge_classification(ClassificationMetrics(chance=1 / 12, **figures))
     assert verdict.kind == kind
     assert verdict.cause.startswith(cause)

@@ -23,7 +23,7 @@ from simmim.data.dataset import SampleKey, TransformedImages
 from simmim.data.decoding.decode import decode_image
 from simmim.data.decoding.size_limits import Limits, limited
 from simmim.data.transforms import light_augmentation
-from simmim.data.unreadable.policy import Tolerance
+from simmim.data.unreadable.policy import BadImagePolicy
 from simmim.utils.errors import UnreadableImageError
 
 # An image takes milliseconds.
@@ -198,7 +198,7 @@ def outcome(file: Original) -> str:
     """`image` or `refused`; anything else is raised."""
     limits = Limits(max_pixels=MAX_PIXELS)
     transform = light_augmentation(32)
-    images = TransformedImages(OneImage(file), transform, 0, Tolerance("raise", limits))
+    images = TransformedImages(OneImage(file), transform, 0, BadImagePolicy("raise", limits))
     try:
         sample = images[SampleKey(0, 0)]
     except UnreadableImageError as error:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from simmim.checkpoints.read import read_weights
 from simmim.cli.main import explain, mendable
-from simmim.training.run_dir.lock import OneWriter
+from simmim.training.run_dir.lock import RunDirLock
 from simmim.training.run_dir.resume import resume_checkpoint
 from simmim.utils.errors import UserError
 from torture.jobs import start
@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_is_passed_over(trained: Path, tmp_path: Path, kind
     harmless = 0
     for damaged in damages(content, kind):
         newest.write_bytes(damaged)  # last.ckpt is another name of it
-        taken = resume_checkpoint("auto", last)
+        taken = resume_checkpoint("auto", last).path
         if taken == last:
             assert equal(load(last), whole)
             harmless += 1
@@ -187,7 +187,7 @@ def test_a_run_directory_that_is_read_only_is_told_before_training(tmp_path: Pat
         pytest.skip("nothing can be mounted here")
     try:
         with pytest.raises(UserError, match=r"cannot be written to.*use another run_dir"):
-            OneWriter(folder)
+            RunDirLock(folder)
         error = OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder / ".hydra"))
         told = mendable(error)
         assert told is not None

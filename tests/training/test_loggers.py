@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from simmim.training.loggers.base import ExpendableLog, RemoteLog, is_installed
+from simmim.training.loggers.base import FaultTolerantLogger, RemoteLogger, is_installed
 from simmim.utils.errors import UserError
 from simmim.utils.signals import INTERRUPTED, Interrupted
 
@@ -136,7 +136,7 @@ def test_the_other_logs_stay(resumed):
 
 
 def test_a_run_that_begins_anew_is_another_one_elsewhere(tmp_path):
-    class Remote(RemoteLog):
+    class Remote(RemoteLogger):
         place = "elsewhere"
         opened: list = []
 
@@ -157,7 +157,7 @@ def test_a_run_that_begins_anew_is_another_one_elsewhere(tmp_path):
     assert Remote.opened == [None, "run 1", None, "run 3"]
 
 
-class ExampleLogger(ExpendableLog):
+class ExampleLogger(FaultTolerantLogger):
     place = "nowhere"
 
     def open(self):

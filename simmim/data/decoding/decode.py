@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simmim.data.decoding.bands import OpenFile, is_array, is_tiff, read_array
 from simmim.data.decoding.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
-from simmim.data.decoding.lazy_image import Box, Interpolation, Picture, Pixels
+from simmim.data.decoding.lazy_image import Box, DecodedImage, Interpolation, LazyImage
 from simmim.data.decoding.pillow import DAMAGED, read_picture
 from simmim.data.decoding.size_limits import require_size
 from simmim.data.decoding.tiff import read_tiff
@@ -52,7 +52,7 @@ def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{ch
         raise unreadable(name, error) from error
 
 
-def open_image(path: Path, channels: int = 3) -> Picture:
+def open_image(path: Path, channels: int = 3) -> LazyImage:
     """The same as `read_image`, but for a JPEG file, which is decoded when its crop is known.
 
     Raises:
@@ -65,7 +65,7 @@ def open_image(path: Path, channels: int = 3) -> Picture:
         raise unreadable(str(path), error) from error
 
 
-def open_encoded(data: bytes, name: str, channels: int = 3) -> Picture:
+def open_encoded(data: bytes, name: str, channels: int = 3) -> LazyImage:
     """The same for a file's content."""
     try:
         return _open(BytesIO(data), name, channels)
@@ -73,7 +73,7 @@ def open_encoded(data: bytes, name: str, channels: int = 3) -> Picture:
         raise unreadable(name, error) from error
 
 
-class JpegPicture:
+class LazyJpeg:
     """An upright picture in colour, decoded to the crop and resolution that are asked for."""
 
     def __init__(self, data: bytes, name: str, size: Pair) -> None:
@@ -95,23 +95,23 @@ class JpegPicture:
         try:
             return decode_crop(self.data, box, size, interpolation)
         except ValueError:
-            return Pixels(self._decode_by_pillow()).crop_resized(box, size, interpolation)
+            return DecodedImage(self._decode_by_pillow()).crop_resized(box, size, interpolation)
 
     def _decode_by_pillow(self) -> Real[Tensor, "3 h w"]:
         """Which reads some damaged files, and has the word on the others."""
         return decode_image(self.data, self.name)
 
 
-def _open(file: OpenFile, name: str, channels: int) -> Picture:
+def _open(file: OpenFile, name: str, channels: int) -> LazyImage:
     if channels == 3 and is_jpeg(file.read(3)):
         file.seek(0)
         data = file.read()
         size = upright_colour_size(data)
         if size is not None:
             require_size(*size)
-            return JpegPicture(data, name, size)
+            return LazyJpeg(data, name, size)
     file.seek(0)
-    return Pixels(_decode(file, channels))
+    return DecodedImage(_decode(file, channels))
 
 
 def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:

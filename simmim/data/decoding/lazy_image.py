@@ -1,7 +1,7 @@
 """Images whose pixels are made when it is known which of them are needed.
 
 A crop can be drawn from an image's size alone, which its header tells. What is handed to a transform
-is therefore a `Picture`: decoded already, or a file that is decoded to the crop.
+is therefore a `LazyImage`: decoded already, or a file that is decoded to the crop.
 """
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -26,7 +26,7 @@ class Box(NamedTuple):
 
 
 @runtime_checkable
-class Picture(Protocol):
+class LazyImage(Protocol):
     """An image of known size."""
 
     @property
@@ -54,7 +54,7 @@ class Picture(Protocol):
         """
 
 
-class Pixels:
+class DecodedImage:
     """A picture that is decoded already."""
 
     def __init__(self, image: Real[Tensor, "c h w"]) -> None:
@@ -90,5 +90,5 @@ class CroppingTransform(Protocol):
     def __call__(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
         """Transforms a decoded image."""
 
-    def from_picture(self, picture: Picture) -> Real[Tensor, "c h2 w2"]:
+    def from_picture(self, picture: LazyImage) -> Real[Tensor, "c h2 w2"]:
         """Does the same to one that may not be decoded yet."""

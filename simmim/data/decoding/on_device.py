@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from simmim.data.dataset import Sample, SampleKey, Transform, TransformedImages
-from simmim.data.decoding.decode import JpegPicture
+from simmim.data.decoding.decode import LazyJpeg
 from simmim.data.decoding.jpeg import decode_whole, is_plain
-from simmim.data.decoding.lazy_image import Box, Interpolation, Picture, resize
+from simmim.data.decoding.lazy_image import Box, Interpolation, LazyImage, resize
 from simmim.data.loader import TimedLoader
 from simmim.data.sources.streams import StreamedImages
 from simmim.data.transforms import CropFirst, RandomFlip
@@ -110,8 +110,8 @@ class UndecodedImages(Dataset[UndecodedSample]):
         """Reads one image."""
         return UndecodedSample(*self.images.read(key, self._draw), key)
 
-    def _draw(self, picture: Picture) -> Real[Tensor, "c h w"] | EncodedPart:
-        if not (isinstance(picture, JpegPicture) and is_plain(picture.data)):
+    def _draw(self, picture: LazyImage) -> Real[Tensor, "c h w"] | EncodedPart:
+        if not (isinstance(picture, LazyJpeg) and is_plain(picture.data)):
             return self.augmentation.from_picture(picture)
         box = self.augmentation.crop.choose(picture.height, picture.width)
         is_mirrored = False

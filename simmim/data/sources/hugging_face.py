@@ -13,7 +13,7 @@ from jaxtyping import Real
 from torch import Tensor
 
 from simmim.data.decoding.decode import open_encoded
-from simmim.data.decoding.lazy_image import Picture
+from simmim.data.decoding.lazy_image import LazyImage
 from simmim.data.sources.streams import Encoded, FirstImages
 from simmim.data.split_names import part_of
 from simmim.data.unreadable.retry import unreadable
@@ -65,7 +65,7 @@ class HuggingFaceImages:
         picture, label = self.open(index)
         return picture.decode(), label
 
-    def open(self, index: int) -> tuple[Picture, int]:
+    def open(self, index: int) -> tuple[LazyImage, int]:
         """The same, decoded later if it can be."""
         data = self.read(index)
         label = -1 if self._labels is None else self._labels[index]

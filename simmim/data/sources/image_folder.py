@@ -12,9 +12,9 @@ from jaxtyping import Real
 from torch import Tensor
 
 from simmim.data.decoding.decode import IMAGE_SUFFIXES, open_image, read_image
-from simmim.data.decoding.lazy_image import Picture
+from simmim.data.decoding.lazy_image import LazyImage
 from simmim.data.split_names import find_parts, part_of
-from simmim.data.unreadable.retry import patiently, unreadable
+from simmim.data.unreadable.retry import retry_transient_io, unreadable
 from simmim.utils.console import say, warn
 from simmim.utils.errors import UserError
 
@@ -72,7 +72,7 @@ class ImageFolder:
         picture, label = self.open(index)
         return picture.decode(), label
 
-    def open(self, index: int) -> tuple[Picture, int]:
+    def open(self, index: int) -> tuple[LazyImage, int]:
         """The same, decoded later if it can be."""
         path = self.paths[index]
         folder, slash, _ = path.partition("/")
@@ -332,7 +332,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _list(folder: Path) -> list[os.DirEntry[str]]:
-    return patiently(partial(_scan, folder))
+    return retry_transient_io(partial(_scan, folder))
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from simmim.data.decoding.decode import open_encoded
-from simmim.data.decoding.lazy_image import Picture
+from simmim.data.decoding.lazy_image import LazyImage
 from simmim.data.samplers import Order, shuffle_nearby
 from simmim.data.sources.shard_samples import describe_left_out
 from simmim.data.sources.shard_urls import DESCRIPTION, describe
@@ -87,7 +87,7 @@ class ShardImages:
         picture, label = self.open(index)
         return picture.decode(), label
 
-    def open(self, index: int) -> tuple[Picture, int]:
+    def open(self, index: int) -> tuple[LazyImage, int]:
         """The same, decoded later if it can be."""
         picture = open_encoded(self.read(index), self.identifier(index), self.channels)
         return picture, int(self._labels[index])

@@ -16,10 +16,10 @@ from jaxtyping import Real
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from simmim.data.dataset import Sample, SampleKey, Transform, on_pictures, seeded
+from simmim.data.dataset import Sample, SampleKey, Transform, on_lazy_images, seeded
 from simmim.data.decoding.decode import open_encoded
-from simmim.data.decoding.lazy_image import Picture
-from simmim.data.unreadable.policy import Candidate, Image, Tolerance
+from simmim.data.decoding.lazy_image import LazyImage
+from simmim.data.unreadable.policy import BadImagePolicy, Candidate, Image
 from simmim.utils.errors import UserError
 from simmim.utils.rng import derive_seed
 
@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
         """The image; UserError names one that cannot be read."""
         return self.open(channels).decode()
 
-    def open(self, channels: int) -> Picture:
+    def open(self, channels: int) -> LazyImage:
         """The same, decoded later if it can be."""
         return open_encoded(self.data, self.name, channels)
 
@@ -91,7 +91,7 @@ class FirstImages:
         """Decodes one image; UserError names one that cannot be read."""
         return self.images[index].decode(self.channels), self.images[index].label
 
-    def open(self, index: int) -> tuple[Picture, int]:
+    def open(self, index: int) -> tuple[LazyImage, int]:
         """The same, decoded later if it can be."""
         return self.images[index].open(self.channels), self.images[index].label
 
@@ -119,16 +119,16 @@ class StreamedImages(Dataset[Sample]):
         lanes: int,
         rank: int = 0,
         world_size: int = 1,
-        tolerance: Tolerance | None = None,
+        tolerance: BadImagePolicy | None = None,
     ) -> None:
         self.stream = stream
-        self.transform = on_pictures(transform)
+        self.transform = on_lazy_images(transform)
         self.seed = seed
         self.batch_size = batch_size
         self.lanes = lanes
         self.rank = rank
         self.world_size = world_size
-        self.tolerance = tolerance or Tolerance("raise")
+        self.tolerance = tolerance or BadImagePolicy("raise")
         self._open: dict[int, _Lane] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +143,9 @@ class StreamedImages(Dataset[Sample]):
         """The sample at a place of the epoch."""
         return Sample(*self.read(key, self.transform))
 
-    def read(self, key: SampleKey, transform: Callable[[Picture], Image]) -> tuple[Image, int, int]:
+    def read(
+        self, key: SampleKey, transform: Callable[[LazyImage], Image]
+    ) -> tuple[Image, int, int]:
         """The same by another transform: what it makes of the picture, its label and index."""
         batch, place = divmod(key.sample_index, self.batch_size * self.world_size)
         turn, lane = divmod(batch, self.lanes)
@@ -166,14 +168,14 @@ class StreamedImages(Dataset[Sample]):
         lane.pass_to(position)
 
     def _candidates(
-        self, lane: "_Lane", key: SampleKey, transform: Callable[[Picture], Image]
+        self, lane: "_Lane", key: SampleKey, transform: Callable[[LazyImage], Image]
     ) -> Iterator[Candidate[Image]]:
         for distance in count():
             encoded, _ = lane.look_ahead(distance)
             yield Candidate(encoded.name, partial(self._read, encoded, key, transform))
 
     def _read(
-        self, encoded: Encoded, key: SampleKey, transform: Callable[[Picture], Image]
+        self, encoded: Encoded, key: SampleKey, transform: Callable[[LazyImage], Image]
     ) -> tuple[Image, int]:
         picture = encoded.open(self.stream.channels)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):

@@ -7,7 +7,7 @@ from typing import Generic, Literal, Protocol, TypedDict, TypeVar, runtime_check
 import torch
 
 from simmim.data.decoding.size_limits import Limits, limited
-from simmim.data.unreadable.retry import patiently, unreadable
+from simmim.data.unreadable.retry import retry_transient_io, unreadable
 from simmim.data.unreadable.skipped_list import SkippedImages, read_names
 from simmim.utils.errors import UnreadableImageError, UserError
 
@@ -61,7 +61,7 @@ class Chosen(Generic[Image]):
     is_replacement: bool
 
 
-class Tolerance:
+class BadImagePolicy:
     """How much is put up with, and what was.
 
     Attributes:
@@ -117,7 +117,7 @@ class Tolerance:
             UnreadableImageError: it cannot be read.
         """
         with limited(self.limits):
-            image, label = patiently(candidate.read)
+            image, label = retry_transient_io(candidate.read)
         if self.value_type not in (None, image.dtype):
             kept, found = (
                 str(kind).removeprefix("torch.") for kind in (self.value_type, image.dtype)
@@ -163,9 +163,9 @@ class Reading:
         """The sizes that are read."""
         return Limits(self.max_pixels, self.min_side, self.max_aspect)
 
-    def tolerance(self, images: int) -> Tolerance:
+    def tolerance(self, images: int) -> BadImagePolicy:
         """What it comes to for so many images."""
         excluded = read_names(self.exclude)
         most = int(self.max_bad_fraction * max(images, _FEW))
         skipped = SkippedImages(most, images, excluded=excluded)
-        return Tolerance(self.on_error, self.limits(), excluded, skipped)
+        return BadImagePolicy(self.on_error, self.limits(), excluded, skipped)

@@ -55,7 +55,7 @@ def _explain(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def patiently(read: Callable[[], Read]) -> Read:
+def retry_transient_io(read: Callable[[], Read]) -> Read:
     """What `read` returns; after an error that may pass it is called again, up to three times.
 
     Errors pass by their `errno`, which is looked for in the error and in what caused it.

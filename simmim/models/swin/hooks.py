@@ -59,7 +59,7 @@ def observe(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
 
 
 @contextmanager
-def undisturbed(encoder: SwinTransformer) -> Iterator[None]:
+def eval_mode(encoder: SwinTransformer) -> Iterator[None]:
     """Within the block the encoder evaluates: no gradients, nothing random, nothing compiled."""
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()

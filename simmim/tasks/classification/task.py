@@ -14,8 +14,8 @@ from simmim.data.dataset import Sample, is_counted
 from simmim.data.decoding.on_device import UndecodedBatch
 from simmim.data.labels import require_label_each
 from simmim.models.classifier import Classifier, Mode
+from simmim.tasks.classification.metrics import ValidationAccuracy
 from simmim.tasks.classification.mixup import Mix
-from simmim.training.accuracy import HeldOutAccuracy
 from simmim.training.task import TrainingArguments, TrainingTask
 from simmim.utils.held_out_crop import HeldOutCrop
 
@@ -32,7 +32,7 @@ class ClassificationTask(TrainingTask):
         training: see `TrainingArguments`.
     """
 
-    figures = ("val/loss", "val/top1", "val/top5")
+    metric_names = ("val/loss", "val/top1", "val/top5")
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class ClassificationTask(TrainingTask):
         self.held_out_crop = held_out_crop
         if mode == "linear":
             model.encoder.requires_grad_(False)
-        self.held_out = HeldOutAccuracy(len(classes))
+        self.held_out = ValidationAccuracy(len(classes))
 
     def report_facts(self) -> dict[str, Any]:
         """How many classes there are."""
@@ -99,8 +99,8 @@ class ClassificationTask(TrainingTask):
         self.held_out.update(logits[counted], batch.label[counted])
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the held-out figures."""
-        self.log_held_out(self.held_out.metrics)
+        """Logs the validation metrics."""
+        self.log_validation(self.held_out.metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds how it was validated, and the classes' names, in the order of the head's outputs."""

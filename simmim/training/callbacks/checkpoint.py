@@ -55,12 +55,12 @@ class Checkpoints(pl.Callback):
         every_n_steps: write after every so many optimiser steps (None: not by steps).
         every_minutes: write when so much time has passed since the last one (None: not by time).
         keep: how many of the newest to keep; `last.ckpt` is the newest of them.
-        monitor: the held-out figure that `best.ckpt` has the best value of (None: no `best.ckpt`).
+        monitor: the validation metric that `best.ckpt` has the best value of (None: no `best.ckpt`).
         mode: whether the best is the largest (`max`) or the smallest (`min`); None: the smallest loss,
             the largest of anything else.
 
     Raises:
-        UserError: a number that is not positive, or a `mode` without a figure to go by.
+        UserError: a number that is not positive, or a `mode` without a metric to go by.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Checkpoints(pl.Callback):
         """Writes `best.ckpt` where trained weights are better than any before."""
         if self.monitor is None or trainer.global_step == 0:
             return
-        # Some figures are not measured in every validation.
+        # Some metrics are not measured in every validation.
         if self.monitor not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[self.monitor])
@@ -184,12 +184,12 @@ class Checkpoints(pl.Callback):
             "options": self.options,
         }
 
-    def require_figure(self, figures: Sequence[str]) -> None:
-        """Raises UserError unless `monitor` is one of the figures that the run will log."""
-        if self.monitor is not None and self.monitor not in figures:
+    def require_metric(self, metrics: Sequence[str]) -> None:
+        """Raises UserError unless `monitor` is one of the metrics that the run will log."""
+        if self.monitor is not None and self.monitor not in metrics:
             raise UserError(
-                f"save.monitor={self.monitor} is no held-out figure of this run; "
-                f"use {', '.join(figures)}, or null"
+                f"save.monitor={self.monitor} is no validation metric of this run; "
+                f"use {', '.join(metrics)}, or null"
             )
 
     def remember_best(self, resumed_step: int) -> None:

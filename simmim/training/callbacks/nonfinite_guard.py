@@ -27,7 +27,7 @@ _SMALLEST_SCALE = 1.0
 _SHOWN_IMAGES = 3
 
 
-class Guard(pl.Callback):
+class NonFiniteGuard(pl.Callback):
     """Skips steps with a non-finite loss or gradient, and tells of them and of spikes of the loss.
 
     A skipped step changes no weight, no state of the optimiser and no average; step count, schedule
@@ -75,13 +75,13 @@ class Guard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Looks at the step's figures before its weights change."""
+        """Looks at the step's metrics before its weights change."""
         assert isinstance(pl_module, TrainingTask)
-        figures = pl_module.measure_step(optimizer)
-        if figures is None:
+        metrics = pl_module.measure_step(optimizer)
+        if metrics is None:
             return
         # A norm that is not known counts as finite.
-        loss, norm = figures.loss, figures.gradient_norm or 0.0
+        loss, norm = metrics.loss, metrics.gradient_norm or 0.0
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
             if self.spikes.begins(loss):
@@ -94,8 +94,13 @@ class Guard(pl.Callback):
         findings = find(trainer, pl_module, is_usual=False)
         pl_module.skip_step(optimizer)
         self._tell_skipped(trainer, findings, loss, norm)
-        if self.in_a_row >= self.max_skipped or figures.gradient_norm is None:
+        if self.in_a_row >= self.max_skipped or metrics.gradient_norm is None:
             self._stop(trainer, findings)
+
+    @property
+    def state_key(self) -> str:
+        """The key of its state in checkpoints, which earlier versions wrote as well."""
+        return "Guard"
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on with."""

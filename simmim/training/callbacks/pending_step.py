@@ -1,4 +1,4 @@
-"""What a run still owed to its last step when it was stopped: that step's figures, and a validation."""
+"""What a stopped run had not done for its last step: log that step's metrics, and validate."""
 
 import copy
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import pytorch_lightning as pl
 
 
-class Continuation(pl.Callback):
-    """Makes up for what follows a step and is lost where a run ends there, once it is resumed.
+class PendingStep(pl.Callback):
+    """Logs the last step's metrics and runs the validation that was due, when a run is resumed.
 
-    A checkpoint is written at the end of a step, before its figures are logged and before a validation
-    that is due. It holds the figures, and whether there is a validation to come.
+    A checkpoint is written at the end of a step, before its metrics are logged and before a validation
+    that is due. So it holds the metrics, and whether a validation is to come.
     """
 
     def __init__(self) -> None:
@@ -48,6 +48,11 @@ class Continuation(pl.Callback):
         """All has been done."""
         self._is_after_step = False
 
+    @property
+    def state_key(self) -> str:
+        """The key of its state in checkpoints, which earlier versions wrote as well."""
+        return "Continuation"
+
     def state_dict(self) -> dict[str, Any]:
         """What is owed at this moment."""
         trainer = self._trainer
@@ -56,10 +61,10 @@ class Continuation(pl.Callback):
         loop = trainer.fit_loop.epoch_loop
         connector = trainer._logger_connector
         fetcher = trainer.fit_loop._data_fetcher
-        figures = connector.metrics["log"] if connector.should_update_logs else {}
+        metrics = connector.metrics["log"] if connector.should_update_logs else {}
         assert fetcher is not None
         return {
-            "figures": {name: float(value) for name, value in figures.items()},
+            "metrics": {name: float(value) for name, value in metrics.items()},
             "epoch": trainer.current_epoch,
             "step": loop._batches_that_stepped,
             "validation": loop._should_check_val_fx(fetcher),
@@ -78,7 +83,7 @@ class Continuation(pl.Callback):
         self._loops = copy.deepcopy(checkpoint["loops"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the figures of the step that the run goes on from, and validates."""
+        """Logs the metrics of the step that the run goes on from, and validates."""
         owed = self._owed
         self._log(trainer)
         if owed.get("validation"):
@@ -117,10 +122,12 @@ class Continuation(pl.Callback):
 
     def _log(self, trainer: pl.Trainer) -> None:
         owed, self._owed = self._owed, {}
-        if not owed.get("figures"):
+        # Earlier versions wrote them as figures.
+        metrics = owed.get("metrics") or owed.get("figures")
+        if not metrics:
             return
         for logger in trainer.loggers:
-            logger.log_metrics(owed["figures"] | {"epoch": owed["epoch"]}, step=owed["step"])
+            logger.log_metrics(metrics | {"epoch": owed["epoch"]}, step=owed["step"])
             logger.save()
 
     def _validate(self, trainer: pl.Trainer, epoch: int) -> None:

@@ -19,7 +19,7 @@ from simmim.utils.signals import INTERRUPTED, KEYBOARD, Interrupted, find_signal
 _ONCE_MORE = b"\nthe step is being finished and a checkpoint written; Ctrl-C again stops at once\n"
 
 
-class Interruption(pl.Callback):
+class Preemption(pl.Callback):
     """Stops all ranks after the same step once any of them was sent a signal.
 
     The state is in `checkpoints/last.ckpt` by then; a validation that is due is made when the run goes
@@ -62,7 +62,7 @@ class Interruption(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Writes the state where the run is to stop; the step's figures are logged after this."""
+        """Writes the state where the run is to stop; the step's metrics are logged after this."""
         if trainer.global_step == self._seen_step:  # in the middle of an accumulation
             return
         self._seen_step = trainer.global_step

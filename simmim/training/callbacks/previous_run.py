@@ -13,7 +13,7 @@ from simmim.utils.files import remove
 _RESULTS = (".hydra/finished.yaml", "summary.json", *FINAL_WEIGHTS)
 
 
-class EarlierRun(pl.Callback):
+class PreviousRunBackup(pl.Callback):
     """Sets aside what a finished run left in the directory, where another one begins anew.
 
     Left in its place it would be taken for the new run's, which may have other options: by the

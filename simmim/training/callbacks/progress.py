@@ -61,10 +61,10 @@ class RunProgress(_Reporter):
                 TextColumn("step"),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=None),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[metrics]}"),
                 console=self._console,
             )
-            self._progress.add_task("train", total=self._total_steps, figures="")
+            self._progress.add_task("train", total=self._total_steps, metrics="")
             self._progress.start()
 
     def on_train_batch_end(
@@ -87,12 +87,12 @@ class RunProgress(_Reporter):
             self._last_line = now
             step = f"step {trainer.global_step}/{self._total_steps}"
             self._console.print(
-                f"{step}  {self._figures(trainer, now)}", highlight=False, soft_wrap=True
+                f"{step}  {self._metrics(trainer, now)}", highlight=False, soft_wrap=True
             )
 
     def _draw(self, progress: Progress, trainer: pl.Trainer, now: float) -> None:
-        figures = self._figures(trainer, now)
-        progress.update(progress.task_ids[0], completed=trainer.global_step, figures=figures)
+        metrics = self._metrics(trainer, now)
+        progress.update(progress.task_ids[0], completed=trainer.global_step, metrics=metrics)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the finished bar on the screen."""
@@ -111,22 +111,22 @@ class RunProgress(_Reporter):
             self._progress.stop()
             self._progress = None
 
-    def _figures(self, trainer: pl.Trainer, now: float) -> str:
-        figures = []
+    def _metrics(self, trainer: pl.Trainer, now: float) -> str:
+        metrics = []
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None:
-            figures.append(f"loss {float(loss):.4f}")
+            metrics.append(f"loss {float(loss):.4f}")
         rate = self.throughput.images_per_second
         if rate is not None:
-            figures.append(f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s")
+            metrics.append(f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s")
         wait = self.throughput.data_wait
         if wait is not None and wait > MUCH:
-            figures.append(f"{wait:.0%} waiting for data")
+            metrics.append(f"{wait:.0%} waiting for data")
         done = trainer.global_step - self._first_step
         if done > 0:
             left = (now - self._started) / done * (self._total_steps - trainer.global_step)
-            figures.append(f"{show_duration(left)} left")
-        return "  ".join(figures)
+            metrics.append(f"{show_duration(left)} left")
+        return "  ".join(metrics)
 
 
 class EvaluationProgress(_Reporter):

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from jaxtyping import Float
 from torch import Tensor
 
-from simmim.training.callbacks.nonfinite_guard import Guard
+from simmim.training.callbacks.nonfinite_guard import NonFiniteGuard
 from simmim.training.callbacks.preemption import exit_code
 from simmim.training.callbacks.rank_board import RankBoard
 from simmim.training.callbacks.stall_watch import Activity, StallWatch
@@ -195,7 +195,7 @@ class StallGuard(pl.Callback):
 class Guards(NamedTuple):
     """What `guard` names: of a step's numbers, and of its time."""
 
-    numbers: Guard
+    numbers: NonFiniteGuard
     time: StallGuard
 
 
@@ -207,11 +207,11 @@ def create_guards(
     *,
     is_compiling: bool = False,
 ) -> Guards:
-    """`Guard` with `max_skipped` and `spike_factor`, and `StallGuard`.
+    """`NonFiniteGuard` with `max_skipped` and `spike_factor`, and `StallGuard`.
 
     It is given `stall_minutes`, and `is_compiling` where the first steps compile.
     """
     return Guards(
-        Guard(run_dir, max_skipped, spike_factor),
+        NonFiniteGuard(run_dir, max_skipped, spike_factor),
         StallGuard(run_dir, stall_minutes, is_compiling=is_compiling),
     )

@@ -85,14 +85,14 @@ class Throughput(pl.Callback):
             sums = (self._batches, self._seconds, self._waited)
             batches, seconds, waited = map(operator.sub, sums, self._recent)
             peak = peak_memory_bytes(trainer.strategy.root_device)
-            figures = {"train/peak_memory_bytes": float(peak)}
+            metrics = {"train/peak_memory_bytes": float(peak)}
             if batches:
-                figures |= {
+                metrics |= {
                     "train/images_per_second": batches * self._images_per_batch / seconds,
                     "train/data_wait": waited / seconds,
                 }
                 self._recent = sums
-            pl_module.log_dict(figures, batch_size=self.batch_size)
+            pl_module.log_dict(metrics, batch_size=self.batch_size)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leaves the validation out of the next batch's time."""

@@ -18,7 +18,7 @@ Underlying = TypeVar("Underlying", bound=Logger)
 
 
 @runtime_checkable
-class PictureLog(Protocol):
+class ImageLogger(Protocol):
     """A log that takes pictures."""
 
     def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
@@ -26,7 +26,7 @@ class PictureLog(Protocol):
 
 
 @runtime_checkable
-class ContinuedLog(Protocol):
+class ResumableLogger(Protocol):
     """A log that a later part of the run adds to."""
 
     def go_on_after(self, step: int) -> None:
@@ -39,10 +39,10 @@ def is_installed(package: str) -> bool:
     return found is not None and found.loader is not None
 
 
-class ExpendableLog(Logger, Generic[Underlying]):
+class FaultTolerantLogger(Logger, Generic[Underlying]):
     """A logger of Lightning's that is opened when there is something to log, on the first rank.
 
-    Its first failure is told of and ends this log, not the run: `metrics.csv` holds the figures.
+    Its first failure is told of and ends this log, not the run: `metrics.csv` holds the metrics.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class ExpendableLog(Logger, Generic[Underlying]):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds figures."""
+        """Adds metrics."""
         self.attempt(lambda logger: logger.log_metrics(metrics, step))
 
     @rank_zero_only
@@ -130,7 +130,7 @@ class ExpendableLog(Logger, Generic[Underlying]):
             warn(f"{self.place} cannot be written to ({reason}); no more is added there")
 
 
-class RemoteLog(ExpendableLog[Underlying]):
+class RemoteLogger(FaultTolerantLogger[Underlying]):
     """One whose runs have ids of their own, kept in the run directory: a resumed run goes on there.
 
     What a resumed run logs again of steps that it had behind it stands there twice.

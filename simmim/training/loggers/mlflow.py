@@ -8,13 +8,13 @@ from typing import Any
 from PIL import Image
 from pytorch_lightning.loggers import MLFlowLogger
 
-from simmim.training.loggers.base import RemoteLog, is_installed
+from simmim.training.loggers.base import RemoteLogger, is_installed
 from simmim.utils.errors import UserError
 from simmim.utils.signals import is_interrupting
 
 
-class MlflowLog(RemoteLog[MLFlowLogger]):
-    """Figures, configuration and pictures as a run of MLflow.
+class MlflowLog(RemoteLogger[MLFlowLogger]):
+    """Metrics, configuration and pictures as a run of MLflow.
 
     Args:
         save_dir: the run directory.

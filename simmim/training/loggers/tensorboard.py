@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from simmim.training.loggers.base import ExpendableLog
+from simmim.training.loggers.base import FaultTolerantLogger
 
 
 class _InFolder(TensorBoardLogger):
@@ -20,7 +20,7 @@ class _InFolder(TensorBoardLogger):
         return str(Path(self.root_dir))
 
 
-class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
+class TensorBoardLog(FaultTolerantLogger[TensorBoardLogger]):
     """Events in `tensorboard/` below the run directory, which is `save_dir`."""
 
     def __init__(self, save_dir: str | Path) -> None:
@@ -39,7 +39,7 @@ class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
         return _InFolder(folder.parent, name=folder.name, version="", purge_step=self._first_step)
 
     def go_on_after(self, step: int) -> None:
-        """Events of later steps are hidden; the last step's figures are logged again."""
+        """Events of later steps are hidden; the last step's metrics are logged again."""
         self._first_step = max(step - 1, 0)
 
     def flush(self) -> None:
@@ -47,7 +47,7 @@ class TensorBoardLog(ExpendableLog[TensorBoardLogger]):
         self.save()
 
     def add_configuration(self, logger: TensorBoardLogger, options: dict[str, Any]) -> None:
-        """As text: what TensorBoard calls hyper-parameters goes with final figures only."""
+        """As text: what TensorBoard calls hyper-parameters goes with final metrics only."""
         lines = OmegaConf.to_yaml(OmegaConf.create(options)).splitlines()
         text = "\n".join(f"    {line}" for line in lines)
         logger.experiment.add_text("configuration", text, self._first_step or 0)

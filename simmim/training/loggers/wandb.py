@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
 
-from simmim.training.loggers.base import RemoteLog, is_installed
+from simmim.training.loggers.base import RemoteLogger, is_installed
 from simmim.utils.errors import UserError
 from simmim.utils.signals import INTERRUPTED, is_interrupting
 
@@ -14,8 +14,8 @@ from simmim.utils.signals import INTERRUPTED, is_interrupting
 _LAST_WAIT = 120
 
 
-class WandbLog(RemoteLog[WandbLogger]):
-    """Figures, configuration and pictures as a run of Weights & Biases.
+class WandbLog(RemoteLogger[WandbLogger]):
+    """Metrics, configuration and pictures as a run of Weights & Biases.
 
     Args:
         save_dir: the run directory.

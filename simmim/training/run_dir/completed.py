@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from simmim.training.run_dir.config_diff import changed_options, deciding_options, is_longer
+from simmim.training.run_dir.config_diff import changed_options, is_longer, result_options
 from simmim.training.run_dir.config_record import as_literals
 from simmim.utils.errors import UserError
 from simmim.utils.files import written_beside
@@ -54,4 +54,4 @@ def is_finished(run_dir: Path, config: DictConfig) -> bool:
 def _options(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return deciding_options(plain)
+    return result_options(plain)

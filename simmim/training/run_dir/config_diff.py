@@ -5,7 +5,7 @@ from typing import Any
 
 # These change how fast a run is, what it tells and what it keeps, and nothing about its result. All
 # others change it. A whole group or a single option.
-NO_DIFFERENCE = {
+RESULT_INVARIANT = {
     *(
         "run_dir",
         "resume",
@@ -54,7 +54,7 @@ _ADDED = {
 Options = dict[str, Any]
 
 
-def deciding_options(config: Mapping[Any, Any], global_batch: int | None = None) -> Options:
+def result_options(config: Mapping[Any, Any], global_batch: int | None = None) -> Options:
     """Dotted names of the options that decide the result, with their values.
 
     With `global_batch` (images that a step takes) this stands for the options that it is made of.
@@ -114,7 +114,7 @@ def _show(options: Options, name: str) -> str:
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of all options with their values, but for those that make no difference."""
-    if path in NO_DIFFERENCE:
+    if path in RESULT_INVARIANT:
         return
     if isinstance(node, Mapping) and node:
         for name, value in node.items():

@@ -44,7 +44,7 @@ class Composed(NamedTuple):
 
 
 @contextmanager
-def hand_over(config: DictConfig, hydra_config: Any) -> Iterator[Composed]:
+def export_config(config: DictConfig, hydra_config: Any) -> Iterator[Composed]:
     """Writes the configuration of a job of Hydra's, resolved, for the other processes of its run.
 
     They find it within the block. Stages that do not train, and a run directory without a record,
@@ -103,14 +103,14 @@ def literal(text: str) -> str:
     return "\\${".join([*ends, parts[-1]])
 
 
-def handed_over() -> Composed | None:
+def exported_config() -> Composed | None:
     """The configuration that this process was started with, if another one composed it."""
     path = os.environ.get(_CONFIGURATION)
     return None if path is None else read(Path(path))
 
 
 @contextmanager
-def inherited(composed: Composed) -> Iterator[None]:
+def config_env(composed: Composed) -> Iterator[None]:
     """Processes that are started within the block run with this configuration."""
     before = os.environ.get(_CONFIGURATION)
     os.environ[_CONFIGURATION] = str(composed.path)

@@ -22,7 +22,7 @@ _held: set[Path] = set()
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-class OneWriter:
+class RunDirLock:
     """Holds a run directory from its making to `release`, or to the end of the process.
 
     The system gives the lock back however the process ends. It belongs to this process alone, not to

@@ -8,20 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DeepSpeedStrategy
 
-from simmim.checkpoints.run_state import (
-    deciding_options,
-    find_damage,
-    require_resumable,
-    require_run,
-    resumed_step,
-)
+from simmim.checkpoints.run_state import RunState, read_intact, require_resumable, require_run
 from simmim.checkpoints.sharded.deepspeed import is_deepspeed, require_harmless
 from simmim.checkpoints.sharded.layout import is_distributed
-from simmim.checkpoints.sharded.merge import read_rest
 from simmim.training.distributed.fsdp import FullySharded
 from simmim.training.run_dir.config_diff import STEPS, changed_options, describe, is_longer
 from simmim.utils.console import warn
-from simmim.utils.errors import UserError
+from simmim.utils.errors import UserError, first_line
 
 # What no run can go on with, and why: the order of images is that of epochs of one length, and
 # Lightning counts those of the other; the optimiser's states are by group of parameters.
@@ -33,12 +26,13 @@ _FIXED = {
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
-def resume_checkpoint(resume: str, last: Path) -> Path | None:
-    """The checkpoint that a run goes on from: `auto` its own newest whole one, `never`, or a path.
+def resume_checkpoint(resume: str, last: Path) -> RunState | None:
+    """The state of the checkpoint that a run goes on from.
 
-    A path is where a run begins: started again, it goes on from its own, if that is farther. A path
-    to one of its own is where it goes back to. A job that SLURM has queued again, or that torchrun has
-    started again, goes on whatever `resume` says.
+    `resume` is `auto` (the run's own newest whole one), `never`, or a path. A path is where a run
+    begins: started again, it goes on from its own, if that is farther. A path to one of its own is
+    where it goes back to. A job that SLURM has queued again, or that torchrun has started again, goes
+    on whatever `resume` says.
 
     Raises:
         UserError: the path is missing or damaged, or all that the run wrote is.
@@ -51,29 +45,29 @@ def resume_checkpoint(resume: str, last: Path) -> Path | None:
     path = Path(resume)
     if not path.exists():
         raise UserError(f"resume={resume} does not exist; use auto, never or a checkpoint's path")
-    require_resumable(path)
+    named = require_resumable(path)
     if path.resolve().parent == last.parent.resolve() and not is_restarted:
-        return path
+        return named
     own = newest_whole(last)
-    if own is not None and resumed_step(own) >= resumed_step(path):
-        return own
-    return path
+    return own if own is not None and own.step >= named.step else named
 
 
-def newest_whole(last: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole; damaged ones are named and passed over.
+def newest_whole(last: Path) -> RunState | None:
+    """The state of a run's newest checkpoint that is whole; damaged ones are named and passed over.
 
     Raises:
         UserError: there are some, and none is whole.
     """
     damaged = []
     for path in _newest_first(last):
-        damage = (
-            "it points to a checkpoint that is gone" if not path.exists() else find_damage(path)
-        )
-        if damage is None:
-            require_run(path)
-            return path
+        try:
+            if not path.exists():
+                raise FileNotFoundError("it points to a checkpoint that is gone")
+            state = read_intact(path)
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            damage = first_line(error)
+        else:
+            return require_run(state)
         damaged.append(f"{path} is damaged or no checkpoint ({damage})")
         warn(f"{damaged[-1]}; looking for an older one")
     if damaged:
@@ -102,7 +96,7 @@ def _newest_first(last: Path) -> Iterator[Path]:
 
 
 def require_same_options(
-    resumed: Path, options: Mapping[str, Any], *, is_forced: bool = False
+    resumed: RunState, options: Mapping[str, Any], *, is_forced: bool = False
 ) -> None:
     """Compares the options that decide a run's result with those that it has had so far.
 
@@ -110,7 +104,7 @@ def require_same_options(
         UserError: they differ in more than that the run became longer, unless `is_forced`; or in the
             steps of an epoch or the groups of the optimiser.
     """
-    before = deciding_options(resumed)
+    before = resumed.options
     now = dict(options)
     changed = changed_options(before, now) if before else []
     if not changed or is_longer(before, now, changed):
@@ -118,7 +112,7 @@ def require_same_options(
     shown = describe(before, now, changed)
     fixed = next((why for name, why in _FIXED.items() if name in changed), None)
     if is_forced and fixed is None:
-        warn(f"going on from {resumed} with other options, as resume_force=true says: {shown}")
+        warn(f"going on from {resumed.path} with other options, as resume_force=true says: {shown}")
         return
     force = (
         ", or resume_force=true to go on with these"
@@ -126,14 +120,14 @@ def require_same_options(
         else f"; resume_force=true cannot change {fixed}"
     )
     raise UserError(
-        f"{resumed} is of a run with other options: {shown}. Use those that it began with, another "
-        f"run_dir, resume=never to start anew{force}"
+        f"{resumed.path} is of a run with other options: {shown}. Use those that it began with, "
+        f"another run_dir, resume=never to start anew{force}"
     )
 
 
-def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
+def require_strategy(state: RunState, trainer: pl.Trainer) -> None:
     """Raises UserError for a checkpoint that this strategy cannot go on from."""
-    strategy = trainer.strategy
+    strategy, resumed = trainer.strategy, state.path
     whole = f"python -m simmim.export checkpoint={resumed} format=checkpoint output=whole.ckpt"
     if is_distributed(resumed) and not isinstance(strategy, FullySharded):
         raise UserError(
@@ -141,7 +135,7 @@ def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
             "resume=whole.ckpt"
         )
     if is_deepspeed(resumed):
-        processes = read_rest(resumed, map_location="meta")["dp_world_size"]
+        processes = state.content["dp_world_size"]
         if not isinstance(strategy, DeepSpeedStrategy) or trainer.world_size != processes:
             raise UserError(
                 f"{resumed} was written in parts by trainer=deepspeed_zero1 on {processes} devices; "
@@ -150,10 +144,9 @@ def require_strategy(resumed: Path, trainer: pl.Trainer) -> None:
         try:
             require_harmless(resumed, trainer.global_rank)
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
-            first_line = str(error).splitlines()[0]
             raise UserError(
-                f"{resumed} is damaged or holds more than weights ({first_line}); set resume= to "
-                "another one"
+                f"{resumed} is damaged or holds more than weights ({first_line(error)}); set resume= "
+                "to another one"
             ) from error
     elif isinstance(strategy, DeepSpeedStrategy):
         raise UserError(

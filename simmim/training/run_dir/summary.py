@@ -13,12 +13,12 @@ from simmim.utils.files import as_json, written_beside
 _PACKAGES = ("simmim", "torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "numpy")
 
 
-def write_summary(path: str | Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """Writes the figures with the git revision and package versions; returns all of it.
+def write_summary(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Writes the content with the git revision and package versions; returns all of it.
 
     Numbers that JSON cannot hold (nan, infinite) become null.
     """
-    summary = figures | {
+    summary = content | {
         "git_revision": git_revision(),
         "python": platform.python_version(),
         "packages": package_versions(),

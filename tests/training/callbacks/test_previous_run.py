@@ -11,7 +11,7 @@ from simmim.checkpoints.read import read_weights
 from simmim.pretrain.reconstructions import Reconstructions
 from simmim.report.run_record import read_run
 from simmim.training import run as runs
-from simmim.training.callbacks import EarlierRun, LearningRate
+from simmim.training.callbacks import LearningRate, PreviousRunBackup
 from simmim.training.run_dir.completed import is_finished
 from simmim.utils.errors import UserError
 
@@ -105,7 +105,7 @@ def at(step: int, *, is_global_zero: bool = True) -> Mock:
 
 def test_only_the_first_process_of_a_run_that_begins_sets_aside(tmp_path, caplog):
     (tmp_path / "classifier.safetensors").write_text("weights")
-    earlier = EarlierRun(tmp_path)
+    earlier = PreviousRunBackup(tmp_path)
     earlier.on_train_start(at(3), TASK)
     earlier.on_train_start(at(0, is_global_zero=False), TASK)
     assert [path.name for path in tmp_path.iterdir()] == ["classifier.safetensors"]
@@ -117,7 +117,7 @@ def test_only_the_first_process_of_a_run_that_begins_sets_aside(tmp_path, caplog
     assert [path.name for path in tmp_path.rglob("*.*")] == ["classifier.safetensors"]
     assert (tmp_path / "earlier" / "classifier.safetensors").read_text() == "weights"
     # A start that came to nothing leaves nothing to take its place.
-    EarlierRun(tmp_path).on_train_start(at(0), TASK)
+    PreviousRunBackup(tmp_path).on_train_start(at(0), TASK)
     assert (tmp_path / "earlier" / "classifier.safetensors").is_file()
 
 

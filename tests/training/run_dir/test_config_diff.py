@@ -3,10 +3,10 @@
 import pytest
 from conftest import compose
 
-from simmim.training.run_dir.config_diff import NO_DIFFERENCE, changed_options, deciding_options
+from simmim.training.run_dir.config_diff import RESULT_INVARIANT, changed_options, result_options
 
 # Root keys that decide the result, whole or but for single options of theirs. A new option has to be
-# put here or into NO_DIFFERENCE.
+# put here or into RESULT_INVARIANT.
 DECIDING = {
     *("augmentation", "data", "ema", "init", "mask", "mixing", "mode", "model", "optim"),
     *("seed", "target_window", "trainer", "head", "loss_region"),
@@ -16,13 +16,13 @@ DECIDING = {
 @pytest.mark.parametrize("stage", ["pretrain", "finetune", "transfer"])
 def test_every_option_of_a_stage_either_decides_or_makes_no_difference(stage):
     keys = {str(key) for key in compose(stage, [])}
-    assert keys - DECIDING - NO_DIFFERENCE == set()
-    decided = {name.partition(".")[0] for name in deciding_options(compose(stage, []))}
+    assert keys - DECIDING - RESULT_INVARIANT == set()
+    decided = {name.partition(".")[0] for name in result_options(compose(stage, []))}
     assert decided == keys & DECIDING
 
 
 def test_single_options_that_only_tell_or_speed_up_make_no_difference():
-    options = deciding_options(compose("pretrain", ["data=imagefolder", "data.root=DIR"]))
+    options = result_options(compose("pretrain", ["data=imagefolder", "data.root=DIR"]))
     for name in ("data.num_workers", "data.max_bad_fraction", "model.attention_backend"):
         assert name not in options
     for name in ("data.exclude", "data.max_pixels", "model.window_size", "trainer.precision"):

@@ -9,7 +9,7 @@ import yaml
 from conftest import TINY_DEMO
 
 from simmim.cli.main import run_command
-from simmim.training.run_dir.lock import OneWriter
+from simmim.training.run_dir.lock import RunDirLock
 
 pytestmark = pytest.mark.unchecked
 
@@ -45,13 +45,13 @@ def test_a_refused_start_rewrites_no_record(tmp_path, monkeypatch, capsys):
     assert contents(folder) == before
 
     # As if the first one were still going on, on a file system that has no locks.
-    def is_held(self: OneWriter, run_dir: str, patience: float) -> None:
+    def is_held(self: RunDirLock, run_dir: str, patience: float) -> None:
         from simmim.utils.errors import UserError
 
         raise UserError("is being written to")
 
     with monkeypatch.context() as patch:
-        patch.setattr(OneWriter, "_hold", is_held)
+        patch.setattr(RunDirLock, "_hold", is_held)
         assert start(monkeypatch, "trainer.max_steps=3") == 2
     assert "is being written to" in capsys.readouterr().err
     assert contents(folder) == before

@@ -1,4 +1,4 @@
-"""How often a classifier is right on held-out images."""
+"""The metrics of validation: how often a classifier is right on images that it was not trained on."""
 
 import math
 
@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 
-class HeldOutAccuracy(nn.Module):
+class ValidationAccuracy(nn.Module):
     """Cross-entropy, top-1 and top-5 over all ranks."""
 
     def __init__(self, outputs: int) -> None:
