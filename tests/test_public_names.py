@@ -1,7 +1,7 @@
 """Names that users type stay: functions, modules of commands, options (tests/public_names.json).
 
-What is added is added to the file, by `python tests/test_public_names.py`; what is taken away is told in
-CHANGELOG.md with what takes its place.
+What is added is added to the file, by `python tests/test_public_names.py`; what is taken away is told
+in CHANGELOG.md with what takes its place.
 """
 
 import importlib
