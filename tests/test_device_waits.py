@@ -87,7 +87,7 @@ def train(run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[l
 )
 def test_a_step_waits_once(train, stage: str, options: list[str]) -> None:
     """Logged or not, in an epoch's first step too; gradients are clipped in all of them."""
-    assert train(stage, *options) == [["training.measure_step"]] * STEPS
+    assert train(stage, *options) == [["task.measure_step"]] * STEPS
 
 
 @pytest.mark.parametrize(

@@ -284,11 +284,11 @@ def test_a_spike_of_the_loss_is_told_and_changes_nothing(run, tmp_path, monkeypa
 
 # Of a process of its own, for FSDP leaves a process group behind.
 SPIKING = """
-from simmim.analysis import spikes
-from simmim.pretrain import main
-from simmim.tasks import SimMIMTask
+from simmim.training.callbacks import loss_spikes
+from simmim.pretrain.__main__ import main
+from simmim.pretrain.task import SimMIMTask
 
-spikes._WINDOW = 8
+loss_spikes._WINDOW = 8
 compute_loss = SimMIMTask.compute_loss
 SimMIMTask.compute_loss = lambda task, batch, number: (
     compute_loss(task, batch, number) * (20 if task.global_step == 6 else 1)

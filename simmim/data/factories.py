@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from typing_extensions import Unpack
 
 from simmim.data.datamodule import ImageDataModule, check_loading
 from simmim.data.dataset import ImageSource, Transform
 from simmim.data.decoding.on_device import require_crop_alone
+from simmim.data.samplers import Order
 from simmim.data.sources.hugging_face import (
     Columns,
     index_splits,
@@ -35,6 +36,75 @@ from simmim.data.unreadable.policy import Reading, ReadingOptions
 from simmim.utils.errors import UserError
 from simmim.utils.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalisation
 from simmim.utils.sizes import Size, as_pair
+
+
+class FileOptions(ReadingOptions, total=False):
+    """The options of every kind of data that is read from files; `prepare` has their defaults."""
+
+    image_size: Size
+    batch_size: int
+    train_transform: Transform | None
+    num_workers: int | None
+    mean: Sequence[float]
+    std: Sequence[float]
+    statistics: str | Path | None
+    seed: int
+    crop_ratio: float | None
+    squash: bool | None
+
+
+class Prepared(NamedTuple):
+    """`FileOptions`, checked: what a data module needs beside its images."""
+
+    train_transform: Transform | None
+    val_transform: CenterCrop
+    batch_size: int
+    num_workers: int | None
+    normalisation: Normalisation
+    seed: int
+    reading: Reading
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return len(self.normalisation.mean)
+
+    def module(
+        self, train: ImageSource | ImageStream, val: ImageSource, order: Order | None = None
+    ) -> ImageDataModule:
+        """The data module of these images; `order` is that of an epoch (None: any)."""
+        return ImageDataModule(train, val, order=order, **self._asdict())
+
+
+def prepare(
+    *,
+    image_size: Size,
+    batch_size: int,
+    train_transform: Transform | None,
+    num_workers: int | None = None,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    statistics: str | Path | None = None,
+    seed: int = 0,
+    crop_ratio: float | None = None,
+    squash: bool | None = None,
+    **reading: Unpack[ReadingOptions],
+) -> Prepared:
+    """Checks the options that all kinds of files have.
+
+    Raises:
+        UserError: a value that cannot be, or a transform that does not suit the channels or decoder.
+    """
+    check_loading(batch_size, num_workers)
+    val_transform = CenterCrop(image_size, crop_ratio, squash)
+    options = Reading(**reading)
+    normalisation = find_normalisation(mean, std, statistics)
+    channels = len(normalisation.mean)
+    require_channels(train_transform, channels)
+    require_crop_alone(options.decode, train_transform, channels)
+    return Prepared(
+        train_transform, val_transform, batch_size, num_workers, normalisation, seed, options
+    )
 
 
 def demo(
@@ -77,19 +147,9 @@ def demo(
 def imagefolder(
     *,
     root: str | Path | None,
-    image_size: Size,
-    batch_size: int,
-    train_transform: Transform | None,
     val_root: str | Path | None = None,
     val_ratio: float = 0.05,
-    num_workers: int | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    statistics: str | Path | None = None,
-    seed: int = 0,
-    crop_ratio: float | None = None,
-    squash: bool | None = None,
-    **options: Unpack[ReadingOptions],
+    **options: Unpack[FileOptions],
 ) -> ImageDataModule:
     """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
 
@@ -103,52 +163,25 @@ def imagefolder(
     """
     if root is None:
         raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
-    # What is wrong with the options is told before the folder is read.
-    check_loading(batch_size, num_workers)
-    val_transform = CenterCrop(image_size, crop_ratio, squash)
-    reading = Reading(**options)
-    normalisation = find_normalisation(mean, std, statistics)
-    channels = len(normalisation.mean)
-    require_channels(train_transform, channels)
-    require_crop_alone(reading.decode, train_transform, channels)
-    if train_transform is None:
-        held_out = held_out_folder(root, channels, val_root)
+    prepared = prepare(**options)
+    if prepared.train_transform is None:
+        held_out = held_out_folder(root, prepared.channels, val_root)
         folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
     else:
-        folders = split_folder(root, val_ratio, channels, val_root)
-    return ImageDataModule(
-        folders.train,
-        folders.val,
-        train_transform=train_transform,
-        val_transform=val_transform,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        normalisation=normalisation,
-        seed=seed,
-        reading=reading,
-    )
+        folders = split_folder(root, val_ratio, prepared.channels, val_root)
+    return prepared.module(folders.train, folders.val)
 
 
 def webdataset(
     *,
     root: str | Sequence[str] | None,
-    image_size: Size,
-    batch_size: int,
-    train_transform: Transform | None,
     val_root: str | Sequence[str] | None = None,
     val_ratio: float = 0.05,
     val_size: int = 10000,
     samples_per_epoch: int | None = None,
     image_key: str | Sequence[str] | None = None,
     shuffle_buffer: int = 10000,
-    num_workers: int | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    statistics: str | Path | None = None,
-    seed: int = 0,
-    crop_ratio: float | None = None,
-    squash: bool | None = None,
-    **options: Unpack[ReadingOptions],
+    **options: Unpack[FileOptions],
 ) -> ImageDataModule:
     """Tar shards: indexed and read at random on a disk, streamed from URLs.
 
@@ -164,22 +197,14 @@ def webdataset(
     """
     if root is None:
         raise UserError("data=webdataset needs tar shards; set data.root='DIR/*.tar'")
-    check_loading(batch_size, num_workers)
-    val_transform = CenterCrop(image_size, crop_ratio, squash)
-    reading = Reading(**options)
-    for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
-        if value < 1:
-            raise UserError(f"data.{option} {value} is not positive; use 10000")
-    normalisation = find_normalisation(mean, std, statistics)
-    channels = len(normalisation.mean)
-    require_channels(train_transform, channels)
-    require_crop_alone(reading.decode, train_transform, channels)
+    prepared = prepare(**options)
+    require_positive(10000, shuffle_buffer=shuffle_buffer, val_size=val_size)
     root, val_root = sort_roots(root, val_root)
     shards = find_shards(root)
     val_shards = [] if val_root is None else find_shards(val_root, "data.val_root")
     if val_root is None:
         shards, val_shards = sort_shards(shards)
-    if train_transform is None:
+    if prepared.train_transform is None:
         shards, val_shards = [], val_shards or shards
     streamed = [name for name in (*shards, *val_shards) if is_url(name)]
     if streamed and len(streamed) < len(shards) + len(val_shards):
@@ -189,8 +214,8 @@ def webdataset(
         )
     shared: dict[str, Any] = {
         "val_ratio": val_ratio,
-        "channels": channels,
-        "on_error": reading.on_error,
+        "channels": prepared.channels,
+        "on_error": prepared.reading.on_error,
         "samples_per_epoch": samples_per_epoch,
         "keys": image_keys(image_key),
     }
@@ -199,30 +224,21 @@ def webdataset(
     order = None
     if streamed:
         train, val = open_streams(
-            shards, val_shards, val_size=val_size, buffer=shuffle_buffer, seed=seed, **shared
+            shards,
+            val_shards,
+            val_size=val_size,
+            buffer=shuffle_buffer,
+            seed=prepared.seed,
+            **shared,
         )
     else:
         train, val = open_shards(shards, val_shards, **shared)
         order = train.order(shuffle_buffer)
-    return ImageDataModule(
-        train,
-        val,
-        train_transform=train_transform,
-        val_transform=val_transform,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        normalisation=normalisation,
-        seed=seed,
-        reading=reading,
-        order=order,
-    )
+    return prepared.module(train, val, order)
 
 
 def hf(
     *,
-    image_size: Size,
-    batch_size: int,
-    train_transform: Transform | None,
     root: str | Path | None = None,
     name: str | None = None,
     subset: str | None = None,
@@ -235,14 +251,7 @@ def hf(
     val_size: int = 10000,
     samples_per_epoch: int | None = None,
     shuffle_buffer: int = 1000,
-    num_workers: int | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    statistics: str | Path | None = None,
-    seed: int = 0,
-    crop_ratio: float | None = None,
-    squash: bool | None = None,
-    **options: Unpack[ReadingOptions],
+    **options: Unpack[FileOptions],
 ) -> ImageDataModule:
     """A Hugging Face dataset: saved on disk (`root`), or by its name, downloaded or streamed.
 
@@ -259,16 +268,8 @@ def hf(
         raise UserError(
             "data=hf needs data.root=DIR, a folder of save_to_disk, or data.name=NAME, and not both"
         )
-    check_loading(batch_size, num_workers)
-    val_transform = CenterCrop(image_size, crop_ratio, squash)
-    reading = Reading(**options)
-    for option, value in (("shuffle_buffer", shuffle_buffer), ("val_size", val_size)):
-        if value < 1:
-            raise UserError(f"data.{option} {value} is not positive; use 1000")
-    normalisation = find_normalisation(mean, std, statistics)
-    channels = len(normalisation.mean)
-    require_channels(train_transform, channels)
-    require_crop_alone(reading.decode, train_transform, channels)
+    prepared = prepare(**options)
+    require_positive(1000, shuffle_buffer=shuffle_buffer, val_size=val_size)
     if root is not None:
         if streaming:
             raise UserError("data.streaming=true is for data.name; a data.root is read at random")
@@ -276,8 +277,8 @@ def hf(
     else:
         assert name is not None
         splits = load_named(name, subset, streaming)
-    columns = Columns(image_column, label_column, channels, str(root or name))
-    if train_transform is None:
+    columns = Columns(image_column, label_column, prepared.channels, str(root or name))
+    if prepared.train_transform is None:
         train_split, val_split = "", val_split or train_split
     train: ImageSource | ImageStream
     val: ImageSource
@@ -289,7 +290,7 @@ def hf(
             columns,
             val_size=val_size,
             buffer=shuffle_buffer,
-            seed=seed,
+            seed=prepared.seed,
             samples_per_epoch=samples_per_epoch,
         )
     else:
@@ -301,17 +302,14 @@ def hf(
             val_ratio=val_ratio,
             samples_per_epoch=samples_per_epoch,
         )
-    return ImageDataModule(
-        train,
-        val,
-        train_transform=train_transform,
-        val_transform=val_transform,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        normalisation=normalisation,
-        seed=seed,
-        reading=reading,
-    )
+    return prepared.module(train, val)
+
+
+def require_positive(default: int, **options: int) -> None:
+    """Raises UserError for an option of `data` that is not positive."""
+    for option, value in options.items():
+        if value < 1:
+            raise UserError(f"data.{option} {value} is not positive; use {default}")
 
 
 def find_normalisation(

@@ -14,11 +14,10 @@ import torch
 from broken_images import BREAKINGS, encoded, huge_array, huge_png, huge_tiff, picture, write_folder
 from conftest import pack
 
-from simmim.data import webdataset
+from simmim.data import imagefolder, webdataset
 from simmim.data.dataset import SampleKey, TransformedImages
 from simmim.data.decoding.decode import decode_image
 from simmim.data.decoding.size_limits import Limits, limited
-from simmim.data.sources import image_folder
 from simmim.data.sources.image_folder import find_images, open_folder
 from simmim.data.sources.shards import ShardImages, Shards
 from simmim.data.sources.tar_index import INDEX_FOLDER, index_shard, scan_shard
@@ -38,7 +37,7 @@ def listed(path: Path) -> dict[str, str]:
 def open_data(root: Path, **options):
     given = {"root": root, "batch_size": 4, "num_workers": 0, "val_ratio": 0.2}
     given |= {"train_transform": torch.nn.Identity()} | options
-    return image_folder(image_size=8, **given)
+    return imagefolder(image_size=8, **given)
 
 
 @pytest.mark.parametrize("way", BREAKINGS)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from simmim.data import imagefolder
 from simmim.data.channel_stats import ChannelStatistics, image_statistics, part_statistics
-from simmim.data.sources import image_folder
 from simmim.data.sources.image_folder import open_folder
 from simmim.utils.errors import UserError
 from simmim.utils.normalization import Normalisation
@@ -65,17 +65,17 @@ def test_a_file_of_statistics_takes_the_place_of_mean_and_std(tmp_path):
     file = tmp_path / "statistics.json"
     options = {"root": tmp_path, "image_size": 8, "batch_size": 1, "train_transform": None}
     file.write_text(json.dumps({"mean": [10, 20.5], "std": [1, 2]}))
-    data = image_folder(**options, statistics=file)
+    data = imagefolder(**options, statistics=file)
     assert data.normalisation == Normalisation((10.0, 20.5), (1.0, 2.0))
     for content in ("", "[]", '{"mean": [1]}', '{"mean": [1], "std": ["a"]}'):
         file.write_text(content)
         with pytest.raises(UserError, match=r"statistics.json holds no mean and std"):
-            image_folder(**options, statistics=file)
+            imagefolder(**options, statistics=file)
     for mean, std in (([1.0], [1.0, 2.0]), ([], [])):
         with pytest.raises(UserError, match="give one a channel in both"):
-            image_folder(**options, mean=mean, std=std)
+            imagefolder(**options, mean=mean, std=std)
     with pytest.raises(UserError, match="leave constant bands out"):
-        image_folder(**options, mean=[1.0, 2.0], std=[1.0, 0.0])
+        imagefolder(**options, mean=[1.0, 2.0], std=[1.0, 0.0])
 
 
 def test_a_mean_of_levels_is_refused_for_images_of_8_bits(tmp_path):
@@ -85,4 +85,4 @@ def test_a_mean_of_levels_is_refused_for_images_of_8_bits(tmp_path):
     options = {"root": tmp_path, "image_size": 8, "batch_size": 1, "train_transform": None}
     levels = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
     with pytest.raises(UserError, match=r"data.mean \[123.675, .* by 255"):
-        image_folder(**options, **levels)
+        imagefolder(**options, **levels)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from simmim.data import ImageDataModule
-from simmim.data.sources import image_folder
+from simmim.data import ImageDataModule, imagefolder
 from simmim.data.sources.image_folder import find_images, held_out_folder, open_folder, split_folder
 from simmim.utils.errors import UserError
 
@@ -24,7 +23,7 @@ def add(root: Path, *paths: str, shade: int = 0) -> Path:
 
 
 def open_data(root: Path, val_ratio: float = 0.5, **options: str) -> ImageDataModule:
-    return image_folder(
+    return imagefolder(
         root=root,
         image_size=4,
         batch_size=1,

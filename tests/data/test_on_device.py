@@ -12,15 +12,14 @@ import torch
 import torchvision
 from conftest import TINY, compose, pack, run_within
 from safetensors.torch import load_file
-from test_pictures import as_jpeg, oriented, photograph
+from test_lazy_image import as_jpeg, oriented, photograph
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from simmim.cli import schema
 from simmim.cli.main import find_stage
-from simmim.data import ImageDataModule, webdataset
+from simmim.data import ImageDataModule, imagefolder, webdataset
 from simmim.data.dataset import Sample
 from simmim.data.decoding import on_device
-from simmim.data.sources import image_folder
 from simmim.data.transforms import light_augmentation, strong_augmentation
 from simmim.utils.errors import UnreadableImageError, UserError
 
@@ -63,7 +62,7 @@ def write(path: Path, data: bytes) -> None:
 
 def open_data(folder: Path, decode: str, **options: Any) -> ImageDataModule:
     given = {"batch_size": 4, "num_workers": 0, "train_transform": light_augmentation(32)}
-    data = image_folder(root=folder, image_size=32, decode=decode, seed=5, **given | options)
+    data = imagefolder(root=folder, image_size=32, decode=decode, seed=5, **given | options)
     data.list_skipped(folder.parent, goes_on=False)
     return data
 

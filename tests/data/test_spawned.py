@@ -12,9 +12,8 @@ import torch
 from PIL import Image
 from test_shards import png, write_tar
 
-from simmim.data import ImageDataModule, demo, hf, webdataset
+from simmim.data import ImageDataModule, demo, hf, imagefolder, webdataset
 from simmim.data.dataset import SampleKey
-from simmim.data.sources import image_folder
 from simmim.data.transforms import light_augmentation, strong_augmentation
 
 datasets.disable_progress_bars()
@@ -44,7 +43,7 @@ def add_rows(folder: Path) -> Path:
 
 KINDS: dict[str, Callable[..., ImageDataModule]] = {
     "demo": lambda folder, **given: demo(train_size=8, val_size=4, **given),
-    "imagefolder": lambda folder, **given: image_folder(root=add_images(folder), **given),
+    "imagefolder": lambda folder, **given: imagefolder(root=add_images(folder), **given),
     "webdataset": lambda folder, **given: webdataset(root=str(add_shards(folder)), **given),
     "streamed": lambda folder, **given: webdataset(
         root=f"file://{add_shards(folder)}/0.tar",

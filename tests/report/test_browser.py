@@ -5,8 +5,8 @@ import json
 import shutil
 
 import pytest
-from reports.conftest import write_metrics
 
+from report.conftest import write_metrics
 from simmim.report.html import write_report
 from simmim.report.sweep import write_sweep_report
 

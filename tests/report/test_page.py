@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from reports.conftest import IMAGES, STEPS, write_metrics
 
-from simmim import report
+from report.conftest import IMAGES, STEPS, write_metrics
+from simmim.report import __main__ as report
 from simmim.data.loader import MUCH
 from simmim.report.html import write_report
 from simmim.report.run_record import read_run, write_facts

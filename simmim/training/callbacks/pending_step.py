@@ -64,7 +64,8 @@ class PendingStep(pl.Callback):
         metrics = connector.metrics["log"] if connector.should_update_logs else {}
         assert fetcher is not None
         return {
-            "metrics": {name: float(value) for name, value in metrics.items()},
+            # Keys of the file's format: earlier versions read them too.
+            "figures": {name: float(value) for name, value in metrics.items()},
             "epoch": trainer.current_epoch,
             "step": loop._batches_that_stepped,
             "validation": loop._should_check_val_fx(fetcher),
@@ -122,8 +123,7 @@ class PendingStep(pl.Callback):
 
     def _log(self, trainer: pl.Trainer) -> None:
         owed, self._owed = self._owed, {}
-        # Earlier versions wrote them as figures.
-        metrics = owed.get("metrics") or owed.get("figures")
+        metrics = owed.get("figures")
         if not metrics:
             return
         for logger in trainer.loggers:

@@ -21,7 +21,7 @@ from simmim.plan.tracer import Arithmetic, Passed, Segment, trace_segment
 from simmim.utils.errors import UserError
 
 HERE = Path(__file__).parent
-SCRIPTS = HERE.parents[1] / "scripts"
+SCRIPTS = HERE.parents[2] / "scripts"
 has_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
 )
