@@ -1,4 +1,4 @@
-"""The evaluation stage: a classifier on held-out images, or an encoder as it is."""
+"""The evaluation stage: a classifier, or a frozen encoder by k-NN or linear probe."""
 
 import csv
 import math
@@ -42,12 +42,12 @@ _WORST_CLASSES = 5
 
 
 class EvalResult(NamedTuple):
-    """What a judgement came to: each image's answer, the names of the labels, metrics.
+    """The result of an evaluation: a prediction per image, the names of the labels, metrics.
 
     Attributes:
         judged: labels of the data's classes, each of which is a row of the tables.
-        images: how many images there were, those that could not be read included.
-        details: what else the summary says.
+        images: number of images, including those that could not be read.
+        details: further entries of the summary.
     """
 
     answers: Predictions
@@ -71,10 +71,10 @@ def evaluate(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Top-1, top-5, and who is taken for whom. Returns the summary.
+    """Measures top-1, top-5 and which classes are confused with which. Returns the summary.
 
     Raises:
-        UserError: no checkpoint, or a model, data and mode that do not go together.
+        UserError: no checkpoint, or a model, data and mode that do not fit together.
     """
     started = time.monotonic()
     if checkpoint is None:
@@ -134,7 +134,7 @@ def evaluate(
 def judge_classifier(
     start: ModelInit, trainer: pl.Trainer, data: DictConfig, outputs: Outputs, seed: int
 ) -> EvalResult:
-    """A classifier's answers to held-out images, on however many devices."""
+    """Evaluates a classifier on held-out images, on any number of devices."""
     assert start.weights is not None
     head_size = start.weights.num_classes
     if head_size is None:
@@ -196,7 +196,7 @@ def judge_encoder(
     mode: EvaluationMode,
     seed: int,
 ) -> EvalResult:
-    """What an encoder's features tell of held-out images by those of training images, on one device."""
+    """Evaluates an encoder's features by k-NN or linear probe (`recipe`), on one device."""
     if trainer.world_size > 1:
         raise UserError(
             f"mode={mode} runs on one device and the trainer has {trainer.world_size}; "
@@ -259,20 +259,20 @@ def output_names(
     """A name for each output of a head: its own, ImageNet's synset, the data's class, or its number."""
     names = list(known or imagenet_synsets(outputs) or map(str, range(outputs)))
     for name, row in zip(classes, rows, strict=True):
-        # A folder named by an output's number says nothing new.
+        # A folder named after its output's number is not a better name than the head's own.
         if name != str(row):
             names[row] = name
     return names
 
 
 def require_predictions(answers: Predictions, images: ImageSource) -> None:
-    """Raises UserError where not one image could be judged."""
+    """Raises UserError if no image could be evaluated."""
     if len(answers.labels) == 0:
         raise UserError(f"none of {len(images)} images could be read; check data.root")
 
 
 def announce(trainer: pl.Trainer, images: ImageSource, encoder: SwinTransformer) -> None:
-    """Logs what is about to be judged."""
+    """Logs the images, image size and devices of the evaluation."""
     where = f" in {images.root}" if isinstance(images, ImageFolder) else ""
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     say(

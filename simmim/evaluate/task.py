@@ -1,4 +1,4 @@
-"""A classifier on held-out images as a LightningModule: its metrics, and its answer to each image."""
+"""Evaluation of a classifier as a LightningModule: metrics, and a prediction per image."""
 
 from collections.abc import Sequence
 
@@ -18,15 +18,15 @@ from simmim.utils.normalization import Normalisation
 
 
 class EvaluationTask(pl.LightningModule):
-    """Counts right answers; repeats that only even out the ranks do not count.
+    """Evaluates a classifier; repeats that pad the ranks to equal length do not count.
 
     Args:
-        model: the classifier, as it is.
-        rows: for each of the data's labels, the output of the classifier that means it.
-        outputs: how many outputs the classifier has.
+        model: the classifier.
+        rows: for each label of the data, the index of the classifier's output for that class.
+        outputs: number of outputs of the classifier.
 
     Attributes:
-        answers: those of all ranks, after validation; labels are outputs.
+        answers: predictions of all ranks, after validation; labels are indices of outputs.
     """
 
     rows: Tensor
@@ -48,12 +48,12 @@ class EvaluationTask(pl.LightningModule):
         self.answers: Predictions | None = None
 
     def on_before_batch_transfer(self, batch: Sample, dataloader_idx: int) -> Sample:
-        """Raises UserError where an image has no label, while that asks nothing of the device."""
+        """Raises UserError if an image has no label; on the CPU, this does not wait for the device."""
         require_label_each(batch)
         return batch
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """One batch."""
+        """Adds the metrics and predictions of one batch."""
         assert isinstance(batch.label, Tensor)
         counted = is_counted(batch)
         logits = self.model(self.normalisation.normalise(batch.image)).float()[counted]
@@ -64,13 +64,13 @@ class EvaluationTask(pl.LightningModule):
         self._collected.update(outputs, logits.argmax(dim=1), in_top5)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs the metrics and keeps the answers."""
+        """Logs the metrics, and gathers the predictions of all ranks."""
         self.log_dict({name: metric.compute() for name, metric in self.held_out.metrics.items()})
         self.answers = self._collected.compute()
 
 
 class _CollectedAnswers(Metric):
-    """Answers as they come; torchmetrics gathers them over the ranks, however many each has."""
+    """Collects predictions; torchmetrics gathers them over ranks with different numbers of images."""
 
     full_state_update = False
 

@@ -1,4 +1,4 @@
-"""The export stage: what a run left, in the form that another program loads."""
+"""The export stage: writes a trained model in a format that another program loads."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ def export(
     """Writes a model for another program, and says how to load it. Returns what was written.
 
     Raises:
-        UserError: no checkpoint or format, or a model that the other program does not have.
+        UserError: no checkpoint or format, or a model that the other program does not support.
     """
     if checkpoint is None:
         raise UserError(
@@ -72,10 +72,10 @@ def export(
 def export_checkpoint(
     checkpoint: Path, output: str | None, overwrite: bool, run_dir: Path
 ) -> dict[str, Any]:
-    """Makes one plain file of a sharded checkpoint: a run under any strategy can go on from it.
+    """Merges a sharded checkpoint into one file, from which a run under any strategy can resume.
 
     Raises:
-        UserError: the checkpoint is missing, damaged or one file already, or the output is there.
+        UserError: the checkpoint is missing, damaged or already one file, or the output exists.
     """
     last = checkpoint / "checkpoints" / "last.ckpt"
     sharded = last if is_sharded(last) else checkpoint
@@ -101,7 +101,7 @@ def export_checkpoint(
 
 
 def save_own(trained: TrainedModel, path: Path) -> str:
-    """Writes our own file: of a classifier all, of SimMIM the encoder. Returns how to load it."""
+    """Writes simmim's own file: a classifier, or SimMIM's encoder. Returns how to load it."""
     if isinstance(trained.model, Classifier):
         save_classifier(trained.model, path, trained.classes, trained.normalisation)
         return f"simmim.load_classifier({str(path)!r})"
@@ -110,7 +110,7 @@ def save_own(trained: TrainedModel, path: Path) -> str:
 
 
 def describe(trained: TrainedModel) -> str:
-    """`a classifier of 1000 classes for images of 256`."""
+    """Describes a model: `a classifier of 1000 classes for images of 256`."""
     kind = "an encoder"
     if isinstance(trained.model, Classifier):
         kind = f"a classifier of {trained.model.head.linear.out_features} classes"
@@ -120,10 +120,10 @@ def describe(trained: TrainedModel) -> str:
 
 
 def output_path(format: Format, output: str | None, trained: TrainedModel, run_dir: str) -> Path:
-    """Where to write: `output`, a file or a folder to put it in; below `run_dir` by default.
+    """The path to write to: `output`, a file or folder, or by default a name in `run_dir`.
 
     Raises:
-        UserError: a file's name with another ending than the format's.
+        UserError: the file's suffix does not match the format, or `output` of hf is not a folder.
     """
     own = "classifier" if isinstance(trained.model, Classifier) else "encoder"
     names = {

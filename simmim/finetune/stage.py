@@ -1,4 +1,4 @@
-"""Fine-tuning, from configuration to run directory; the order of things is that of pretraining."""
+"""Fine-tuning, from configuration to run directory, in the same order as pretraining."""
 
 import time
 from typing import Any
@@ -20,7 +20,7 @@ from simmim.utils.console import say
 
 
 class LabelledOptions(RunOptions):
-    """The options that training with labels has beside those of all training."""
+    """The options of supervised training, in addition to those of every training stage."""
 
     model: DictConfig
     init: DictConfig

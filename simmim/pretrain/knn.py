@@ -1,4 +1,4 @@
-"""What an encoder has learnt to tell apart while it pretrains, by its nearest neighbours."""
+"""Nearest-neighbour (k-NN) accuracy of the encoder during pretraining."""
 
 import pytorch_lightning as pl
 import torch
@@ -12,16 +12,18 @@ from simmim.utils.rng import derive_seed
 
 
 class NearestNeighbours(pl.Callback):
-    """Logs `val/knn_top1`: held-out images whose class their training neighbours vote for.
+    """Logs `val/knn_top1`: k-NN accuracy on validation images, with training images as neighbours.
 
-    Training images are seen as held-out ones are, without augmentation. Nothing of training changes.
+    Training images are preprocessed like validation images, without augmentation. Training is not
+    affected.
 
     Args:
-        every_n_epochs: measure in the validations after every so many epochs, and after the last
-            step (None: never).
-        k: how many neighbours have a vote.
+        every_n_epochs: number of epochs between measurements, each in a validation; the metric is
+            also measured after the last step (None: never).
+        k: number of neighbours that vote.
         temperature: a vote weighs exp(cosine similarity / temperature).
-        max_train_images: so many training images may be neighbours, the same all along (None: all).
+        max_train_images: number of training images that may be neighbours, the same ones each time
+            (None: all).
 
     Raises:
         UserError: a number that is not positive; before training, images without labels.
@@ -48,7 +50,7 @@ class NearestNeighbours(pl.Callback):
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What it logs."""
+        """Names of the metrics that it logs."""
         return () if self.every_n_epochs is None else ("val/knn_top1",)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -67,7 +69,7 @@ class NearestNeighbours(pl.Callback):
         self.vote.require_neighbours(len(self._choose(images)))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Each rank extracts its share; all know all neighbours and judge their own images."""
+        """Gathers the neighbours' features on all ranks, and classifies this rank's images."""
         assert isinstance(pl_module, SimMIMTask)
         if not self._is_due(trainer, pl_module):
             return
@@ -90,14 +92,14 @@ class NearestNeighbours(pl.Callback):
     def _is_due(self, trainer: pl.Trainer, task: SimMIMTask) -> bool:
         if self.every_n_epochs is None:
             return False
-        # The metric of the final weights stands in the summary.
+        # The summary contains the metric of the final weights.
         is_last = trainer.global_step >= task.total_steps
         return is_last or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _extract(
         self, trainer: pl.Trainer, task: SimMIMTask, images: ImageDataModule, *, held_out: bool
     ) -> Features:
-        """Features of this rank's share. Validation has put the encoder into evaluation mode."""
+        """Features of this rank's share; during validation the encoder is in evaluation mode."""
         if held_out:
             loader = images.evaluation_dataloader(images.val)
         else:
@@ -107,7 +109,7 @@ class NearestNeighbours(pl.Callback):
             return extract_features(task.model.encoder, loader, task.normalisation, task.device)
 
     def _choose(self, images: ImageDataModule) -> list[int]:
-        """Training images spread at random over all, for a folder lists one class after another."""
+        """A random choice of training images, because a folder lists one class after another."""
         generator = torch.Generator().manual_seed(derive_seed(images.seed, "neighbours") % 2**63)
         order = torch.randperm(len(images.train), generator=generator)
         return sorted(order[: self.max_train_images].tolist())

@@ -1,4 +1,4 @@
-"""Pictures of what the model sees and what it fills in."""
+"""Images of what the model sees and what it reconstructs."""
 
 from pathlib import Path
 
@@ -18,13 +18,13 @@ from simmim.utils.normalization import stretch
 
 
 class Reconstructions(pl.Callback):
-    """After each validation: held-out images, their visible part, and the prediction pasted in.
+    """After each validation, draws held-out images, their visible part, and the reconstruction.
 
-    Writes `reconstructions/step-….png` below the run directory, and the same to every log that takes
-    pictures.
+    Writes `reconstructions/step-….png` in the run directory, and logs the same to every logger that
+    accepts images.
 
     Args:
-        count: how many images; 0 for none.
+        count: number of images (0: none).
 
     Raises:
         UserError: a negative `count`.
@@ -38,7 +38,7 @@ class Reconstructions(pl.Callback):
         self._batch: Sample | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Removes those of steps that are taken again, or by a run that begins anew."""
+        """Removes the images of later steps, which a resumed run or one that starts over repeats."""
         if not trainer.is_global_zero:
             return
         for step, path in sheets_in(self.folder).items():
@@ -60,7 +60,7 @@ class Reconstructions(pl.Callback):
             )
         if not trainer.is_global_zero:
             return
-        # Values of another type than uint8 are no colours yet.
+        # Values of a type other than uint8 are not colours, and are stretched for display.
         is_picture = batch.image.dtype == torch.uint8
         show = pl_module.normalisation.invert if is_picture else stretch
         sheet = contact_sheet(panels(result, show))
@@ -73,7 +73,7 @@ class Reconstructions(pl.Callback):
                 logger.log_picture("reconstructions", sheet, trainer.global_step)
 
     def _images(self, trainer: pl.Trainer, device: torch.device) -> Sample:
-        """The first held-out images, as validation sees them."""
+        """The first validation images, preprocessed as in validation."""
         if self._batch is None:
             data = trainer.datamodule  # type: ignore[attr-defined]
             assert isinstance(data, ImageDataModule)

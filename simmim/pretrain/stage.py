@@ -1,7 +1,7 @@
 """SimMIM pretraining, from configuration to run directory.
 
-What can be wrong with a configuration is found before data is read, and what can be wrong with the
-data before weights are allocated: the encoder is first built on the meta device.
+Errors in the configuration are found before data is read, and errors in the data before weights are
+allocated: the encoder is first built on the meta device.
 """
 
 import time
@@ -38,7 +38,7 @@ class PretrainOptions(RunOptions):
 
 
 def pretrain(**options: Unpack[PretrainOptions]) -> dict[str, Any]:
-    """SimMIM pretraining: mask, reconstruct, and leave an encoder. Returns the summary."""
+    """Pretrains an encoder by SimMIM: mask and reconstruct. Returns the summary."""
     started = time.monotonic()
     seed, run_dir = options["seed"], options["run_dir"]
     start = ModelInit(options["model"], instantiate(options["init"]))
@@ -70,7 +70,7 @@ def pretrain(**options: Unpack[PretrainOptions]) -> dict[str, Any]:
     summary = fit(run, task, images, stage="pretrain", started=started)
     if summary:
         metrics = summary["metrics"]
-        # Where it is not finite, that has been told.
+        # None: it is not finite, and a warning has said so.
         if metrics["val/loss"] is not None and metrics["val/loss_over_baseline"] is not None:
             say(
                 f"held-out masked L1 {metrics['val/loss']:.4f}, "

@@ -1,4 +1,4 @@
-"""Pretraining as a LightningModule: what one step does, and what it logs."""
+"""SimMIM pretraining as a LightningModule: loss, validation and metrics."""
 
 import math
 from typing import Any
@@ -35,10 +35,11 @@ class SimMIMTask(TrainingTask):
 
     Args:
         model: encoder, mask token and head.
-        mask_generator: which tokens of an image are hidden, by step and place.
-        target_window: pixels of the neighbourhood for normalised targets (None: plain pixels).
-        loss_region: whose pixels are learned from. Held-out metrics are of the masked ones, whatever
-            it is.
+        mask_generator: chooses the masked tokens of an image, by step and place in the batch.
+        target_window: side in pixels of the neighbourhood that normalises targets (None: plain
+            pixels).
+        loss_region: the pixels that the training loss covers. Validation metrics always cover the
+            masked ones.
         training: see `TrainingArguments`.
     """
 
@@ -64,36 +65,36 @@ class SimMIMTask(TrainingTask):
         self.mask_generator = mask_generator
         self.target_window = target_window
         self.loss_region = loss_region
-        # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
+        # By default NaN would be ignored, and hide divergence; "disable" would ignore weights.
         self.val_loss = MeanMetric(nan_strategy=math.nan)
         self.val_baseline = MeanMetric(nan_strategy=math.nan)
         self.val_copying = MeanMetric(nan_strategy=math.nan)
-        # Copying takes longer than the mean, and comes to the same in every validation.
+        # Computed once: this baseline is slower than the mean, and the same in every validation.
         self._loss_of_copying: Tensor | None = None
 
     def report_facts(self) -> dict[str, Any]:
-        """Which share of an image is hidden."""
+        """The share of an image that is masked."""
         masks = self.mask_generator
         return {"hidden_share": masks.num_masked / masks.num_patches}
 
     def hide(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Hidden:
-        """Normalises the images, masks them as their places at `step` say, and sets the targets."""
+        """Normalises the images, draws their masks by `places` and `step`, and computes the targets."""
         mask = self.mask_generator(places, step=step)
         return hide(images, mask, self.normalisation, self.target_window)
 
     def reconstruct(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Reconstruction:
-        """Predicts the images' hidden part, and with it the whole of them."""
+        """Masks the images and reconstructs them."""
         assert isinstance(self.model, SimMIM)
         return fill_in(self.model, self.hide(images, places, step=step))
 
     def loss(
         self, images: Real[Tensor, "b c H W"], places: Int[Tensor, " b"], *, step: int
     ) -> Float[Tensor, ""]:
-        """The loss that is learned from; of masked pixels, no more is predicted than has one."""
+        """The training loss; if it covers masked pixels only, squares without any are not predicted."""
         assert isinstance(self.model, SimMIM)
         hidden = self.hide(images, places, step=step)
         if self.loss_region == "image":
@@ -104,19 +105,19 @@ class SimMIMTask(TrainingTask):
     def reconstruct_held_out(
         self, images: Real[Tensor, "b c H W"], index: Int[Tensor, " b"]
     ) -> Reconstruction:
-        """The same with masks that depend on the images' indices alone: fixed over a run."""
-        # No step of training is negative, so held-out masks are none of those trained on.
+        """Like `reconstruct`, with masks that depend on the images' indices only: fixed over a run."""
+        # Training steps are never negative, so validation masks are not among the training masks.
         return self.reconstruct(images, index, step=-1)
 
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
-        """Masks depend on the step and on each image's place in its global batch."""
+        """The loss; masks depend on the step and on each image's place in its global batch."""
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         first = (micro_batch * self.trainer.world_size + self.global_rank) * self.batch_size
         places = torch.arange(first, first + len(batch.image), device=self.device)
         return self.loss(batch.image, places, step=self.global_step)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Held-out loss, and those of each image's visible mean and of the nearest visible pixels."""
+        """Masked L1 of the prediction and of two baselines: visible mean and nearest visible pixels."""
         assert isinstance(batch.sample_index, Tensor)
         counted = is_counted(batch)
         result = self.reconstruct_held_out(batch.image, batch.sample_index)

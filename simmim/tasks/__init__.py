@@ -1,1 +1,1 @@
-"""What a labelled model does, a folder a task."""
+"""Supervised tasks, one folder per task."""

@@ -1,1 +1,1 @@
-"""What every training run is made of."""
+"""What all training stages share: tasks, trainer, callbacks, loggers and run directory."""

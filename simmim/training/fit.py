@@ -1,4 +1,4 @@
-"""A run from its first step to what it leaves: training, weights, summary, page."""
+"""Runs a training: trains and validates, then writes weights, summary and report."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from simmim.utils.failures import explained_failures
 
 
 def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:
-    """Logs what is about to run."""
+    """Logs the run's directory, model size, data, devices and learning rate."""
     trainer = run.trainer
     kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
     say(f"run directory {run.options['run_dir']}")
@@ -55,8 +55,8 @@ def fit(
 ) -> dict[str, Any]:
     """Trains, validates the final weights, and writes weights and summary.
 
-    `untrained` are validation metrics from before, which stand in the summary among the others.
-    Returns the summary, of the first process alone.
+    `untrained` are validation metrics from before training, which are added to the summary's
+    metrics. Returns the summary on rank 0, and an empty dictionary on other ranks.
     """
     begin(run, task, stage, untrained or {})
     train(run, task, images)
@@ -76,7 +76,7 @@ def fit(
 
 
 def begin(run: Run, task: TrainingTask, stage: str, untrained: Mapping[str, float]) -> None:
-    """Refuses names of metrics that there are none of, then makes the run's record and logs it."""
+    """Records and logs the run's configuration; raises UserError if it names unknown metrics."""
     logged = [*task.metric_names, *run.extra_metrics]
     run.checkpoints.require_metric(logged)
     require_objective(run.options["objective"], [*logged, *untrained])
@@ -88,7 +88,7 @@ def begin(run: Run, task: TrainingTask, stage: str, untrained: Mapping[str, floa
 
 
 def train(run: Run, task: TrainingTask, images: ImageDataModule) -> None:
-    """Trains from the run's checkpoint on, and validates the final weights; logs are closed then."""
+    """Trains (from the checkpoint, if resumed), validates the final weights, closes the loggers."""
     trainer = run.trainer
     compile_blocks(task.model.encoder, run.options["compile"])
     with explained_failures(
@@ -110,7 +110,7 @@ def train(run: Run, task: TrainingTask, images: ImageDataModule) -> None:
 
 
 def summarize(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str, Any]:
-    """What the run came to: metrics, the best of them, counts, speed, memory."""
+    """The results of the run: metrics, the best checkpoint, counts, speed and memory."""
     trainer, throughput, checkpoints = run.trainer, run.throughput, run.checkpoints
     if throughput.data_wait is not None:
         say(images.describe_wait(throughput.data_wait))
@@ -133,7 +133,7 @@ def summarize(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str
 
 
 def require_objective(objective: str, metrics: Sequence[str]) -> None:
-    """Raises UserError unless a summary will hold the metric that a sweep is to optimise."""
+    """Raises UserError unless the summary will contain the metric that a sweep optimises."""
     if objective not in metrics:
         raise UserError(
             f"objective={objective} is no validation metric of this run; use {', '.join(metrics)}"
@@ -143,7 +143,7 @@ def require_objective(objective: str, metrics: Sequence[str]) -> None:
 def validate_untrained(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str, float]:
     """The validation metrics of the weights that training starts from."""
     trainer = run.trainer
-    # They stand in the summary. A resumed run's loggers must not be told of a step before its own.
+    # These metrics go to the summary. Loggers of a resumed run must not receive an earlier step.
     loggers, trainer.loggers = trainer.loggers, []
     trainer.validate(task, datamodule=images, verbose=False)
     trainer.loggers = loggers

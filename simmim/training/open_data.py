@@ -1,4 +1,4 @@
-"""The images that a stage's options name, in its encoder's size."""
+"""Creates a stage's data module at the image size of its encoder."""
 
 from pathlib import Path
 
@@ -20,9 +20,13 @@ def open_data(
     *,
     goes_on: bool = False,
 ) -> ImageDataModule:
-    """The data that `data` names in the encoder's size; UserError for other channels than it takes.
+    """Creates the data module that `data` describes, at the encoder's image size.
 
-    What cannot be read of it is listed in the run directory; a run that `goes_on` adds to its list.
+    Images that cannot be read are listed in `run_dir`; a resumed run (`goes_on`) appends to its
+    list.
+
+    Raises:
+        UserError: the data has another number of channels than the encoder.
     """
     images: ImageDataModule = instantiate(
         data, image_size=encoder.image_size, train_transform=train_transform, seed=seed

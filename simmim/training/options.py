@@ -1,4 +1,4 @@
-"""What the trainer's options mean, told without a Trainer: precision and strategy by name."""
+"""Resolves and checks the trainer's precision and strategy by name, without a Trainer."""
 
 from typing import Literal, get_args
 
@@ -7,15 +7,15 @@ from simmim.utils.errors import UserError
 
 PRECISIONS = ("auto", "bf16-mixed", "16-mixed", "32-true")
 StrategyName = Literal["auto", "ddp", "fsdp", "deepspeed_zero1"]
-# Those of which each device holds a part alone.
+# Strategies that shard the training state over devices.
 SHARES_TRAINING = ("fsdp", "deepspeed_zero1")
 
 
 def resolve_precision(precision: str | int, accelerator: str) -> str:
-    """Lightning's name of a precision; auto is bf16 on GPUs that have it, else float32.
+    """Lightning's name of a precision; auto is bf16 on GPUs that support it, else float32.
 
     Raises:
-        UserError: a precision that there is not.
+        UserError: an unknown precision.
     """
     name = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(
         str(precision), str(precision)
@@ -28,7 +28,7 @@ def resolve_precision(precision: str | int, accelerator: str) -> str:
 
 
 def require_known(strategy: str) -> None:
-    """Raises UserError for a strategy that there is not."""
+    """Raises UserError for an unknown strategy."""
     if strategy not in get_args(StrategyName):
         choices = ", ".join(get_args(StrategyName))
         raise UserError(f"trainer.strategy={strategy} is unknown; use {choices}")

@@ -1,4 +1,4 @@
-"""What a training run is made of, whatever the stage: its trainer, callbacks, data and length."""
+"""Creates the parts of a training run of any stage: trainer, callbacks, data and length."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -66,22 +66,22 @@ class RunOptions(TypedDict):
 
 @runtime_checkable
 class RunPage(Protocol):
-    """The callback that writes a run's page: `simmim.report.callback.RunReport`."""
+    """The callback that writes a run's report: `simmim.report.callback.RunReport`."""
 
     def begin(self, stage: str, untrained: Mapping[str, float] | None = None) -> None:
-        """Notes what the run is; `untrained` are validation metrics from before training."""
+        """Records the stage; `untrained` are validation metrics from before training."""
 
     def finish(self) -> None:
-        """Writes the page of a run that is over."""
+        """Writes the report of a finished run."""
 
 
 class Run(NamedTuple):
-    """What trains, whatever the stage, and the options that it was made of.
+    """The parts of a training run of any stage, and the options that they were created from.
 
     Attributes:
-        resumed: the state of the checkpoint that it goes on from.
-        writer: the lock of the run directory; of the first process alone.
-        extra_metrics: names of what callbacks log of validation images beside the task.
+        resumed: the state of the checkpoint that the run resumes from, if any.
+        writer: the lock of the run directory, on rank 0 only.
+        extra_metrics: names of validation metrics that callbacks log in addition to the task's.
     """
 
     options: RunOptions
@@ -102,10 +102,10 @@ def create_run(
     callbacks: Sequence[pl.Callback],
     extra_metrics: tuple[str, ...] = (),
 ) -> Run:
-    """Builds the trainer, and finds the checkpoint that it goes on from, if any.
+    """Creates the trainer, and finds the checkpoint that the run resumes from, if any.
 
-    `options` are all of the stage's, of which those that decide the result are compared when a run is
-    resumed.
+    `options` are all options of the stage; when a run is resumed, those that affect the result are
+    compared with the checkpoint's.
     """
     check_compile(options["compile"], options["trainer"].accumulate_grad_batches)
     run_dir = options["run_dir"]
@@ -122,7 +122,7 @@ def create_run(
         longest_wait=guards.time.longest_wait,
         run_dir=run_dir,
         loggers=[instantiate(entry, save_dir=run_dir) for entry in options["logger"].values()],
-        # Averages are taken before a checkpoint is written.
+        # The weight average is updated before a checkpoint is written.
         callbacks=[
             *(throughput, RunProgress(throughput), LearningRate(), Amplitudes()),
             *(guards.numbers, *callbacks, PendingStep()),
@@ -142,7 +142,7 @@ def create_run(
         options["data"].batch_size * trainer.world_size * trainer.accumulate_grad_batches
     )
     checkpoints.options = result_options(as_plain(options), images_a_step)
-    # What auto stands for depends on the machine.
+    # What auto resolves to depends on the machine.
     kind = "gpu" if trainer.strategy.root_device.type == "cuda" else "cpu"
     checkpoints.options["trainer.precision"] = resolve_precision(options["trainer"].precision, kind)
     resumed = resume_checkpoint(options["resume"], checkpoints.last)
@@ -169,7 +169,7 @@ def create_run(
 
 
 def as_plain(options: RunOptions) -> dict[str, Any]:
-    """The options as dictionaries and lists, with nothing left to resolve."""
+    """The options as dictionaries and lists, with all interpolations resolved."""
     return {
         name: OmegaConf.to_container(option, resolve=True)
         if OmegaConf.is_config(option)
@@ -181,7 +181,7 @@ def as_plain(options: RunOptions) -> dict[str, Any]:
 def create_data(
     run: Run, encoder: SwinTransformer, data: DictConfig | None = None
 ) -> ImageDataModule:
-    """The data that `data` (None: that of the run's options) names, in the encoder's size."""
+    """Creates the data module of `data` (None: the run's options) at the encoder's image size."""
     options = run.options
     augmentation = instantiate(options["augmentation"], image_size=encoder.image_size)
     images = open_data(
@@ -193,17 +193,18 @@ def create_data(
         goes_on=run.resumed is not None and run.resumed.path.parent == run.checkpoints.folder,
     )
     images.stop_signals = list(options["stop_signals"])
-    # A validation within an epoch has batches ready beside those of training.
+    # During a validation within an epoch, training's loader has batches ready too.
     is_within = run.trainer.val_check_interval != 1.0 or run.trainer.check_val_every_n_epoch is None
     images.share_node(run.trainer.num_devices, loaders=2 if is_within else 1)
     return images
 
 
 def training_arguments(run: Run, start: ModelInit, images: ImageDataModule) -> TrainingArguments:
-    """What every task is told.
+    """The arguments of every training task.
 
     Raises:
-        UserError: there is not one whole batch, or the checkpoint is of a run with other options.
+        UserError: the data has fewer images than one step takes, `val_check_interval` is longer
+            than an epoch, or the checkpoint is of a run with other options.
     """
     trainer = run.trainer
     share = (trainer.world_size, trainer.accumulate_grad_batches)
@@ -239,7 +240,7 @@ def training_arguments(run: Run, start: ModelInit, images: ImageDataModule) -> T
 
 
 def require_interval(trainer: pl.Trainer, batches: int) -> None:
-    """Raises UserError for a `val_check_interval` that no epoch of so many batches comes to."""
+    """Raises UserError for a `val_check_interval` that is longer than an epoch of this many batches."""
     interval = trainer.val_check_interval
     is_within_epochs = trainer.check_val_every_n_epoch is not None
     if is_within_epochs and isinstance(interval, int) and interval > batches:

@@ -1,4 +1,4 @@
-"""What both stages train alike: seeding, optimiser and schedule, what a checkpoint says of itself."""
+"""Base class of the training tasks: seeding, optimiser, schedule, metadata of checkpoints."""
 
 import random
 from collections.abc import Mapping
@@ -29,16 +29,16 @@ from simmim.utils.console import warn
 from simmim.utils.normalization import Normalisation
 from simmim.utils.rng import derive_seed
 
-# Of a group of parameters, what the recipe says.
+# The keys of a parameter group that the recipe sets.
 _OF_RECIPE = ("lr", "weight_decay", "betas", "eps")
 
 
 class TrainingArguments(TypedDict):
-    """What every task is told.
+    """Arguments of every training task.
 
-    `batch_size` is images per device and forward: with the trainer's world size and accumulation it
-    gives each image's place in the global batch. `total_steps` and `steps_per_epoch` are optimiser
-    steps, for the schedule.
+    `batch_size` is images per device and forward pass; with the trainer's world size and gradient
+    accumulation it determines each image's place in the global batch. `total_steps` and
+    `steps_per_epoch` are optimiser steps, for the schedule.
     """
 
     normalisation: Normalisation
@@ -50,7 +50,7 @@ class TrainingArguments(TypedDict):
 
 
 class MicroBatch(NamedTuple):
-    """A part of a step: the batch as the loader made it, its number in the epoch, and its loss."""
+    """One micro-batch of a step: the batch from the loader, its number in the epoch, and its loss."""
 
     batch: Sample | UndecodedBatch
     number: int
@@ -58,10 +58,10 @@ class MicroBatch(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Of a step that is about to be taken, the same on all ranks; read from the device.
+    """Metrics of a step before the optimiser takes it, on the CPU and the same on all ranks.
 
-    `loss` is the mean over its micro-batches and over all ranks; `gradient_norm` is that before
-    clipping, or None under DeepSpeed, which holds the gradients.
+    `loss` is the mean over its micro-batches and over all ranks; `gradient_norm` is the norm before
+    clipping, or None under DeepSpeed, which manages the gradients itself.
     """
 
     loss: float
@@ -69,13 +69,13 @@ class StepMetrics(NamedTuple):
 
 
 class TrainingTask(pl.LightningModule):
-    """A model with an encoder, trained by a recipe over a known number of steps.
+    """Trains a model with an encoder by a recipe, over a known number of steps.
 
     Attributes:
-        metric_names: of the validation metrics that it logs.
-        micro_batches: those of the step that is under way.
+        metric_names: names of the validation metrics that it logs.
+        micro_batches: micro-batches of the current step.
         to_log: metrics on the device, by name, to be read and logged together with the step's loss.
-        skipped_step: whether the last step changed nothing.
+        skipped_step: whether the last step was skipped and changed no weight.
     """
 
     metric_names: tuple[str, ...]
@@ -98,16 +98,16 @@ class TrainingTask(pl.LightningModule):
         self._gradient_norm: Tensor | None = None
 
     def configure_model(self) -> None:
-        """Shares the weights out where the strategy says so (Lightning calls this on all ranks)."""
+        """Shards the weights under FSDP (Lightning calls this on all ranks)."""
         if self.device_mesh is not None:
-            # Lightning's mesh has a dimension for tensor parallelism too, and FSDP takes two dimensions
-            # for copies of the model, each shared out over the second.
+            # Lightning's mesh also has a tensor-parallel dimension. FSDP would read two dimensions
+            # as hybrid sharding: replicas along the first, shards along the second.
             shard(self.model, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
-        """Has a resumed run go by its own recipe where it differs from that of its checkpoint.
+        """Applies this run's recipe where it differs from that of the resumed checkpoint.
 
-        The optimiser and the schedule have come back with what they were made with.
+        Loading the checkpoint has restored the values that its optimiser and schedule had.
         """
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(scheduler, LambdaLR)
@@ -124,7 +124,7 @@ class TrainingTask(pl.LightningModule):
     def on_before_batch_transfer(
         self, batch: Sample | UndecodedBatch, dataloader_idx: int
     ) -> Sample | UndecodedBatch:
-        """Keeps the batch outside the device until its step is taken, for a second look."""
+        """Keeps the batch on the CPU during its step, so that its loss can be computed again."""
         if self.trainer.training:
             self._loaded = batch
         return batch
@@ -134,7 +134,7 @@ class TrainingTask(pl.LightningModule):
         self.seed_micro_batch(batch_idx)
 
     def seed_micro_batch(self, batch_idx: int) -> None:
-        """Seeds all generators as this batch of this step wants them."""
+        """Seeds the generators of PyTorch, Python and NumPy by step, micro-batch and rank."""
         accumulation = self.trainer.accumulate_grad_batches
         micro_step = self.global_step * accumulation + batch_idx % accumulation
         seed = derive_seed(self.seed, "step", micro_step, self.global_rank)
@@ -143,7 +143,7 @@ class TrainingTask(pl.LightningModule):
         np.random.seed(seed % 2**32)
 
     def training_step(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
-        """The loss of one batch, remembered for the step that it belongs to."""
+        """The loss of one micro-batch, which is recorded for the current step."""
         loss = self.compute_loss(batch, batch_idx)
         if len(self.micro_batches) == self.trainer.accumulate_grad_batches:
             self.micro_batches.clear()
@@ -152,19 +152,19 @@ class TrainingTask(pl.LightningModule):
         return loss
 
     def compute_loss_again(self, micro_batch: MicroBatch) -> Float[Tensor, ""]:
-        """The same loss a second time, before the weights change."""
+        """The loss of a micro-batch again, with the same random numbers, before the weights change."""
         batch = self.transfer_batch_to_device(micro_batch.batch, self.device, 0)
         self.seed_micro_batch(micro_batch.number)
         with self.trainer.precision_plugin.train_step_context():
             return self.compute_loss(batch, micro_batch.number)
 
     def measure_step(self, optimizer: torch.optim.Optimizer) -> StepMetrics | None:
-        """Loss and gradient norm of the step, logged too; None if micro-batches are to come.
+        """Computes and logs loss and gradient norm; None before the last micro-batch of the step.
 
-        All that is logged of a step is read here, in one transfer: nothing else in a step waits for
-        the device.
+        All logged metrics of a step are read from the device here, in one transfer: nothing else in
+        a step waits for the device.
         """
-        # DeepSpeed's strategy asks after each micro-batch.
+        # DeepSpeed's strategy calls this after each micro-batch.
         if len(self.micro_batches) < self.trainer.accumulate_grad_batches:
             return None
         mine = torch.stack([micro_batch.loss for micro_batch in self.micro_batches]).mean()
@@ -186,12 +186,12 @@ class TrainingTask(pl.LightningModule):
         return StepMetrics(read["train/loss"], read.get("train/gradient_norm"))
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs a number without sending it to the device and back, as Lightning would."""
+        """Logs a Python number as a CPU tensor; Lightning would copy it to the device and back."""
         held = torch.tensor(float(value)) if isinstance(value, (int, float)) else value
         super().log(name, held, *args, **kwargs)
 
     def skip_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Lets the optimiser pass: without gradients it changes neither weights nor its state."""
+        """Drops the gradients; without them the optimiser changes neither weights nor its state."""
         optimizer.zero_grad(set_to_none=True)
         self.skipped_step = True
 
@@ -201,12 +201,12 @@ class TrainingTask(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the norm that was measured."""
+        """Clips the gradients, by the norm that `measure_step` has computed."""
         if gradient_clip_val is not None and self._gradient_norm is not None:
             clip_grads_with_norm_(_parameters(optimizer), gradient_clip_val, self._gradient_norm)
 
     def log_validation(self, metrics: dict[str, Metric]) -> dict[str, torch.Tensor]:
-        """Logs what these metrics came to over all ranks, resets them, and returns the values."""
+        """Computes these metrics over all ranks, logs and resets them, and returns the values."""
         values = {name: metric.compute() for name, metric in metrics.items()}
         self.log_dict(values)
         for metric in metrics.values():
@@ -221,7 +221,7 @@ class TrainingTask(pl.LightningModule):
         return values
 
     def configure_optimizers(self) -> Any:
-        """AdamW and its schedule, per step."""
+        """AdamW and its learning-rate schedule, which is stepped after every optimiser step."""
         effective_batch = (
             self.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
         )
@@ -230,7 +230,7 @@ class TrainingTask(pl.LightningModule):
             self.model,
             effective_batch,
             depths=self.model.encoder.depths,
-            # A fused step would undo fp16's scaling itself, after gradients are to be clipped.
+            # With fp16, a fused step unscales the gradients itself, which is too late for clipping.
             fused=True if precision != "16-mixed" and device in ("cpu", "cuda") else None,
         )
         self._recipe = [
@@ -246,11 +246,11 @@ class TrainingTask(pl.LightningModule):
         }
 
     def report_facts(self) -> dict[str, Any]:
-        """What the run's report says of this task beside its metrics."""
+        """Facts about this task that the run's report shows besides its metrics."""
         return {}
 
     def save_weights(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Writes `encoder.safetensors`; `weights` are the whole model's state dict."""
+        """Writes `encoder.safetensors` to `folder`; `weights` is the whole model's state dict."""
         prefix = "encoder."
         of_encoder = {
             name.removeprefix(prefix): tensor
@@ -261,7 +261,7 @@ class TrainingTask(pl.LightningModule):
         save_encoder(self.model.encoder, path, self.normalisation, of_encoder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what rebuilds the encoder without a config."""
+        """Adds a description of the encoder that is enough to rebuild it without a configuration."""
         checkpoint["encoder"] = describe_encoder(self.model.encoder, self.normalisation)
 
 

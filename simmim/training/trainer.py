@@ -1,4 +1,4 @@
-"""A Lightning Trainer for this machine, or a clear word on why there is none."""
+"""Creates the Lightning Trainer for this machine, or explains why it cannot."""
 
 import logging
 import os
@@ -25,18 +25,18 @@ from simmim.training.distributed.strategies import (
 from simmim.training.options import resolve_precision
 from simmim.utils.errors import UserError
 
-# Lightning tells of devices that it did not use and of its makers' products.
+# Lightning reports devices that it does not use, and advertises its makers' products.
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 for _untrue_here in (
     ".*is deprecated, use `isinstance.treespec, TreeSpec.*",
-    ".*smaller than the logging interval.*",  # short epochs are no mistake
+    ".*smaller than the logging interval.*",  # short epochs are not a mistake
     ".*your dataloader is not resumable.*",  # data.sampling resumes at the next batch
     ".*does not have many workers.*",
-    ".*`srun` command is available.*",  # a run that its user starts without it is one
-    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # the data module has none
-    ".*the default `LightningModule.configure_gradient_clipping`.*",  # DeepSpeed clips by the same
-    ".*when logging on epoch level in distributed setting.*",  # torchmetrics has reduced them
+    ".*`srun` command is available.*",  # a run may be started without srun
+    ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # the data module lacks it
+    ".*the default `LightningModule.configure_gradient_clipping`.*",  # DeepSpeed clips the same way
+    ".*when logging on epoch level in distributed setting.*",  # torchmetrics already reduced them
 ):
     warnings.filterwarnings("ignore", message=_untrue_here)
 
@@ -62,18 +62,18 @@ def create_trainer(
     callbacks: Sequence[pl.Callback],
     longest_wait: timedelta | None = None,
 ) -> pl.Trainer:
-    """Builds the Trainer of a run; `precision` auto is bf16 on GPUs that have it, else float32.
+    """Creates the Trainer of a run; `precision` auto is bf16 on GPUs that support it, else float32.
 
-    `devices` and `num_nodes` auto are what torchrun or srun started processes for; without them, all
-    GPUs of this machine, or one process on the CPU. `clip_norm` is what gradients are scaled down to
-    (None: never); `longest_wait` is when PyTorch gives up waiting for other processes (None: its own
-    default). Everything else is Lightning's Trainer's: `max_epochs` and `max_steps` (-1: no end),
-    `accumulate_grad_batches`, `check_val_every_n_epoch`, `val_check_interval`, `log_every_n_steps`,
-    `deterministic`, `loggers` and `callbacks`.
+    `devices` and `num_nodes` auto follow the processes that torchrun or srun started; without a
+    launcher they are all GPUs of this machine, or one process on the CPU. `clip_norm` is the
+    maximum gradient norm (None: no clipping); `longest_wait` is PyTorch's timeout for waiting on
+    other processes (None: its default). All others are arguments of Lightning's Trainer:
+    `max_epochs` and `max_steps` (-1: no end), `accumulate_grad_batches`, `check_val_every_n_epoch`,
+    `val_check_interval`, `log_every_n_steps`, `deterministic`, `loggers` and `callbacks`.
 
     Raises:
-        UserError: an accelerator or devices that this machine does not have or that differ from the
-            processes that were started, an unknown precision or strategy, or no end to the run.
+        UserError: an accelerator or devices that this machine does not have or that contradict the
+            launcher, an unknown precision or strategy, or a run without an end.
     """
     launch = find_launch()
     warn_of_stale_store()
@@ -112,7 +112,7 @@ def create_trainer(
             gradient_clip_val=clip_norm,
             deterministic=deterministic,
             benchmark=not deterministic,
-            # A validation before training would leave metrics that training cannot update.
+            # After a validation in inference mode, training could not update the metrics' states.
             inference_mode=False,
             default_root_dir=run_dir,
             logger=list(loggers),
@@ -120,7 +120,7 @@ def create_trainer(
             enable_checkpointing=False,  # callbacks.Checkpoints writes them
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # data.sampling deals samples to ranks
+            use_distributed_sampler=False,  # data.sampling assigns samples to ranks
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"Lightning cannot run this trainer: {error}") from error
@@ -156,10 +156,10 @@ def require_counts(
 def agree_with(
     launch: Launch | None, devices: int | str | Sequence[int], num_nodes: int | str
 ) -> tuple[int | str | Sequence[int], int]:
-    """Devices of each node and the number of nodes, where a launcher decided them.
+    """Devices per node and number of nodes: the launcher's, if there is one, else the options'.
 
     Raises:
-        UserError: other numbers than the launcher's, or no number.
+        UserError: an option contradicts the launcher, or `num_nodes` is neither a number nor auto.
     """
     if isinstance(num_nodes, str) and num_nodes != "auto":
         raise UserError(f"trainer.num_nodes={num_nodes} is neither a number nor auto; use auto")
@@ -179,14 +179,14 @@ def agree_with(
 
 
 def count_devices(accelerator: str, devices: int | str | Sequence[int]) -> int:
-    """How many devices of this machine a run takes."""
+    """Number of devices that a run uses on this machine."""
     if str(devices) in ("auto", "-1"):
         return torch.cuda.device_count() if accelerator == "gpu" else 1
     return int(devices) if isinstance(devices, (int, str)) else len(devices)
 
 
 class RunLength(NamedTuple):
-    """How long a run is in optimiser steps, by its plan."""
+    """The planned length of a run, in optimiser steps."""
 
     total_steps: int
     steps_per_epoch: int
@@ -201,7 +201,7 @@ def run_length(*, max_epochs: int | None, max_steps: int, steps_per_epoch: int) 
 
 
 def available_accelerator(accelerator: str, devices: int | str | Sequence[int]) -> str:
-    """`accelerator` with auto resolved; UserError where it, or so many devices, do not exist."""
+    """Resolves `accelerator` auto; raises UserError if this machine lacks it or the `devices`."""
     there = {"gpu": torch.cuda.device_count(), "cpu": os.cpu_count() or 1}
     if torch.backends.mps.is_available():
         there["mps"] = 1

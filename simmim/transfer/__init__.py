@@ -1,1 +1,1 @@
-"""A classifier at another image and window size."""
+"""Transfer of a classifier to another image and window size."""

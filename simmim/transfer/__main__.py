@@ -1,4 +1,4 @@
-"""`python -m simmim.transfer`: a classifier carried to another image and window size."""
+"""`python -m simmim.transfer`: transfer of a classifier to another image and window size."""
 
 from simmim.cli.main import run_command
 

@@ -19,9 +19,9 @@ from simmim.utils.console import say
 
 
 def transfer(**options: Unpack[LabelledOptions]) -> dict[str, Any]:
-    """A classifier at another image and window size, its head carried over. Returns the summary.
+    """Transfers a classifier, with its head, to another image and window size. Returns the summary.
 
-    It is validated before any training at the new size ("direct"; Swin V2, table 1) and after.
+    It is validated at the new size before any training ("direct"; Swin V2, table 1) and after.
     """
     started = time.monotonic()
     run_dir, mixing = options["run_dir"], options["mixing"]

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from report.conftest import IMAGES, STEPS, write_metrics
-from simmim.report import __main__ as report
 from simmim.data.loader import MUCH
+from simmim.report import __main__ as report
 from simmim.report.html import write_report
 from simmim.report.run_record import read_run, write_facts
 from simmim.report.sweep import write_sweep_report

@@ -1,1 +1,1 @@
-"""One class an image."""
+"""Classification: one class per image."""

@@ -1,4 +1,4 @@
-"""The metrics of validation: how often a classifier is right on images that it was not trained on."""
+"""Validation metrics of a classifier."""
 
 import math
 
@@ -10,17 +10,17 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class ValidationAccuracy(nn.Module):
-    """Cross-entropy, top-1 and top-5 over all ranks."""
+    """Cross-entropy, top-1 and top-5 accuracy over all ranks."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        # By default NaN would be left out, and the rest pass for the whole; "disable" drops weights.
+        # By default NaN would be ignored, and hide divergence; "disable" would ignore weights.
         self.loss = MeanMetric(nan_strategy=math.nan)
         self.top1 = MulticlassAccuracy(outputs, average="micro")
         self.top5 = MulticlassAccuracy(outputs, top_k=min(5, outputs), average="micro")
 
     def update(self, logits: Float[Tensor, "n outputs"], labels: Int[Tensor, " n"]) -> None:
-        """Counts one batch, which may have no image that counts."""
+        """Adds one batch, which may be empty."""
         if len(labels) == 0:
             return
         self.loss.update(F.cross_entropy(logits, labels, reduction="none"))
@@ -29,5 +29,5 @@ class ValidationAccuracy(nn.Module):
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """By the names that they are logged under."""
+        """The metrics, by the names that they are logged under."""
         return {"val/loss": self.loss, "val/top1": self.top1, "val/top5": self.top5}

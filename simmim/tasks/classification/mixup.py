@@ -7,7 +7,7 @@ from torch import Tensor
 
 from simmim.utils.errors import UserError
 
-# Images and their classes in; mixed images and each one's share of the classes out.
+# From images and their labels to mixed images and soft labels, one probability per class.
 Mix: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -22,7 +22,7 @@ def create_mixup(
     """Timm's mixer (Mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899); None where both alphas are 0.
 
     `mixup` and `cutmix` are alphas of beta distributions; `label_smoothing` is the share of a label
-    that goes to all classes alike.
+    that is spread evenly over all classes.
 
     Raises:
         UserError: an alpha or a smoothing out of range, or an odd batch, whose halves cannot mix.
@@ -40,7 +40,7 @@ def create_mixup(
             f"data.batch_size {batch_size} is odd and Mixup pairs images; use {batch_size + 1}, "
             "or mixing.mixup=0 mixing.cutmix=0"
         )
-    # timm takes a second to import: a run that does not mix does without.
+    # Importing timm takes a second, which a run without mixing can save.
     from timm.data.mixup import Mixup
 
     mix: Mix = Mixup(  # type: ignore[no-untyped-call]

@@ -25,10 +25,10 @@ class ClassificationTask(TrainingTask):
 
     Args:
         model: encoder and head.
-        classes: a name for each of its outputs.
+        classes: names of the classes, in the order of the model's outputs.
         mode: `full` trains everything; `linear` freezes the encoder and trains the head alone.
         mixup: timm's Mixup and CutMix, or None for plain labels with `label_smoothing`.
-        held_out_crop: how held-out images are shown, as its checkpoints are to tell.
+        held_out_crop: how validation images are cropped; stored in the checkpoints.
         training: see `TrainingArguments`.
     """
 
@@ -56,7 +56,7 @@ class ClassificationTask(TrainingTask):
         self.held_out = ValidationAccuracy(len(classes))
 
     def report_facts(self) -> dict[str, Any]:
-        """How many classes there are."""
+        """The number of classes."""
         return {"classes": len(self.classes)}
 
     def save_weights(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -69,7 +69,7 @@ class ClassificationTask(TrainingTask):
         )
 
     def train(self, mode: bool = True) -> "ClassificationTask":
-        """Switches to training; a frozen encoder never drops a path."""
+        """Switches to training mode; a frozen encoder stays in evaluation mode, without drop path."""
         super().train(mode)
         if self.mode == "linear":
             self.model.encoder.eval()
@@ -78,12 +78,12 @@ class ClassificationTask(TrainingTask):
     def on_before_batch_transfer(
         self, batch: Sample | UndecodedBatch, dataloader_idx: int
     ) -> Sample | UndecodedBatch:
-        """Raises UserError where an image has no label, while that asks nothing of the device."""
+        """Raises UserError if an image has no label; on the CPU, this does not wait for the device."""
         require_label_each(batch)
         return super().on_before_batch_transfer(batch, dataloader_idx)
 
     def compute_loss(self, batch: Sample, batch_idx: int) -> Float[Tensor, ""]:
-        """Cross-entropy of a mixed batch."""
+        """Cross-entropy of a batch, which is mixed if there is Mixup."""
         images, labels = self.normalisation.normalise(batch.image), batch.label
         assert isinstance(labels, Tensor)
         if self.mixup is not None:
@@ -92,7 +92,7 @@ class ClassificationTask(TrainingTask):
         return F.cross_entropy(self.model(images).float(), labels, label_smoothing=smoothing)
 
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
-        """Counts right answers; repeats that only even out the ranks do not count."""
+        """Updates the metrics; repeats that pad the ranks to equal length do not count."""
         assert isinstance(batch.label, Tensor)
         counted = is_counted(batch)
         logits = self.model(self.normalisation.normalise(batch.image)).float()
@@ -103,7 +103,7 @@ class ClassificationTask(TrainingTask):
         self.log_validation(self.held_out.metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds how it was validated, and the classes' names, in the order of the head's outputs."""
+        """Adds the validation crop, and the classes' names in the order of the head's outputs."""
         super().on_save_checkpoint(checkpoint)
         if self.held_out_crop is not None:
             checkpoint["encoder"]["held_out_crop"] = self.held_out_crop

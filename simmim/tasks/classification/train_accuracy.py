@@ -1,4 +1,4 @@
-"""The accuracy on training images: beside that on held-out ones it tells what was learned by heart."""
+"""Accuracy on training images: its gap to the validation accuracy shows overfitting."""
 
 import pytorch_lightning as pl
 import torch
@@ -10,12 +10,12 @@ from simmim.utils.rng import derive_seed
 
 
 class TrainAccuracy(pl.Callback):
-    """Logs `train/top1` with each validation, of training images without augmentation.
+    """Logs `train/top1` with each validation: the accuracy on training images without augmentation.
 
-    Images that are read one after another have none.
+    A stream, which has no random access, is left out.
 
     Args:
-        training_images: so many are judged, the same all along (0: none).
+        training_images: number of images to evaluate, the same ones each time (0: none).
 
     Raises:
         UserError: a negative number.
@@ -30,14 +30,15 @@ class TrainAccuracy(pl.Callback):
         self._has_begun = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on validations are of this training."""
+        """Starts to measure: validations before training are left out."""
         self._has_begun = True
 
     @torch.no_grad()
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Each rank judges its share; validation has put the model into evaluation mode.
+        """Evaluates this rank's share of the images.
 
-        And an average of the weights in their place: at the end of it they are back.
+        During a validation the model is in evaluation mode, with the weight average if there is
+        one.
         """
         images = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(images, ImageDataModule)
@@ -52,7 +53,7 @@ class TrainAccuracy(pl.Callback):
         right, count = torch.zeros(2, device=pl_module.device)
         for batch in loader:
             own = trainer.strategy.batch_to_device(batch)
-            # Ranks that share out the weights have to come together, for repeats too.
+            # Under FSDP, all ranks have to run the same forward passes, so repeats run too.
             with trainer.precision_plugin.forward_context():
                 logits = pl_module.model(pl_module.normalisation.normalise(own.image))
             counts = own.sample_index >= 0
@@ -62,7 +63,7 @@ class TrainAccuracy(pl.Callback):
         pl_module.log("train/top1", totals[0] / totals[1])
 
     def _choose(self, images: ImageDataModule) -> list[int]:
-        """Spread at random over all, for a folder lists one class after another."""
+        """A random choice over all images, because a folder lists one class after another."""
         generator = torch.Generator().manual_seed(derive_seed(images.seed, "report") % 2**63)
         order = torch.randperm(len(images.train), generator=generator)
         return sorted(order[: self.training_images].tolist())

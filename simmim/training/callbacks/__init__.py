@@ -1,4 +1,4 @@
-"""What a run does beside training: checkpoints, signals, progress, throughput, pictures."""
+"""Lightning callbacks: checkpoints, stop signals, guards, progress, throughput and more."""
 
 from simmim.training.callbacks.activation_stats import Amplitudes
 from simmim.training.callbacks.checkpoint import Checkpoints

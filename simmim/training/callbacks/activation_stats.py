@@ -1,4 +1,4 @@
-"""How large activations are, block by block."""
+"""Logs the variance of each block's output."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -15,8 +15,8 @@ from simmim.training.task import TrainingTask
 class Amplitudes(pl.Callback):
     """Logs `amplitude/stage1_block1` and so on: variances of the blocks' outputs.
 
-    In the mean over devices, of the first micro-batch of each step that is logged; other steps cost
-    nothing.
+    They are means over devices, for the first micro-batch of each step that is logged; other steps
+    cost nothing.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Amplitudes(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Looks where the step that begins is to be logged."""
+        """Observes the blocks if the step that begins will be logged."""
         assert isinstance(pl_module, TrainingTask)
         is_first = batch_idx % trainer.accumulate_grad_batches == 0
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -42,7 +42,7 @@ class Amplitudes(pl.Callback):
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Float[Tensor, ""]
     ) -> None:
-        """Has what the forward pass showed logged with the step's loss."""
+        """Adds the variances to the metrics that are logged with the step's loss."""
         assert isinstance(pl_module, TrainingTask)
         self._looking.close()
         if not self._seen:

@@ -1,4 +1,4 @@
-"""Checkpoints by steps and by time, written beside and renamed, so that none is ever half there."""
+"""Checkpoints by steps and by time, written to a temporary path and then renamed."""
 
 import io
 import logging
@@ -32,12 +32,12 @@ class _Buffered(Protocol):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint straight to its path: Lightning's own goes by way of the system's /tmp."""
+    """Writes a checkpoint directly to its path; Lightning's own goes through the system's /tmp."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Raises OSError where the disk is full."""
+        """Writes the checkpoint; raises OSError if the disk is full."""
         content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -48,19 +48,19 @@ class CheckpointFiles(TorchCheckpointIO):
 class Checkpoints(pl.Callback):
     """Writes `step-….ckpt`, `last.ckpt` and `best.ckpt` to `checkpoints` below the run directory.
 
-    One that cannot be written, because the disk is full, is told of and left out; what was there
-    stays. At the end of the run it is an error.
+    A checkpoint that cannot be written, because the disk is full, is skipped with a warning;
+    earlier ones stay. At the end of the run this is an error.
 
     Args:
-        every_n_steps: write after every so many optimiser steps (None: not by steps).
-        every_minutes: write when so much time has passed since the last one (None: not by time).
+        every_n_steps: interval in optimiser steps (None: not by steps).
+        every_minutes: minutes to wait after the last one (None: not by time).
         keep: how many of the newest to keep; `last.ckpt` is the newest of them.
-        monitor: the validation metric that `best.ckpt` has the best value of (None: no `best.ckpt`).
-        mode: whether the best is the largest (`max`) or the smallest (`min`); None: the smallest loss,
-            the largest of anything else.
+        monitor: the validation metric whose best value decides `best.ckpt` (None: no `best.ckpt`).
+        mode: whether the largest (`max`) or the smallest (`min`) value is best (None: `min` for a
+            loss, `max` for other metrics).
 
     Raises:
-        UserError: a number that is not positive, or a `mode` without a metric to go by.
+        UserError: a number that is not positive.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Checkpoints(pl.Callback):
         self.mode = mode or ("min" if "loss" in (monitor or "") else "max")
         self.best_value: float | None = None
         self.best_step: int | None = None
-        self.options: dict[str, Any] = {}  # those that decide the result
+        self.options: dict[str, Any] = {}  # those that affect the result
         self._saved_step = -1
         self._seen_step = -1
         self._saved_time = time.monotonic()
@@ -104,7 +104,7 @@ class Checkpoints(pl.Callback):
         return self.folder / "best.ckpt"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the clock; what a resumed run starts from is saved already."""
+        """Starts the clock; the state that a resumed run starts from is already saved."""
         self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
         self._seen_step = trainer.global_step
         if (
@@ -127,22 +127,22 @@ class Checkpoints(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Writes where a step just finished and one is due."""
-        # A state in the middle of an accumulation would lose the gradients gathered so far.
+        """Writes a checkpoint if a step has just finished and one is due."""
+        # A checkpoint between two micro-batches would lose the gradients accumulated so far.
         if trainer.global_step == self._seen_step:
             return
         self._seen_step = trainer.global_step
         by_steps = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         waited = time.monotonic() - self._saved_time
         by_time = self.every_seconds is not None and waited >= self.every_seconds
-        # Written here, where Lightning still counts the epoch as going on, for a longer run to go
-        # on from its middle.
+        # Written here, while Lightning still counts the epoch as unfinished, so that a longer run
+        # can resume in the middle of it.
         is_last = trainer.global_step == trainer.max_steps
         if by_steps or is_last or self._agree(trainer, by_time):
             self.save(trainer)
 
     def _agree(self, trainer: pl.Trainer, by_time: bool) -> bool:
-        """All ranks write together: the first one's clock decides. To ask it takes a while."""
+        """Whether all ranks write now, by rank 0's clock; asked rarely, because that takes time."""
         if trainer.world_size == 1:
             return by_time
         if self.every_seconds is None or trainer.global_step % _STEPS_BETWEEN_CLOCKS:
@@ -150,7 +150,7 @@ class Checkpoints(pl.Callback):
         return bool(trainer.strategy.broadcast(by_time))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes `best.ckpt` where trained weights are better than any before."""
+        """Writes `best.ckpt` if the trained weights are better than any before."""
         if self.monitor is None or trainer.global_step == 0:
             return
         # Some metrics are not measured in every validation.
@@ -171,12 +171,12 @@ class Checkpoints(pl.Callback):
         self.save(trainer, is_needed=True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Removes what a run that was killed after its last checkpoint did not come to remove."""
+        """Removes older checkpoints that a run killed after its last checkpoint had not removed."""
         if trainer.is_global_zero:
             self._remove_older(self.folder / f"step-{trainer.global_step:08d}.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
-        """What the best one is, and which options the run has."""
+        """The best value so far, and the options of the run."""
         return {
             "monitor": self.monitor,
             "best_value": self.best_value,
@@ -193,7 +193,7 @@ class Checkpoints(pl.Callback):
             )
 
     def remember_best(self, resumed_step: int) -> None:
-        """A run that goes on from this step compares with the best that it had until then."""
+        """Restores the best value up to the step that the run resumes from, to compare with."""
         if not self.best.exists():
             return
         try:
@@ -213,15 +213,15 @@ class Checkpoints(pl.Callback):
         return value > self.best_value if self.mode == "max" else value < self.best_value
 
     def save(self, trainer: pl.Trainer, *, is_needed: bool = False) -> None:
-        """Writes the run's state, unless it did, and removes what is older than the newest `keep`.
+        """Writes the state of this step, unless it is saved, and removes all but the newest `keep`.
 
         Raises:
-            UserError: it cannot be written, and `is_needed`, for the run ends here.
+            UserError: it cannot be written and `is_needed`, because the run ends here.
         """
         if trainer.global_step == self._saved_step:
             return
         path = self.folder / f"step-{trainer.global_step:08d}.ckpt"
-        # A run that goes on from here logs nothing of the steps before this one again.
+        # A run that resumes from here does not log earlier steps again.
         _flush_loggers(trainer)
         error = self._write(trainer, path, is_newest=True)
         self._saved_time = time.monotonic()
@@ -242,8 +242,8 @@ class Checkpoints(pl.Callback):
         self._saved_step = trainer.global_step
 
     def _remove_older(self, path: Path) -> None:
-        """Keeps the newest up to this one; what cannot be removed is told of and stays."""
-        # Later steps are left from before the run was started again; they are not ours to lose.
+        """Removes all but the newest up to this one; warns if one cannot be removed."""
+        # Later steps are from before the run was started again from an earlier one; they are kept.
         steps = [old for old in sorted(self.folder.glob("step-*.ckpt")) if old <= path]
         for old in steps[: -self.keep]:
             try:
@@ -252,9 +252,9 @@ class Checkpoints(pl.Callback):
                 log.warning(f"{old} cannot be removed ({_first_line(error)}); training goes on")
 
     def _write(self, trainer: pl.Trainer, path: Path, *, is_newest: bool = False) -> str | None:
-        """Writes the run's state to this path at once, or says why that cannot be; on all ranks.
+        """Writes the run's state atomically; returns None or an error's text, on all ranks.
 
-        `last.ckpt` then points to it, where it `is_newest`.
+        If it `is_newest`, `last.ckpt` then points to it.
         """
         beside = path.with_name(path.name + PARTIAL)
         error = None
@@ -262,7 +262,7 @@ class Checkpoints(pl.Callback):
             trainer.save_checkpoint(beside)
         except (OSError, CheckpointException) as raised:
             error = _first_line(raised)
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # which this rank did not come to
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # which this rank did not reach
         if trainer.is_global_zero:
             try:
                 if error is None:
@@ -275,7 +275,7 @@ class Checkpoints(pl.Callback):
             except OSError as raised:
                 error = _first_line(raised)
             if error is not None:
-                # It stays where not even that is possible, until the run is started again.
+                # If not even that is possible, it is removed when the run is started again.
                 with suppress(OSError):
                     remove(beside)
         if trainer.world_size > 1:
@@ -284,14 +284,14 @@ class Checkpoints(pl.Callback):
 
 
 def _flush_loggers(trainer: pl.Trainer) -> None:
-    """Has the disk hold what was logged; a log tells itself where it cannot."""
+    """Writes buffered metrics to disk; a logger warns by itself if it cannot."""
     for logger in trainer.loggers:
         if isinstance(logger, _Buffered):
             logger.flush()
 
 
 def _replace(written: Path, path: Path) -> None:
-    """Puts what was just written in its place; what was there goes when it stands."""
+    """Renames what was just written to its path; what was there before is removed after that."""
     before = path.with_name(path.name + ".old")
     if path.is_dir() or (written.is_dir() and path.exists()):
         remove(before)
@@ -302,7 +302,7 @@ def _replace(written: Path, path: Path) -> None:
 
 
 def _point(last: Path, newest: Path) -> None:
-    """Makes `last` the same as `newest` at once: a second name, or a copy where none can be."""
+    """Makes `last` a link to `newest` atomically, or a copy where links are not possible."""
     beside = last.with_name(last.name + PARTIAL)
     beside.unlink(missing_ok=True)
     try:

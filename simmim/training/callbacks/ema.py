@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: validated, saved, and what a run ends with."""
+"""An exponential moving average of the weights, used in validation and as the final weights."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from simmim.utils.errors import UserError
 
 
 class WeightAverage(WeightAveraging):
-    """Lightning's average, which leaves the trained weights in place until the last checkpoint stands.
+    """Lightning's `WeightAveraging`; the model keeps its trained weights until the last checkpoint.
 
-    A run that is made longer goes on from those, not from their average. All weights are averaged at
-    once, and nothing waits for the device.
+    So a run that is made longer continues from the trained weights, not from their average. All
+    weights are averaged in one call, and nothing waits for the device.
 
     Args:
-        decay: share of the average that stays at each step, in (0, 1).
+        decay: weight of the previous average at each step, in (0, 1).
 
     Raises:
-        UserError: any other `decay`.
+        UserError: `decay` out of range.
     """
 
     def __init__(self, decay: float) -> None:
@@ -30,10 +30,10 @@ class WeightAverage(WeightAveraging):
         self.decay = decay
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Brings the average to the device, where the model has only come after `setup`."""
+        """Moves the average to the device; the model was moved there only after `setup`."""
         assert self._average_model is not None
         self._average_model.to(pl_module.device)
-        # Asked in each step whether it is 0.
+        # On the CPU, because each step compares it with 0, which must not wait for the device.
         self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(
@@ -44,7 +44,7 @@ class WeightAverage(WeightAveraging):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Averages after each step but one that changed no weight."""
+        """Updates the average after each step, except skipped ones."""
         assert isinstance(pl_module, TrainingTask)
         if pl_module.skipped_step:
             self._latest_update_step = trainer.global_step
@@ -54,7 +54,7 @@ class WeightAverage(WeightAveraging):
 
     @torch.no_grad()
     def _update(self, trained: pl.LightningModule) -> None:
-        """`AveragedModel.update_parameters` without buffers: they are derived tables, and constant."""
+        """`AveragedModel.update_parameters` without buffers, which are constant tables."""
         average = self._average_model
         assert average is not None
         averaged, current = (tuple(model.parameters()) for model in (average.module, trained))
@@ -65,10 +65,10 @@ class WeightAverage(WeightAveraging):
         average.n_averaged += 1
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leaves the weights as they are: see `on_fit_end`."""
+        """Leaves the weights as they are, unlike Lightning: see `on_fit_end`."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the average in the model's place."""
+        """Copies the average into the model."""
         self._copy_average_to_current(pl_module)
 
 

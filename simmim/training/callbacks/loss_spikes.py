@@ -1,24 +1,24 @@
-"""Losses far above the ones before them."""
+"""Detects loss spikes: losses far above the ones before them."""
 
 from collections.abc import Sequence
 from statistics import median
 
 from simmim.utils.errors import UserError
 
-# So many losses are looked back on, and with fewer than half of them nothing is told.
+# Number of recent losses to compare with; with fewer than half of them nothing is reported.
 _WINDOW = 100
-# A spike also stands so many times further above the median than losses usually lie from it: late in
-# a training on few images they are small and scatter widely.
+# A spike also exceeds the median by this many median absolute deviations: late in a training on few
+# images, losses are small and scatter widely.
 _SCATTER = 20.0
 
 
 class SpikeDetector:
-    """Tells where a spike begins: one of several steps is told once.
+    """Detects the first step of a spike; a spike of several steps is reported once.
 
     Args:
-        factor: a spike is so many times the median of the last losses (None: there is none).
-        losses: the last ones, of a run that goes on.
-        is_high: whether a spike was under way then.
+        factor: a loss above this many times the median of the last losses is a spike (None: never).
+        losses: the last losses, when a run is resumed.
+        is_high: whether the last of them was in a spike.
 
     Raises:
         UserError: a factor of 1 or less.
@@ -34,14 +34,14 @@ class SpikeDetector:
         self.is_high = is_high
 
     def begins(self, loss: float) -> bool:
-        """Whether this (finite) loss, the next one, is the first of a spike."""
+        """Adds the next (finite) loss; True if it is the first of a spike."""
         was_high, self.is_high = self.is_high, self._is_high(loss)
         self.losses = [*self.losses, loss][-_WINDOW:]
         return self.is_high and not was_high
 
     @property
     def median(self) -> float:
-        """Of the last losses."""
+        """The median of the last losses."""
         return median(self.losses)
 
     def _is_high(self, loss: float) -> bool:

@@ -1,4 +1,4 @@
-"""Steps whose numbers go wrong: they change nothing, are written down, and too many end the run."""
+"""Skips and records steps with a non-finite loss or gradient; too many of them end the run."""
 
 import json
 import math
@@ -22,28 +22,30 @@ from simmim.utils.console import warn
 from simmim.utils.errors import UserError
 from simmim.utils.files import append, as_json, written_beside
 
-# Below it, it is not the scale of the loss that makes gradients overflow in fp16.
+# At this loss scale or below, the scale is not the reason that fp16 gradients overflow.
 _SMALLEST_SCALE = 1.0
 _SHOWN_IMAGES = 3
 
 
 class NonFiniteGuard(pl.Callback):
-    """Skips steps with a non-finite loss or gradient, and tells of them and of spikes of the loss.
+    """Skips steps with a non-finite loss or gradient, and warns of them and of loss spikes.
 
-    A skipped step changes no weight, no state of the optimiser and no average; step count, schedule
-    and data go on as after any other. Each goes to `unusual_steps.jsonl` in the run directory, with its
-    images, its blocks' amplitudes, and what first ceased to be finite. Gradients that overflow by
-    fp16's loss scale alone are passed over in silence: the scale is lowered. DeepSpeed holds its
-    gradients and leaves out steps by itself; there the first non-finite loss ends the run.
+    A skipped step changes no weight, optimiser state or weight average; step count, schedule and
+    data advance as after any other. Each such step and spike is written to `unusual_steps.jsonl` in
+    the run directory, with its images, its blocks' amplitudes, and what was not finite first. If
+    gradients overflow only because of fp16's loss scale, the step is skipped without a warning and
+    the scale lowered. DeepSpeed manages its gradients and skips steps by itself; there the first
+    non-finite loss ends the run.
 
-    To decide, each step waits for the device once, before its weights change.
+    For this check each step waits for the device once, before its weights change.
 
     Args:
-        max_skipped: so many steps in a row that had to be skipped end the run.
-        spike_factor: a loss so many times the median of the last 100 is told of (None: none is).
+        max_skipped: number of skipped steps in a row that ends the run.
+        spike_factor: a loss above this many times the median of the last 100 is a spike (None:
+            never).
 
     Raises:
-        UserError: numbers out of range; in training, more skipped steps in a row than are put up with.
+        UserError: an argument out of range; in training, `max_skipped` skipped steps in a row.
     """
 
     def __init__(
@@ -55,10 +57,10 @@ class NonFiniteGuard(pl.Callback):
         self.max_skipped = max_skipped
         self.spikes = SpikeDetector(spike_factor)
         self.in_a_row = 0
-        self._waiting: list[str] = []  # until there is room on the disk
+        self._waiting: list[str] = []  # records to write once the disk has room
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forgets steps that a resumed run takes again."""
+        """Removes the records of steps that a resumed run repeats."""
         if not trainer.is_global_zero or not self.path.exists():
             return
         kept = [
@@ -75,12 +77,12 @@ class NonFiniteGuard(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Looks at the step's metrics before its weights change."""
+        """Checks loss and gradient norm of the step before its weights change."""
         assert isinstance(pl_module, TrainingTask)
         metrics = pl_module.measure_step(optimizer)
         if metrics is None:
             return
-        # A norm that is not known counts as finite.
+        # A norm that is not known (DeepSpeed) counts as finite.
         loss, norm = metrics.loss, metrics.gradient_norm or 0.0
         if math.isfinite(loss) and math.isfinite(norm):
             self.in_a_row = 0
@@ -99,11 +101,11 @@ class NonFiniteGuard(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """The key of its state in checkpoints, which earlier versions wrote as well."""
+        """The key of its state in checkpoints, the same as in earlier versions."""
         return "Guard"
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on with."""
+        """The number of skipped steps in a row, and the recent losses."""
         return {
             "in_a_row": self.in_a_row,
             "losses": self.spikes.losses,
@@ -111,7 +113,7 @@ class NonFiniteGuard(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with it."""
+        """Restores them."""
         self.in_a_row = state_dict["in_a_row"]
         self.spikes = SpikeDetector(
             self.spikes.factor, state_dict["losses"], is_high=state_dict["is_high"]
@@ -183,7 +185,7 @@ class NonFiniteGuard(pl.Callback):
 
 
 def _scale(trainer: pl.Trainer) -> float:
-    """What fp16 multiplies the loss by; 1 in other precisions."""
+    """The loss scale of fp16; 1 in other precisions."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()
 
@@ -206,7 +208,7 @@ def _way_out(origin: Origin, trainer: pl.Trainer) -> str:
 
 
 def _json(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
+    """The number, or its text if it is not finite, which JSON cannot represent."""
     return value if math.isfinite(value) else str(value)
 
 

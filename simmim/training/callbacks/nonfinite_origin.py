@@ -1,4 +1,4 @@
-"""A second look at a step: its images, how large activations were, what was not finite first."""
+"""Inspects a step: its images, its activations' amplitudes, and what was not finite first."""
 
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from simmim.training.task import MicroBatch, TrainingTask
 
 
 class Origin(NamedTuple):
-    """Where a step first ceased to be finite; the smallest of several came first.
+    """What was not finite first in a step; the smallest of several origins is the earliest.
 
-    `kind` counts weights (0), outputs (1), the loss (2), gradients (3), and what is only too large
-    when it is summed up (4); `order` is the place within its kind.
+    `kind` is 0 for weights, 1 for outputs, 2 for the loss, 3 for gradients, and 4 if all of these
+    are finite and only their sum is not; `order` is the place within its kind.
     """
 
     kind: int
@@ -26,7 +26,7 @@ class Origin(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What one rank sees in its part of a step; `suspects` are images of non-finite activations."""
+    """What one rank finds in its part of a step; `suspects` are images with non-finite activations."""
 
     origin: Origin | None
     images: list[str]
@@ -35,9 +35,9 @@ class Finding(NamedTuple):
 
 
 def find(trainer: pl.Trainer, task: TrainingTask, *, is_usual: bool) -> list[Finding]:
-    """What all ranks see, before the weights change; each runs one micro-batch forward again.
+    """The findings of all ranks, before the weights change; each repeats one forward pass.
 
-    `is_usual` says that loss and gradient are finite.
+    `is_usual` is whether loss and gradient are finite.
     """
     mine = _find(trainer, task, is_usual)
     if trainer.world_size == 1:
@@ -48,18 +48,18 @@ def find(trainer: pl.Trainer, task: TrainingTask, *, is_usual: bool) -> list[Fin
 
 
 def first(findings: list[Finding]) -> Finding:
-    """The one that saw what came first; the first rank's where none saw anything."""
+    """The finding with the earliest origin; rank 0's if none has an origin."""
     seeing = [finding for finding in findings if finding.origin is not None]
     return min(seeing, key=lambda finding: finding.origin or (), default=findings[0])
 
 
 def all_images(findings: list[Finding]) -> list[str]:
-    """Of the whole step."""
+    """The images of the whole step, over all ranks."""
     return [name for finding in findings for name in finding.images]
 
 
 def all_suspects(findings: list[Finding]) -> list[str]:
-    """Of the whole step."""
+    """The suspects of the whole step, over all ranks."""
     return [name for finding in findings for name in finding.suspects]
 
 
@@ -68,8 +68,8 @@ def _find(trainer: pl.Trainer, task: TrainingTask, is_usual: bool) -> Finding:
     worst = task.micro_batches[int(losses.argmax())]  # NaN counts as the largest
     seen = inspect_forward(task.model, task.model.encoder, lambda: task.compute_loss_again(worst))
     if isinstance(task.model, FSDPModule):
-        # The step changes each rank's part. After a forward pass alone the root keeps its whole
-        # weights, which the next forward pass would take for new.
+        # After a forward pass without a backward pass, the root keeps its gathered weights, and the
+        # next forward pass would use them although the step has changed each rank's shard.
         task.model.reshard()
     return Finding(
         None if is_usual else _origin(task.model, worst, seen),
@@ -105,7 +105,7 @@ def _first_weight(model: nn.Module) -> Origin | None:
 
 
 def _last_gradient(model: nn.Module) -> Origin | None:
-    """The last parameter whose gradient is not finite: where the backward pass came first."""
+    """The last parameter whose gradient is not finite: the backward pass reaches it first."""
     named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
     if not named:
         return None
@@ -117,7 +117,7 @@ def _last_gradient(model: nn.Module) -> Origin | None:
 
 
 def _is_finite(tensor: torch.Tensor) -> torch.Tensor:
-    """Of this rank's part, where a tensor is shared out."""
+    """Whether all values are finite; of a sharded tensor, this rank's shard."""
     mine = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return mine.detach().isfinite().all()
 

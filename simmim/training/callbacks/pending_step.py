@@ -1,4 +1,4 @@
-"""What a stopped run had not done for its last step: log that step's metrics, and validate."""
+"""Completes the last step of a stopped run on resume: logs its metrics, and validates."""
 
 import copy
 from typing import Any
@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 
 
 class PendingStep(pl.Callback):
-    """Logs the last step's metrics and runs the validation that was due, when a run is resumed.
+    """On resume, logs the metrics of the last step and runs the validation that was due after it.
 
     A checkpoint is written at the end of a step, before its metrics are logged and before a validation
-    that is due. So it holds the metrics, and whether a validation is to come.
+    that is due. So it contains these metrics, and whether a validation is pending.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class PendingStep(pl.Callback):
         self._loops: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """A state is asked for without a trainer."""
+        """Keeps the trainer, because `state_dict` is called without one."""
         self._trainer = trainer
 
     def on_train_batch_end(
@@ -31,30 +31,30 @@ class PendingStep(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """What follows is owed from here on."""
+        """From here on, logging and validation of this step are pending."""
         self._is_after_step = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """All has been done."""
+        """Nothing is pending any more."""
         self._is_after_step = False
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What is saved from here on is saved after the validation."""
+        """Checkpoints from here on, such as `best.ckpt`, count as saved after the validation."""
         self._is_after_step = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """All has been done."""
+        """Nothing is pending any more."""
         self._is_after_step = False
 
     @property
     def state_key(self) -> str:
-        """The key of its state in checkpoints, which earlier versions wrote as well."""
+        """The key of its state in checkpoints, the same as in earlier versions."""
         return "Continuation"
 
     def state_dict(self) -> dict[str, Any]:
-        """What is owed at this moment."""
+        """What is pending at this moment: metrics to log, and whether to validate."""
         trainer = self._trainer
         if not self._is_after_step or trainer is None:
             return {}
@@ -72,19 +72,19 @@ class PendingStep(pl.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What was owed."""
+        """Restores what was pending."""
         self._owed = state_dict
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keeps where the run stood, counted in as many batches a step as it has now."""
+        """Keeps the progress of the loops, converted to the current number of batches per step."""
         steps = int(pl_module.steps_per_epoch)  # type: ignore[arg-type]
         _recount(checkpoint, steps, trainer.accumulate_grad_batches)
         self._loops = copy.deepcopy(checkpoint["loops"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the metrics of the step that the run goes on from, and validates."""
+        """Logs the metrics of the step that the run resumes from, and validates if that is pending."""
         owed = self._owed
         self._log(trainer)
         if owed.get("validation"):
@@ -92,11 +92,11 @@ class PendingStep(pl.Callback):
         self._loops = None
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same for a run that had its last step behind it, which trains no more."""
+        """The same for a run that was resumed after its last step, and does not train."""
         owed = self._owed
         self._log(trainer)
         if owed and not owed["validation"]:
-            # The validation of the final weights, which comes now, counts that step and its epoch.
+            # The validation of the final weights, which follows, is logged at that step and epoch.
             trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
             trainer.fit_loop.epoch_progress.current.completed = owed["epoch"] + 1
         self._loops = None
@@ -104,11 +104,12 @@ class PendingStep(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Has the checkpoint say what one of a run that was never stopped would.
+        """Makes the checkpoint's loop progress the same as in a run that was never stopped.
 
-        Lightning counts fewer epochs as begun after it was resumed at the end of one, and another
-        resume then takes the order of a wrong epoch. While what was owed is made up for, it has moved
-        on from where the run stood; a best one that is found then stands there.
+        After a resume at the end of an epoch, Lightning counts too few epochs as started, and
+        another resume would use the image order of a wrong epoch. During the pending validation,
+        Lightning's progress is already ahead; a `best.ckpt` written then gets the progress that was
+        loaded.
         """
         if self._loops is not None:
             checkpoint["loops"] = copy.deepcopy(self._loops)
@@ -131,7 +132,7 @@ class PendingStep(pl.Callback):
             logger.save()
 
     def _validate(self, trainer: pl.Trainer, epoch: int) -> None:
-        """As the training loop does between two steps."""
+        """Validates as the training loop does between two steps."""
         progress = trainer.fit_loop.epoch_progress.current
         validation = trainer.fit_loop.epoch_loop.val_loop
         counted, progress.completed = progress.completed, epoch
@@ -143,9 +144,9 @@ class PendingStep(pl.Callback):
 
 
 def _recount(checkpoint: dict[str, Any], steps_per_epoch: int, accumulation: int) -> None:
-    """Has a checkpoint count batches as if its steps had been of so many.
+    """Converts the batch counts of a checkpoint to `accumulation` batches per step.
 
-    Lightning tells by this count which batch ends a step, and which one the epoch.
+    Lightning decides by these counts which batch ends a step, and which one the epoch.
     """
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     steps = (checkpoint["global_step"] - 1) % steps_per_epoch + 1
@@ -155,5 +156,5 @@ def _recount(checkpoint: dict[str, Any], steps_per_epoch: int, accumulation: int
     for counted in ("total", "current"):
         before = progress[counted]
         ready = before["ready"] // batches_a_step * accumulation
-        # The batch that a checkpoint follows counts as processed and not yet as completed.
+        # The batch before a checkpoint counts as processed but not yet as completed.
         progress[counted] = {name: ready - before["ready"] + n for name, n in before.items()}

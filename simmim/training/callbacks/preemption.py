@@ -1,4 +1,4 @@
-"""A run that is asked to stop finishes its step, writes its state, and says so in its exit code."""
+"""On a stop signal, finishes the step, writes a checkpoint, and exits with a code of its own."""
 
 import os
 import signal
@@ -20,13 +20,13 @@ _ONCE_MORE = b"\nthe step is being finished and a checkpoint written; Ctrl-C aga
 
 
 class Preemption(pl.Callback):
-    """Stops all ranks after the same step once any of them was sent a signal.
+    """Stops all ranks after the same step once any of them has received a signal.
 
-    The state is in `checkpoints/last.ckpt` by then; a validation that is due is made when the run goes
-    on. After the last step the run just ends. A second Ctrl-C ends the process at once.
+    The state is then in `checkpoints/last.ckpt`; a validation that is due follows when the run is
+    resumed. After the last step, the run ends as usual. A second Ctrl-C ends the process at once.
 
     Args:
-        signals: names of those that ask for it.
+        signals: names of the signals that stop a run.
     """
 
     def __init__(self, checkpoints: Checkpoints, signals: Sequence[str]) -> None:
@@ -40,18 +40,19 @@ class Preemption(pl.Callback):
         self._speaks = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Listens from here on, in Lightning's place."""
+        """Installs its signal handlers in place of Lightning's."""
         if stage != "fit" or threading.current_thread() is not threading.main_thread():
             return
-        # Its own handlers talk to other ranks in the middle of a step, requeue SLURM's jobs with a
-        # checkpoint of their own, and have each step wait for the GPU to hear of rank 0's SIGTERM.
+        # Lightning's handlers communicate with other ranks in the middle of a step, requeue SLURM
+        # jobs with a checkpoint of their own, and make each step wait for the GPU to check for
+        # SIGTERM.
         trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
         self._speaks = trainer.is_global_zero
         self._before = {number: signal.signal(number, self._note) for number in self.signals}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A resumed run has this step behind it."""
+        """Ignores the step that a resumed run starts from."""
         self._seen_step = trainer.global_step
 
     def on_train_batch_end(
@@ -62,7 +63,7 @@ class Preemption(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Writes the state where the run is to stop; the step's metrics are logged after this."""
+        """Writes a checkpoint if the run has to stop; the step's metrics are logged after this."""
         if trainer.global_step == self._seen_step:  # in the middle of an accumulation
             return
         self._seen_step = trainer.global_step
@@ -73,12 +74,12 @@ class Preemption(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Ends the process once there is nothing left to log of the step before."""
+        """Ends the process, now that the metrics of the step before are logged."""
         if self._stops:
             self._end(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ends it before a validation that would take a while, but for that of a finished run."""
+        """Ends the process instead of validating, except after the last step of a run."""
         if self._stops and trainer.global_step < trainer.estimated_stepping_batches:
             self._end(trainer)
 
@@ -93,12 +94,12 @@ class Preemption(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Gives the signals back; a run that was interrupted holds on to them until its end."""
+        """Restores the previous signal handlers, unless the run is interrupted and about to end."""
         if not isinstance(exception, Interrupted):
             self._give_back()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Gives the signals back."""
+        """Restores the previous signal handlers."""
         self._give_back()
 
     def _give_back(self) -> None:
@@ -109,16 +110,16 @@ class Preemption(pl.Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
         if number == KEYBOARD:
-            # Even where the process waits for a device and runs no Python.
+            # This works even while the process waits for a device and runs no Python.
             signal.signal(KEYBOARD, signal.SIG_DFL)
-            if self._speaks:  # not print, which may be what was interrupted
+            if self._speaks:  # not print: the signal may have interrupted one
                 os.write(2, _ONCE_MORE)
 
     def _agree(self, trainer: pl.Trainer) -> bool:
-        """Whether any rank was sent a signal before the end of the step before this one.
+        """Whether any rank received a signal before the end of the previous step.
 
-        Asked after each step and read after the next, when all ranks know it and none waits. One
-        process knows at once.
+        The ranks' question is sent after each step and its answer read after the next, so that no
+        rank waits for it. A single process needs neither.
         """
         if trainer.world_size == 1:
             return self._received is not None
@@ -128,10 +129,10 @@ class Preemption(pl.Callback):
 
 
 def exit_code(trainer: pl.Trainer) -> int:
-    """What this process leaves with where its run can be resumed.
+    """The exit code of this process when its run can be resumed.
 
-    Lightning takes any other code than 0 of a process that it started itself for a crash, and kills the
-    first rank while that is still closing its files.
+    Lightning treats any code other than 0 of a process that it started itself as a crash, and kills
+    rank 0 while that is still closing its files.
     """
     launcher = trainer.strategy.launcher
     started_here = (
@@ -142,14 +143,14 @@ def exit_code(trainer: pl.Trainer) -> int:
 
 
 class _Question:
-    """Asks all ranks at once whether any says yes; the answer is fetched in the background."""
+    """Whether any rank says yes, by an asynchronous all-reduce."""
 
     def __init__(self, mine: bool, device: torch.device) -> None:
         self._flag = torch.full((), float(mine), device=device)
         self._work = distributed.all_reduce(self._flag, op=distributed.ReduceOp.MAX, async_op=True)
         self._arrived: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self._work.wait()  # the stream waits, this process goes on
+            self._work.wait()  # the CUDA stream waits, this process does not
             self._flag = torch.empty((), pin_memory=True).copy_(self._flag, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()

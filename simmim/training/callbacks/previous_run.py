@@ -1,4 +1,4 @@
-"""What an earlier run in the same directory came to, while another begins anew there."""
+"""Keeps the results of an earlier run while a new run starts over in the same directory."""
 
 import os
 from pathlib import Path
@@ -9,20 +9,20 @@ from simmim.checkpoints.read import EARLIER, FINAL_WEIGHTS
 from simmim.utils.console import say, warn
 from simmim.utils.files import remove
 
-# The summary, and what says of which configuration it is: a sweep skips a job that has both.
+# The summary, and the configuration it belongs to: a sweep skips a job that has both.
 _RESULTS = (".hydra/finished.yaml", "summary.json", *FINAL_WEIGHTS)
 
 
 class PreviousRunBackup(pl.Callback):
-    """Sets aside what a finished run left in the directory, where another one begins anew.
+    """Moves aside the results of a finished run when a new run starts over in its directory.
 
-    Left in its place it would be taken for the new run's, which may have other options: by the
-    report, by `init.checkpoint=RUN` and by a sweep that skips what is finished. Removed, it would be
-    lost where the new run fails in its first step, or begins anew only because its checkpoints were
-    cleared away. So final weights, summary and its configuration move to `earlier` in the run
-    directory, once the first step is about to be taken, and go when the new run has written its own.
-    Until then `init.checkpoint=RUN/earlier` takes them. A run that goes on from a checkpoint, to be
-    made longer or after a kill, moves nothing. Rank 0 moves and removes.
+    If they stayed, the report, `init.checkpoint=RUN`, and a sweep that skips finished jobs would
+    mistake them for those of the new run, which may have other options. If they were removed, they
+    would be lost when the new run fails in its first step, or starts over only because its
+    checkpoints were deleted. So final weights, summary and its configuration move to `earlier` in
+    the run directory just before the first step, and are removed when the new run has written its
+    own. Until then, `init.checkpoint=RUN/earlier` loads them. A run that resumes from a checkpoint,
+    to be made longer or after it was killed, moves nothing. Only rank 0 moves and removes files.
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -30,7 +30,7 @@ class PreviousRunBackup(pl.Callback):
         self.folder = self.run_dir / EARLIER
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Nothing is left that could refuse the run."""
+        """Moves the results, now that the new run has passed all checks."""
         if not trainer.is_global_zero or trainer.global_step > 0:
             return
         left = [path for name in _RESULTS if (path := self.run_dir / name).is_file()]
@@ -49,5 +49,5 @@ class PreviousRunBackup(pl.Callback):
         say(f"what the run before it came to is in {self.folder} until this one has ended")
 
     def forget(self) -> None:
-        """The new run has ended, and its own results stand."""
+        """Removes the earlier results, now that the new run has written its own."""
         remove(self.folder)

@@ -1,4 +1,4 @@
-"""How far a run is: one bar with step, loss, images/s, time left; lines where nothing trains."""
+"""The progress of a run: a bar with step, loss, images/s and time left; lines in evaluation."""
 
 import time
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 from simmim.data.loader import MUCH
 from simmim.training.callbacks.throughput import Throughput
 
-# Where no terminal shows a bar (a log file, a batch job), a line this often.
+# Without a terminal (a log file, a batch job), a line is printed this often.
 _SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BETWEEN_REDRAWS = 0.5
 
 
 class _Reporter(ProgressBar):
-    """Speaks on the first rank alone."""
+    """Prints on rank 0 only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class _Reporter(ProgressBar):
 
 
 class RunProgress(_Reporter):
-    """A rich bar over all optimiser steps on a terminal; elsewhere a plain line now and then.
+    """A rich bar over all optimiser steps on a terminal; elsewhere a plain line every 15 seconds.
 
-    It shows the rate that `throughput` has found.
+    It shows the rate that `throughput` has measured.
     """
 
     def __init__(self, throughput: Throughput) -> None:
@@ -51,7 +51,7 @@ class RunProgress(_Reporter):
         self._last_line = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Puts the bar up."""
+        """Starts the bar."""
         super().on_train_start(trainer, pl_module)
         self._started = self._last_line = time.monotonic()
         self._first_step = trainer.global_step
@@ -75,7 +75,7 @@ class RunProgress(_Reporter):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Moves the bar, or prints a line if it is time for one."""
+        """Updates the bar, or prints a line if one is due."""
         if not self._enabled:
             return
         now = time.monotonic()
@@ -103,7 +103,7 @@ class RunProgress(_Reporter):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Gives the terminal back."""
+        """Stops the bar and releases the terminal."""
         self._stop()
 
     def _stop(self) -> None:
@@ -130,7 +130,7 @@ class RunProgress(_Reporter):
 
 
 class EvaluationProgress(_Reporter):
-    """A line now and then while images are judged."""
+    """Prints a line every 15 seconds during an evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class EvaluationProgress(_Reporter):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Prints a line if it is time for one."""
+        """Prints a line if one is due."""
         if self._lines is not None:
             self._lines.advance(batch_idx + 1)
 
@@ -159,7 +159,7 @@ Batch = TypeVar("Batch")
 
 
 def report_progress(batches: DataLoader[Batch], what: str) -> Iterator[Batch]:
-    """The batches, with a line now and then on how many there were, of `what`."""
+    """Yields the batches, and prints every 15 seconds how many there were, of `what`."""
     lines = _Lines(what, len(batches))
     for number, batch in enumerate(batches, start=1):
         yield batch

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other of themselves, by small files in the run directory."""
+"""Exchanges the state of a run's ranks through small files in the run directory."""
 
 import json
 import shutil
@@ -12,13 +12,13 @@ _PREFIX = ".ranks-"
 
 
 class RankState(NamedTuple):
-    """What a rank last wrote of itself.
+    """The state that a rank last wrote.
 
     Attributes:
-        looks: how often its watching thread has looked; one that does not look again is not there.
-        number, what: of its activity.
+        looks: how often its watching thread has looked; if it no longer grows, the rank is gone.
+        number, what: those of its current `Activity`.
         is_waiting: whether its main thread is in a collective, as far as Python can tell.
-        is_still: whether its activity has taken longer than it may.
+        is_still: whether its activity has exceeded its time limit.
     """
 
     looks: int
@@ -29,12 +29,13 @@ class RankState(NamedTuple):
 
 
 class RankBoard:
-    """A folder in which each rank writes what it is doing, and reads what the others do.
+    """A folder in which each rank writes its state, and reads the states of the others.
 
-    What cannot be written or read is not known. Rank 0 removes folders of earlier starts.
+    Files that cannot be written or read are ignored. Rank 0 removes the folders of earlier
+    launches.
 
     Args:
-        name: of this start, the same on all its ranks.
+        name: identifies this launch, the same on all its ranks.
     """
 
     def __init__(self, run_dir: Path, name: str, rank: int, world_size: int) -> None:
@@ -55,7 +56,7 @@ class RankBoard:
             beside.replace(self._file(self.rank))
 
     def read(self) -> dict[int, RankState]:
-        """What each rank last wrote; without ranks whose file cannot be read."""
+        """The last state of each rank, without ranks whose file cannot be read."""
         states = {}
         for rank in range(self.world_size):
             try:
@@ -65,7 +66,7 @@ class RankBoard:
         return states
 
     def claim(self) -> bool:
-        """Whether this is the first rank that ends the run, or none can know."""
+        """Claims the right to end the run; True on the first rank, or if nothing can be written."""
         try:
             self._claimed.touch(exist_ok=False)
         except FileExistsError:
@@ -75,11 +76,11 @@ class RankBoard:
         return True
 
     def is_claimed(self) -> bool:
-        """Whether a rank has said that it ends the run."""
+        """Whether a rank has claimed to end the run."""
         return self._claimed.exists()
 
     def leave(self) -> None:
-        """The first rank takes the folder away; without it, others write no more."""
+        """Rank 0 removes the folder; without it, the other ranks write nothing more."""
         if self.rank == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -92,7 +93,7 @@ class RankBoard:
 
 
 def answering(before: Mapping[int, RankState], now: Mapping[int, RankState]) -> list[int]:
-    """Ranks that have looked between `before` and `now`; others are gone, or stopped."""
+    """Ranks whose `looks` changed between `before` and `now`; the others are gone or stopped."""
     return [
         rank
         for rank, state in sorted(now.items())
@@ -103,10 +104,11 @@ def answering(before: Mapping[int, RankState], now: Mapping[int, RankState]) -> 
 def describe_ranks(
     before: Mapping[int, RankState], now: Mapping[int, RankState], world_size: int
 ) -> str:
-    """Says who did not arrive and what each was doing, ranks that did the same together.
+    """Describes which ranks did not arrive and what each was doing, grouped by state.
 
-    `rank 1 did not arrive (waiting for data after step 3); rank 0 arrived (training step 4, waiting for
-    others)`. Where ranks came equally far, those did not arrive that wait for no other.
+    `rank 1 did not arrive (waiting for data after step 3); rank 0 arrived (training step 4, waiting
+    for others)`. If all ranks are at the same activity, those outside a collective are the late
+    ones.
     """
     there = {rank: now[rank] for rank in answering(before, now)}
     silent = set(range(world_size)) - set(there)
@@ -131,7 +133,7 @@ def describe_ranks(
 
 
 def _name(ranks: list[int]) -> str:
-    """`rank 3`, `ranks 0-6, 8`."""
+    """Names ranks: `rank 3`, `ranks 0-6, 8`."""
     spans: list[list[int]] = []
     for rank in sorted(ranks):
         if spans and spans[-1][1] == rank - 1:

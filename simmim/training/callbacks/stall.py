@@ -1,4 +1,4 @@
-"""A run that gets no further, as where a rank or a loader hangs, ends and can be resumed."""
+"""Ends a run that makes no progress, because a rank or loader hangs; it can be resumed."""
 
 import uuid
 from datetime import timedelta
@@ -15,32 +15,33 @@ from simmim.training.callbacks.rank_board import RankBoard
 from simmim.training.callbacks.stall_watch import Activity, StallWatch
 from simmim.utils.errors import UserError
 
-# What may take long and is no stall: reading and writing checkpoints, the first step of what is
-# compiled, what follows a validation.
+# For what may take long and is not a stall: reading and writing checkpoints, compiling in the first
+# step, callbacks after a validation.
 LONG_SECONDS = 3600.0
-# Loader workers start, and kernels are chosen.
+# For the first batch and step: loader workers start, and kernels are tuned.
 _FIRST_SECONDS = 60.0
 _MOST_MINUTES = 365.0 * 24 * 60
 
 
 class StallGuard(pl.Callback):
-    """Ends a run of which no rank gets further: a step, a batch of a validation, or waiting for data.
+    """Ends a run in which no rank makes progress: in a step, a validation batch or data loading.
 
-    A thread in each process watches it, for its main thread may be in a collective that never returns
-    because another rank is gone, stopped, or waits for a loader that hangs. The ranks tell each other
-    what they are doing by small files in the run directory; where they do not share one, or there is
-    one process, each knows of itself alone. Who ends the run says in one line which ranks did not
-    arrive and what each was doing; all then leave with the exit code of an interruption, and their
-    loader workers with them. Time in which a process is stopped (SIGSTOP) does not count.
+    A thread in each process watches it, because its main thread may be in a collective that never
+    returns: another rank may be gone, stopped, or waiting for a loader that hangs. The ranks
+    exchange what they are doing through small files in the run directory; if they do not share one,
+    or there is only one process, each knows only its own state. The rank that ends the run prints
+    in one line which ranks did not arrive and what each was doing; then all ranks exit with the
+    exit code of an interruption, and kill their loader workers. Time in which a process is stopped
+    (SIGSTOP) does not count.
 
     Args:
-        minutes: how long a step may take. To read or write a checkpoint, to compile, and what follows a
-            validation may take an hour more, the first step and batch a minute (None: anything may
-            take for ever).
+        minutes: time limit of a step. Reading or writing a checkpoint, compiling, and callbacks
+            after a validation may take an hour more, the first step and batch a minute more (None:
+            no limit).
         is_compiling: whether the first steps compile.
 
     Raises:
-        UserError: no time at all.
+        UserError: `minutes` is not positive, or more than a year.
     """
 
     def __init__(
@@ -58,19 +59,19 @@ class StallGuard(pl.Callback):
 
     @property
     def longest_wait(self) -> timedelta | None:
-        """Longer than a rank may wait for others; None: not known."""
+        """A timeout of collectives longer than any limit of this guard; None without limits."""
         if self.minutes is None:
             return None
         return timedelta(minutes=self.minutes, seconds=LONG_SECONDS + 10 * 60)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Starts to watch."""
+        """Starts the watching threads."""
         if self.minutes is None:
             return
         self._do("the start", LONG_SECONDS)
         board = None
         if trainer.world_size > 1:
-            # Of another start, whose ranks are gone, nothing is read.
+            # A new name, so that nothing is read from an earlier launch, whose ranks are gone.
             name = trainer.strategy.broadcast(uuid.uuid4().hex)
             board = RankBoard(self.run_dir, name, trainer.global_rank, trainer.world_size)
         self._watch = StallWatch(
@@ -83,13 +84,13 @@ class StallGuard(pl.Callback):
         self._watch.start()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The first batch is loaded."""
+        """The first batch is being loaded."""
         self._wait_for_data("training", f"before step {trainer.global_step + 1}")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch is there."""
+        """The batch has been loaded."""
         self._compute("training", f"training step {trainer.global_step + 1}")
 
     def on_before_backward(
@@ -110,12 +111,12 @@ class StallGuard(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """The next batch is loaded, unless a validation begins."""
+        """The next batch is being loaded, unless a validation begins."""
         self._first_of.discard("training")
         self._wait_for_data("training", f"after step {trainer.global_step}")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Held-out images are loaded."""
+        """Validation images are being loaded."""
         self._wait_for_data("validation", "of the validation")
 
     def on_validation_batch_start(
@@ -126,7 +127,7 @@ class StallGuard(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """The batch is there."""
+        """The batch has been loaded."""
         self._compute("validation", f"validation batch {batch_idx + 1}")
 
     def on_validation_batch_end(
@@ -138,36 +139,36 @@ class StallGuard(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """The next batch is loaded, if there is one."""
+        """The next batch is being loaded, if there is one."""
         self._first_of.discard("validation")
         if batch_idx + 1 >= trainer.num_val_batches[dataloader_idx]:
-            # Neighbours are looked for, pictures drawn and pages written.
+            # Callbacks compute k-NN accuracy, draw reconstructions and write the report.
             self._do("the end of a validation", LONG_SECONDS)
         else:
             self._wait_for_data("validation", f"of the validation after batch {batch_idx + 1}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Training goes on, if there is some to come."""
+        """Training continues, unless it has ended."""
         self._wait_for_data("training", f"after step {trainer.global_step}")
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Writing takes as long as it takes."""
+        """Writing a checkpoint may take long."""
         self._do("saving a checkpoint", LONG_SECONDS)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """There may be a last checkpoint to write."""
+        """A last checkpoint may be written."""
         self._do("the end of training", LONG_SECONDS)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Watches no longer."""
+        """Stops watching."""
         self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Watches no longer."""
+        """Stops watching."""
         self._stop()
 
     def _stop(self) -> None:
@@ -193,7 +194,7 @@ class StallGuard(pl.Callback):
 
 
 class Guards(NamedTuple):
-    """What `guard` names: of a step's numbers, and of its time."""
+    """The callbacks of the option group `guard`: for a step's `numbers`, and for its `time`."""
 
     numbers: NonFiniteGuard
     time: StallGuard
@@ -207,9 +208,9 @@ def create_guards(
     *,
     is_compiling: bool = False,
 ) -> Guards:
-    """`NonFiniteGuard` with `max_skipped` and `spike_factor`, and `StallGuard`.
+    """Creates `NonFiniteGuard` with `max_skipped` and `spike_factor`, and `StallGuard`.
 
-    It is given `stall_minutes`, and `is_compiling` where the first steps compile.
+    The latter gets `stall_minutes`, and `is_compiling`: whether the first steps compile.
     """
     return Guards(
         NonFiniteGuard(run_dir, max_skipped, spike_factor),

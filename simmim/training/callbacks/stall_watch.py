@@ -1,4 +1,4 @@
-"""A thread that ends a process which gets no further."""
+"""A thread that ends a process that makes no progress."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ import psutil
 from simmim.training.callbacks.rank_board import RankBoard, RankState, answering, describe_ranks
 
 _SECONDS_BETWEEN_LOOKS = 10.0
-# For other ranks' files to be there, and for a file system that hangs itself.
+# How long to wait for other ranks' files, and for a file system that may hang itself.
 _LOOKS_TO_TELL = 3
 _SECONDS_TO_TELL = 60.0
 
@@ -23,9 +23,9 @@ class Activity(NamedTuple):
     """What a process is doing.
 
     Attributes:
-        what: in words.
-        number: how many came before it; of ranks that work together, who has the fewest is behind.
-        seconds: how long it may take.
+        what: a description.
+        number: how many activities came before it; the rank with the fewest is behind.
+        seconds: its time limit.
     """
 
     what: str
@@ -34,17 +34,17 @@ class Activity(NamedTuple):
 
 
 class StallWatch:
-    """Looks now and then whether the activity of this process is another one than before.
+    """Checks at intervals whether the activity of this process has changed.
 
-    If it is not for longer than it may take, on any rank, the process ends: it says why in one line on
-    standard error, kills the processes that it started, and leaves with `code`.
+    If every rank has exceeded the time limit of its activity, the process ends: it prints the
+    reason in one line on standard error, kills its child processes, and exits with `code`.
 
     Args:
-        activity: of the main thread, now.
+        activity: returns the current activity of the main thread.
         minutes: `guard.stall_minutes`, for the message.
-        board: of the other ranks, where there are any.
-        checkpoint: where the run would go on from.
-        code: of the exit.
+        board: the states of all ranks; None for a single process.
+        checkpoint: the checkpoint that the run would resume from.
+        code: the exit code.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class StallWatch:
         self._pause = min(_SECONDS_BETWEEN_LOOKS, minutes * 60 / 10)
         self._is_still = False
         self._is_over = threading.Event()
-        # A file system that hangs must not keep the clock from being looked at.
+        # Files have a thread of their own: a file system that hangs must not stop the clock.
         self._threads = [threading.Thread(target=self._look, name="stall guard", daemon=True)]
         if board is not None:
             self._threads.append(
@@ -71,12 +71,12 @@ class StallWatch:
             )
 
     def start(self) -> None:
-        """Starts to look."""
+        """Starts the threads."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Looks no longer."""
+        """Stops the threads."""
         self._is_over.set()
         if self._board is not None:
             self._threads[-1].join(self._pause)
@@ -86,7 +86,7 @@ class StallWatch:
         seen, waited, before = self._activity(), 0.0, time.monotonic()
         while not self._is_over.wait(self._pause):
             now = time.monotonic()
-            # While it is stopped, a process waits for nothing.
+            # Time in which the process was stopped (SIGSTOP) does not count.
             waited += min(now - before, 2 * self._pause)
             before = now
             activity = self._activity()
@@ -97,7 +97,7 @@ class StallWatch:
                 _leave(self._code)
 
     def _exchange(self) -> None:
-        """Writes down what this rank is doing, and leaves with the others."""
+        """Writes this rank's state to the board, and exits once another rank has ended the run."""
         assert self._board is not None
         looks = 0
         while not self._is_over.wait(self._pause):
@@ -110,7 +110,7 @@ class StallWatch:
                 _leave(self._code)
 
     def _find_out(self, activity: Activity, waited: float) -> bool:
-        """Says that the run ends, and why; False where this process or another one gets further."""
+        """Prints why the run ends; False if this or another process has made progress after all."""
         found: list[str | None] = []
         told = f"the run got no further for {waited / 60:.2g} minutes"
         told += f" (guard.stall_minutes={self._minutes:g}) and ends: "
@@ -125,7 +125,7 @@ class StallWatch:
         return True
 
     def _explain(self, activity: Activity) -> str | None:
-        """Why the run ends; empty where another rank says it, None where it goes on."""
+        """Why the run ends; empty if another rank reports it, None if the run continues."""
         who = activity.what
         if self._board is not None:
             before = self._board.read()
@@ -145,7 +145,7 @@ class StallWatch:
 
 
 def _is_waiting() -> bool:
-    """Whether the main thread is in one of PyTorch's functions for several processes."""
+    """Whether the main thread is in a function of torch.distributed."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         if f"torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename:
@@ -155,7 +155,7 @@ def _is_waiting() -> bool:
 
 
 def _leave(code: int) -> None:
-    """Ends this process and those that it started, without what its main thread would do at the end."""
+    """Kills the child processes and exits at once, without any cleanup by the main thread."""
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()

@@ -10,21 +10,22 @@ import simmim
 from simmim.data.loader import TimedLoader
 from simmim.utils.devices import peak_memory_bytes
 
-# The first steps compile, tune and fill caches; they are no measure of the rest.
+# The first batches compile, tune and fill caches; they are not representative.
 _WARMUP_BATCHES = 5
 
 
 class Throughput(pl.Callback):
-    """Logs `train/images_per_second` over all devices, and `train/data_wait`, a share of the time.
+    """Logs images per second, the share of time spent waiting for data, and peak memory.
 
-    And `train/peak_memory_bytes`, of this process or its device. Data and logging are included in the
-    times. `images_per_second` and `data_wait` are means over the run but for its first batches and its
-    validations, the latter of the first process; `first_step_seconds` is how long after the start of
-    the command the first batch began.
+    `train/images_per_second` is over all devices and includes data loading and logging;
+    `train/data_wait` is in [0, 1] and of this process; `train/peak_memory_bytes` is of this process
+    or its device. The properties `images_per_second` and `data_wait` are means over the run without
+    its first batches and its validations; `first_step_seconds` is the time from the start of the
+    command to the first batch.
 
     Args:
-        batch_size: images of one device and micro-batch.
-        log_every_n_steps: rates are means over so many optimiser steps.
+        batch_size: images per device and micro-batch.
+        log_every_n_steps: logged rates are means over this many optimiser steps.
     """
 
     def __init__(self, batch_size: int, log_every_n_steps: int) -> None:
@@ -42,14 +43,14 @@ class Throughput(pl.Callback):
 
     @property
     def images_per_second(self) -> float | None:
-        """Mean rate so far; None before it can be told."""
+        """Mean rate so far; None before it is known."""
         if self._seconds == 0:
             return None
         return self._batches * self._images_per_batch / self._seconds
 
     @property
     def data_wait(self) -> float | None:
-        """Share of the time that the run waited for data so far; None before it can be told."""
+        """Share of the time spent waiting for data so far; None before it is known."""
         return None if self._seconds == 0 else self._waited / self._seconds
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,7 +72,7 @@ class Throughput(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Times from the end of one batch to the end of the next, so that waiting for data counts."""
+        """Measures from the end of one batch to that of the next, so that waiting for data counts."""
         now = time.monotonic()
         loader = trainer.train_dataloader
         waited = loader.waited_seconds if isinstance(loader, TimedLoader) else 0.0

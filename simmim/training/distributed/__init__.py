@@ -1,1 +1,1 @@
-"""How processes share the work."""
+"""Strategies for several processes: DDP, FSDP2 and DeepSpeed ZeRO-1."""

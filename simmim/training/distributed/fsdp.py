@@ -1,4 +1,4 @@
-"""FSDP2 as Lightning runs it, over all devices of a run."""
+"""FSDP2 over all devices of a run, as a Lightning strategy."""
 
 from itertools import chain
 from pathlib import Path
@@ -26,15 +26,15 @@ from simmim.models.swin.blocks import Stage
 
 
 class FullySharded(ModelParallelStrategy):
-    """Shares weights, gradients and optimiser states out; `configure_model` of the task shards.
+    """Shards weights, gradients and optimiser states; the task's `configure_model` calls `shard`.
 
     A checkpoint is one file with everything, as under any other strategy, or, with
-    `save_distributed_checkpoint`, a folder to which each process writes its own part. Both load at any
-    number of devices.
+    `save_distributed_checkpoint`, a folder to which each process writes its own part. Both can be
+    loaded on any number of devices.
     """
 
     def setup_environment(self) -> None:
-        """Makes all devices one mesh of data parallelism."""
+        """Puts all devices into the data-parallel dimension of the mesh."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
@@ -44,8 +44,8 @@ class FullySharded(ModelParallelStrategy):
     ) -> dict[str, Any]:
         """Loads weights and optimiser states, and returns the rest.
 
-        Lightning's own would take a file's optimiser states to be numbered in the order of the model's
-        parameters; they are in that of the optimiser's groups.
+        Lightning's own method assumes that a file numbers optimiser states in the order of the
+        model's parameters; here they are in the order of the optimiser's parameter groups.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
         return self._load_folder(path) if is_distributed(path) else self._load_file(path)
@@ -79,10 +79,10 @@ class FullySharded(ModelParallelStrategy):
 
 
 def shard(model: SimMIM | Classifier, mesh: DeviceMesh) -> None:
-    """Shares the weights out over `mesh`: each block is whole only while it computes.
+    """Shards the model over `mesh` (FSDP2): each block's weights are gathered while it computes.
 
-    What stands between blocks is sharded by itself, so that an encoder also runs without its head.
-    A model that is sharded stays as it is.
+    Modules between the blocks are sharded separately, so that the encoder also runs without its
+    head. A model that is already sharded stays as it is.
     """
     if isinstance(model, FSDPModule):
         return
@@ -98,7 +98,7 @@ def shard(model: SimMIM | Classifier, mesh: DeviceMesh) -> None:
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The whole state dict on the CPU, however the model is shared out; empty but on rank 0.
+    """Gathers the full state dict of `model` on rank 0's CPU; empty on other ranks.
 
     Every process has to call it.
     """

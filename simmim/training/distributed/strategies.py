@@ -1,4 +1,4 @@
-"""How the processes of a run share the work: each strategy by name, and who starts the processes."""
+"""Creates Lightning's strategy by name, and finds the launcher that started the processes."""
 
 import inspect
 import os
@@ -27,13 +27,13 @@ def create_strategy(
     sharded_checkpoints: bool = False,
     longest_wait: timedelta | None = None,
 ) -> Strategy | str:
-    """Lightning's strategy for so many devices in all; `auto` is DDP where there is more than one.
+    """Lightning's strategy for this total number of devices; `auto` is DDP for more than one.
 
-    A process gives up waiting for others after `longest_wait` (None: PyTorch's default).
+    `longest_wait` is the timeout for waiting on other processes (None: PyTorch's default).
 
     Raises:
-        UserError: an unknown name, DeepSpeed that is not installed, or sharded checkpoints of a
-            strategy whose weights are whole on every device.
+        UserError: an unknown name, DeepSpeed not installed, or `sharded_checkpoints` with a
+            strategy other than fsdp.
     """
     require_known(name)
     if sharded_checkpoints and name != "fsdp":
@@ -47,24 +47,24 @@ def create_strategy(
     if name == "deepspeed_zero1":
         return _deepspeed_zero1(precision, timeout)
     if name == "ddp" or devices > 1:
-        # Buffers are derived tables, the same everywhere.
+        # Buffers are computed tables, the same on all ranks.
         unsynced: dict[str, Any] = {_buffer_option(): False}
         return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout, **unsynced)
     return "auto"
 
 
 def _buffer_option() -> str:
-    """DDP's option to copy the first rank's buffers before it runs forward; PyTorch 2.13 renamed it."""
+    """DDP's option to broadcast rank 0's buffers before each forward pass; renamed in PyTorch 2.13."""
     new = "forward_sync_buffers"
     known = inspect.signature(DistributedDataParallel).parameters
     return new if new in known else "broadcast_buffers"
 
 
 def _deepspeed_zero1(precision: str, timeout: timedelta) -> DeepSpeedStrategy:
-    """ZeRO stage 1: optimiser states are shared out, weights and gradients are whole everywhere.
+    """ZeRO stage 1: optimiser states are sharded, weights and gradients are replicated.
 
-    Weights stay float32 and computation is autocast, as under the other strategies; DeepSpeed's own
-    bf16 would round what this encoder computes in float32.
+    Weights stay in float32 and computation uses autocast, as under the other strategies;
+    DeepSpeed's own bf16 mode would also round what this encoder computes in float32.
     """
     try:
         import deepspeed  # noqa: F401
@@ -84,12 +84,12 @@ def _deepspeed_zero1(precision: str, timeout: timedelta) -> DeepSpeedStrategy:
 
 
 def lightning_precision(name: str, precision: str) -> str:
-    """What Lightning is told of the precision: under DeepSpeed its own configuration holds it."""
+    """The precision for Lightning's Trainer; under DeepSpeed, DeepSpeed's configuration sets it."""
     return "32-true" if name == "deepspeed_zero1" else precision
 
 
 class Launch(NamedTuple):
-    """A program that started the processes of this run, and how many."""
+    """The program that started the processes of this run, and how many it started."""
 
     program: str
     processes_per_node: int
@@ -97,7 +97,7 @@ class Launch(NamedTuple):
 
 
 def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
-    """Torchrun or srun, where one of them started this process; None where a run starts its own."""
+    """Torchrun or srun, if one of them started this process; None if the run starts its own."""
     if "TORCHELASTIC_RUN_ID" in environment:
         local = int(environment["LOCAL_WORLD_SIZE"])
         return Launch("torchrun", local, int(environment["WORLD_SIZE"]) // local)
@@ -108,7 +108,7 @@ def find_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 def warn_of_stale_store(environment: Mapping[str, str] = os.environ) -> None:
-    """Tells where processes that torchrun starts again would be given the addresses of those before."""
+    """Warns if processes that torchrun restarts would get the addresses of the previous ones."""
     restarts = int(environment.get("TORCHELASTIC_MAX_RESTARTS", "0"))
     if restarts > 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         warn(
@@ -119,10 +119,10 @@ def warn_of_stale_store(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def launch_environments(launch: Launch | None) -> list[ClusterEnvironment]:
-    """Lightning's view of the launcher, where it would be mistaken.
+    """Replaces Lightning's detection of the launcher where it would be wrong.
 
-    In a SLURM job without srun, Lightning would wait for processes that nobody starts; and
-    `callbacks` sees to a job that is stopped, not Lightning's own requeueing.
+    In a SLURM job without srun, Lightning would wait for processes that nobody starts. Under srun,
+    `callbacks.Preemption` handles a job that is stopped, not Lightning's requeueing.
     """
     if launch is None:
         return [LightningEnvironment()] if SLURMEnvironment.detect() else []

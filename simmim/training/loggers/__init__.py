@@ -1,1 +1,1 @@
-"""Where metrics, configuration and images are logged."""
+"""Loggers of metrics, configuration and images."""

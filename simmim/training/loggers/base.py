@@ -1,4 +1,4 @@
-"""What a run's logs have in common, wherever they lead: none of them is worth the run."""
+"""Base classes of loggers: a logger that fails does not end the run."""
 
 from abc import abstractmethod
 from argparse import Namespace
@@ -19,30 +19,30 @@ Underlying = TypeVar("Underlying", bound=Logger)
 
 @runtime_checkable
 class ImageLogger(Protocol):
-    """A log that takes pictures."""
+    """A logger that accepts images."""
 
     def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Adds a picture to those of this name."""
+        """Logs an image under this name."""
 
 
 @runtime_checkable
 class ResumableLogger(Protocol):
-    """A log that a later part of the run adds to."""
+    """A logger that a resumed run appends to."""
 
     def go_on_after(self, step: int) -> None:
-        """Whatever was logged after this step will be logged again; 0 is a run from its beginning."""
+        """Expects whatever was logged after this step to be logged again; 0 for a new run."""
 
 
 def is_installed(package: str) -> bool:
-    """Whether there is such a package; a folder of its name, as its logs lie in, is none."""
+    """Whether a package is installed; a folder of its name, such as that of its logs, is not one."""
     found = find_spec(package)
     return found is not None and found.loader is not None
 
 
 class FaultTolerantLogger(Logger, Generic[Underlying]):
-    """A logger of Lightning's that is opened when there is something to log, on the first rank.
+    """Wraps a Lightning logger, which is opened on rank 0 when there is something to log.
 
-    Its first failure is told of and ends this log, not the run: `metrics.csv` holds the metrics.
+    Its first failure is a warning and ends this log, not the run: `metrics.csv` has the metrics.
     """
 
     def __init__(self) -> None:
@@ -63,45 +63,45 @@ class FaultTolerantLogger(Logger, Generic[Underlying]):
     @property
     @abstractmethod
     def place(self) -> str:
-        """Where it leads to, for the user."""
+        """Where it logs to, for messages to the user."""
 
     @abstractmethod
     def open(self) -> Underlying:
-        """Lightning's logger."""
+        """Creates Lightning's logger."""
 
     @abstractmethod
     def add_picture(self, logger: Underlying, name: str, picture: Image.Image, step: int) -> None:
-        """Logs a picture there."""
+        """Logs an image with Lightning's logger."""
 
     def add_configuration(self, logger: Underlying, options: dict[str, Any]) -> None:
-        """Logs the run's options there."""
+        """Logs the run's options with Lightning's logger."""
         logger.log_hyperparams(options)
 
     def is_failure(self, error: Exception) -> bool:
-        """Whether this is the world's fault; else it is ours and is raised."""
+        """Whether to tolerate an error, such as of disk or network; others are bugs and raised."""
         return True
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds metrics."""
+        """Logs metrics."""
         self.attempt(lambda logger: logger.log_metrics(metrics, step))
 
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """Adds the run's configuration."""
+        """Logs the run's configuration."""
         options = vars(params) if isinstance(params, Namespace) else params
         self.attempt(lambda logger: self.add_configuration(logger, options))
 
     @rank_zero_only
     def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Adds a picture."""
+        """Logs an image."""
         self.attempt(lambda logger: self.add_picture(logger, name, picture, step))
 
     @rank_zero_only
     def save(self) -> None:
-        """Has what was logged reach its place."""
+        """Flushes what was logged."""
         if self._logger is not None:
             self.attempt(lambda logger: logger.save())
 
@@ -112,10 +112,10 @@ class FaultTolerantLogger(Logger, Generic[Underlying]):
             self.attempt(lambda logger: logger.finalize(status))
 
     def close(self) -> None:
-        """Nothing follows."""
+        """Nothing more is logged after this."""
 
     def attempt(self, action: Callable[[Underlying], object]) -> None:
-        """Does this with Lightning's logger, unless something failed before."""
+        """Calls `action` with Lightning's logger, unless an earlier call failed."""
         if self._has_failed:
             return
         try:
@@ -131,12 +131,12 @@ class FaultTolerantLogger(Logger, Generic[Underlying]):
 
 
 class RemoteLogger(FaultTolerantLogger[Underlying]):
-    """One whose runs have ids of their own, kept in the run directory: a resumed run goes on there.
+    """A logger with run ids; a resumed run reuses the id that is stored in its directory.
 
-    What a resumed run logs again of steps that it had behind it stands there twice.
+    Steps that a resumed run repeats appear twice in the log.
 
     Args:
-        folder: holds `run_id`, and what this log keeps on this machine.
+        folder: contains `run_id`, and the files that this logger keeps on this machine.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -145,12 +145,12 @@ class RemoteLogger(FaultTolerantLogger[Underlying]):
         self.run_id: str | None = None
 
     def go_on_after(self, step: int) -> None:
-        """Goes on with the run that this directory's has been so far."""
+        """Reads the id of this directory's run, unless the run starts from its beginning."""
         is_known = step > 0 and self._id_file.is_file()
         self.run_id = self._id_file.read_text().strip() if is_known else None
 
     def open(self) -> Underlying:
-        """Lightning's logger, its run begun or found again."""
+        """Creates Lightning's logger, with a new run or the one that is resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         logger = self.connect()
         self.run_id = self.find_id(logger)
@@ -164,7 +164,7 @@ class RemoteLogger(FaultTolerantLogger[Underlying]):
 
     @abstractmethod
     def find_id(self, logger: Underlying) -> str:
-        """What the run is called there."""
+        """The id of the logger's run."""
 
     @property
     def _id_file(self) -> Path:

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row a logged step, kept across resumes."""
+"""`metrics.csv`: one row per logged step, kept across resumes."""
 
 import csv
 from argparse import Namespace
@@ -15,13 +15,13 @@ from simmim.utils.files import append, written_beside
 
 
 class MetricsCsv(Logger):
-    """Appends metrics to `metrics.csv` in the run directory (`save_dir`); a column a metric.
+    """Appends metrics to `metrics.csv` in the run directory (`save_dir`), one column per metric.
 
-    Rows of an earlier part of the run stay, up to the step that it is resumed after; what a resumed run
-    logs of that step again is added to its row.
+    On resume, rows up to the resumed step stay; what is logged again for that step is added to its
+    row.
 
     Attributes:
-        first_step: the first step that is new; rows from there on are dropped.
+        first_step: the first new step; rows from this step on are dropped.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
@@ -48,11 +48,11 @@ class MetricsCsv(Logger):
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
     ) -> None:
-        """The configuration stands in `.hydra/`."""
+        """Does nothing: the configuration is stored in `.hydra/`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Adds to the row of this step; it is written when another begins."""
+        """Adds to the row of this step, which is written when the next row begins."""
         step = -1 if step is None else step
         if step != self._row.get("step"):
             self.flush()
@@ -60,19 +60,19 @@ class MetricsCsv(Logger):
         self._row |= metrics
 
     def go_on_after(self, step: int) -> None:
-        """Rows of later steps are dropped."""
+        """Drops the rows of later steps."""
         self.first_step = step
 
     @property
     def pending(self) -> dict[str, float]:
-        """The row at hand, with its step, which is not in the file yet; empty where there is none."""
+        """The current row, with its step, which is not in the file yet; empty if there is none."""
         return dict(self._row)
 
     @rank_zero_only
     def flush(self) -> None:
-        """Writes the row at hand, to which nothing can be added then.
+        """Writes the current row, to which nothing can be added after that.
 
-        Where there is no room it waits with those after it, until there is.
+        If the disk is full, this row and those after it are kept until there is room.
         """
         if self._row:
             self._waiting.append(self._row)
@@ -106,12 +106,12 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes what is left; a validation after the end adds to the last row."""
+        """Writes the last row; a validation after the end of training adds to it."""
         self.flush()
         self._opened = False
 
     def _open(self, first: dict[str, Any]) -> None:
-        """Drops what will be logged again, and takes up the row that is added to."""
+        """Drops rows that will be logged again, and merges the row of the same step into `first`."""
         step = first["step"]
         rows = [row for row in self._read() if float(row["step"]) < self.first_step]
         same = [row for row in rows if float(row["step"]) == step]
@@ -122,7 +122,7 @@ class MetricsCsv(Logger):
         self._opened = True
 
     def _read(self) -> list[dict[str, Any]]:
-        """The rows in the file; a last one that was half written when the run was killed is none."""
+        """The rows in the file, without a last one that was half written when the run was killed."""
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:

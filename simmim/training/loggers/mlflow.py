@@ -1,4 +1,4 @@
-"""MLflow's log: on a tracking server, or in a database in the run directory."""
+"""Logs to MLflow: to a tracking server, or to a database in the run directory."""
 
 import os
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from simmim.utils.signals import is_interrupting
 
 
 class MlflowLog(RemoteLogger[MLFlowLogger]):
-    """Metrics, configuration and pictures as a run of MLflow.
+    """Logs metrics, configuration and images as an MLflow run.
 
     Args:
         save_dir: the run directory.
-        experiment: what the run belongs to.
-        name: the run's; None: that of the run directory.
-        tracking_uri: a server or database; None: what `MLFLOW_TRACKING_URI` says, else
-            `mlflow/mlflow.db` below the run directory.
-        tags: words about the run, by which MLflow filters.
+        experiment: the MLflow experiment that the run belongs to.
+        name: the run's name (None: that of the run directory).
+        tracking_uri: a server or database (None: `MLFLOW_TRACKING_URI` if it is set, else
+            `mlflow/mlflow.db` in the run directory).
+        tags: tags of the run, to filter by in MLflow.
 
     Raises:
         UserError: MLflow is not installed.
@@ -37,7 +37,7 @@ class MlflowLog(RemoteLogger[MLFlowLogger]):
         tags: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(Path(save_dir, "mlflow").absolute())
-        # Looked for and not imported, which takes seconds on every rank.
+        # Not imported to check for it, which would take seconds on every rank.
         if not is_installed("mlflow"):
             raise UserError('logger=mlflow needs the package mlflow; pip install "simmim[mlflow]"')
         self.experiment = experiment
@@ -53,9 +53,9 @@ class MlflowLog(RemoteLogger[MLFlowLogger]):
         return f"MLflow's {self.tracking_uri}"
 
     def connect(self) -> MLFlowLogger:
-        """Lightning's logger; a run that was ended is under way again.
+        """Lightning's logger; a run that had ended is marked as running again.
 
-        A server that goes silent is given up after half a minute: the other ranks wait for this one.
+        It gives up on a silent server after half a minute, because the other ranks wait.
         """
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -72,26 +72,26 @@ class MlflowLog(RemoteLogger[MLFlowLogger]):
         return logger
 
     def finalize(self, status: str) -> None:
-        """A run that was interrupted has not failed."""
+        """Marks an interrupted run as killed, not as failed."""
         super().finalize("KILLED" if is_interrupting() else status)
 
     def find_id(self, logger: MLFlowLogger) -> str:
-        """Thirty-two hexadecimal digits."""
+        """The run's id: 32 hexadecimal digits."""
         return str(logger.run_id)
 
     def add_configuration(self, logger: MLFlowLogger, options: dict[str, Any]) -> None:
-        """Parameters cannot be changed there: those that a run began with stay."""
+        """Logs options that are not logged yet: MLflow does not allow changing a parameter."""
         known = logger.experiment.get_run(logger.run_id).data.params
         flat = {name: value for name, value in _flat(options) if name not in known}
         logger.log_hyperparams(flat)
 
     def add_picture(self, logger: MLFlowLogger, name: str, picture: Image.Image, step: int) -> None:
-        """As an image of this step among the run's artifacts."""
+        """Logs the image of this step among the run's artifacts."""
         logger.experiment.log_image(logger.run_id, picture, key=name, step=step)
 
 
 def _flat(options: Mapping[str, Any], path: str = "") -> Any:
-    """Dotted names, as they are typed, with their values."""
+    """Dotted option names, as on the command line, with their values."""
     for name, value in options.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{name}.")

@@ -1,4 +1,4 @@
-"""TensorBoard's log, which ends where the disk is full, and not the run with it."""
+"""Logs to TensorBoard; a full disk ends the log, not the run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from simmim.training.loggers.base import FaultTolerantLogger
 
 
 class _InFolder(TensorBoardLogger):
-    """Writes to the folder that it is told; Lightning's own takes `$` and `~` in it for variables."""
+    """Writes to exactly the given folder; Lightning's own logger expands `$` and `~` in its path."""
 
     @property
     def log_dir(self) -> str:
-        """Of no version, which is the empty text here."""
+        """The folder itself: the version is empty and has no subfolder."""
         return str(Path(self.root_dir))
 
 
 class TensorBoardLog(FaultTolerantLogger[TensorBoardLogger]):
-    """Events in `tensorboard/` below the run directory, which is `save_dir`."""
+    """Writes events to `tensorboard/` in the run directory (`save_dir`)."""
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
@@ -34,20 +34,20 @@ class TensorBoardLog(FaultTolerantLogger[TensorBoardLogger]):
         return f"{self.folder}/"
 
     def open(self) -> TensorBoardLogger:
-        """Lightning's logger."""
+        """Creates Lightning's logger."""
         folder = self.folder
         return _InFolder(folder.parent, name=folder.name, version="", purge_step=self._first_step)
 
     def go_on_after(self, step: int) -> None:
-        """Events of later steps are hidden; the last step's metrics are logged again."""
+        """Hides events of later steps; the last step's metrics are logged again."""
         self._first_step = max(step - 1, 0)
 
     def flush(self) -> None:
-        """Has the disk hold what was logged."""
+        """Writes what was logged to disk."""
         self.save()
 
     def add_configuration(self, logger: TensorBoardLogger, options: dict[str, Any]) -> None:
-        """As text: what TensorBoard calls hyper-parameters goes with final metrics only."""
+        """Logs the options as text: TensorBoard's hyper-parameters need final metrics."""
         lines = OmegaConf.to_yaml(OmegaConf.create(options)).splitlines()
         text = "\n".join(f"    {line}" for line in lines)
         logger.experiment.add_text("configuration", text, self._first_step or 0)
@@ -55,9 +55,9 @@ class TensorBoardLog(FaultTolerantLogger[TensorBoardLogger]):
     def add_picture(
         self, logger: TensorBoardLogger, name: str, picture: Image.Image, step: int
     ) -> None:
-        """In colours."""
+        """Logs an RGB image."""
         logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def is_failure(self, error: Exception) -> bool:
-        """An error of the disk, or of the writer that stumbled over one before."""
+        """True for an error of the disk, or of the event writer after such an error."""
         return isinstance(error, OSError) or isinstance(error.__cause__, OSError)

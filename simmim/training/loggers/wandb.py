@@ -1,4 +1,4 @@
-"""Weights & Biases' log: online, or kept in the run directory until `wandb sync` sends it."""
+"""Logs to Weights & Biases: online, or to the run directory until `wandb sync` uploads it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,20 +10,20 @@ from simmim.training.loggers.base import RemoteLogger, is_installed
 from simmim.utils.errors import UserError
 from simmim.utils.signals import INTERRUPTED, is_interrupting
 
-# Seconds that the end of a run waits for what is still to be sent; what is left stays on the disk.
+# Seconds that the end of a run waits for pending uploads; what is left stays on the disk.
 _LAST_WAIT = 120
 
 
 class WandbLog(RemoteLogger[WandbLogger]):
-    """Metrics, configuration and pictures as a run of Weights & Biases.
+    """Logs metrics, configuration and images as a run of Weights & Biases.
 
     Args:
         save_dir: the run directory.
-        name: the run's; None: that of the run directory.
-        entity: the user or team that owns the project; None: your default.
+        name: the run's name (None: that of the run directory).
+        entity: the user or team that owns the project (None: your default).
         group: runs of one group are shown together.
-        tags: words by which runs are found.
-        offline: write to the run directory alone.
+        tags: tags of the run, to filter by.
+        offline: write to the run directory only, without uploading.
 
     Raises:
         UserError: wandb is not installed.
@@ -40,7 +40,7 @@ class WandbLog(RemoteLogger[WandbLogger]):
         offline: bool = False,
     ) -> None:
         super().__init__(Path(save_dir, "wandb"))
-        # Looked for and not imported, which takes seconds on every rank.
+        # Not imported to check for it, which would take seconds on every rank.
         if not is_installed("wandb"):
             raise UserError('logger=wandb needs the package wandb; pip install "simmim[wandb]"')
         self.project = project
@@ -56,7 +56,7 @@ class WandbLog(RemoteLogger[WandbLogger]):
         return f"{self.folder}/" if self.offline else "Weights & Biases"
 
     def connect(self) -> WandbLogger:
-        """Lightning's logger, with a run of its own whatever other runs this process has."""
+        """Lightning's logger, with a separate run even if this process has other runs."""
         import wandb
 
         return WandbLogger(
@@ -69,28 +69,28 @@ class WandbLog(RemoteLogger[WandbLogger]):
             tags=self.tags,
             mode="offline" if self.offline else None,
             reinit="create_new",
-            # The run's own log is a file beside.
+            # The console output is already in the run's log file.
             settings=wandb.Settings(console="off", quiet=True, finish_timeout=_LAST_WAIT),
         )
 
     def find_id(self, logger: WandbLogger) -> str:
-        """Eight letters and digits."""
+        """The run's id: eight letters and digits."""
         return str(logger.experiment.id)
 
     def add_picture(self, logger: WandbLogger, name: str, picture: Image.Image, step: int) -> None:
-        """By Lightning's means."""
+        """Logs the image with Lightning's `log_image`."""
         logger.log_image(name, [picture], step)
 
     def finalize(self, status: str) -> None:
-        """Ends a run that failed or was interrupted; of any other, a validation may follow."""
+        """Finishes a run that failed or was interrupted; in any other, a validation may follow."""
         if is_interrupting() and self._logger is not None:
-            # With this, an exit code that is not 0 makes it preempted instead of failed.
+            # After this, a non-zero exit code marks the run as preempted instead of failed.
             self.attempt(lambda logger: logger.experiment.mark_preempting())
         if status != "success":
             self._finish(exit_code=INTERRUPTED if is_interrupting() else 1)
 
     def close(self) -> None:
-        """Ends the run there; Lightning leaves that to the end of the process."""
+        """Finishes the run; Lightning leaves that to the end of the process."""
         self._finish(exit_code=0)
 
     def _finish(self, exit_code: int) -> None:

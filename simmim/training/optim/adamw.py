@@ -1,4 +1,4 @@
-"""AdamW as the papers train with it: what to scale, what to decay, and when."""
+"""AdamW with the papers' learning-rate scaling, weight decay and schedules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +17,20 @@ ScheduleName = Literal["cosine", "multistep"]
 
 @dataclass(frozen=True)
 class AdamWRecipe:
-    """AdamW with a warm-up and a schedule per step.
+    """AdamW with a linear warm-up and a learning-rate schedule, updated every step.
 
     Attributes:
-        lr: peak learning rate at a batch of `lr_batch_size` images; scaled linearly to the
-            effective batch (None: `lr` is used as it stands).
-        weight_decay: of matrices; vectors and position biases have none.
-        betas: and `eps`, of Adam's moments.
-        layer_decay: each layer's rate over that of the layer after it (1: all learn alike).
-        clip_norm: gradients are scaled down to this norm (None: never).
-        warmup_epochs, warmup_steps: length of the linear warm-up; steps, where given, win.
-        warmup_factor: share of the peak rate at the first step, the same rate for all layers.
-        final_factor: share of the peak rate at the end of the cosine, the same rate for all layers.
-        milestones: epochs after each of which `multistep` multiplies the rate by `gamma`.
+        lr: peak learning rate for a batch of `lr_batch_size` images, scaled linearly to the
+            effective batch size (`lr_batch_size` None: not scaled).
+        weight_decay: for matrices; vectors and position biases have none.
+        betas, eps: as in `torch.optim.AdamW`.
+        layer_decay: each layer's rate divided by that of the next layer (1: the same for all).
+        clip_norm: maximum gradient norm (None: no clipping).
+        warmup_epochs, warmup_steps: length of the linear warm-up; steps take precedence if given.
+        warmup_factor: rate at the first step divided by the peak rate, the same for all layers.
+        final_factor: rate at the end of the cosine divided by the peak rate, the same for all
+            layers.
+        milestones: epochs after which `multistep` multiplies the rate by `gamma`.
 
     Raises:
         UserError: a value out of its range.
@@ -79,7 +80,7 @@ class AdamWRecipe:
             )
 
     def peak_lr(self, effective_batch: int) -> float:
-        """The learning rate after warm-up for this many images a step."""
+        """The learning rate after warm-up for this many images per step."""
         return self.lr * effective_batch / (self.lr_batch_size or effective_batch)
 
     def optimizer(
@@ -90,9 +91,10 @@ class AdamWRecipe:
         *,
         fused: bool | None = None,
     ) -> torch.optim.AdamW:
-        """AdamW over the model's parameters at their peak rates; `depths` are the encoder's.
+        """AdamW over the model's parameters, in groups with their peak learning rates.
 
-        `fused`: weights and states are read once a step (None: PyTorch's choice).
+        `effective_batch` is images per step, `depths` the encoder's blocks per stage, `fused` that
+        of `torch.optim.AdamW` (None: PyTorch's choice).
         """
         peak_lr = self.peak_lr(effective_batch)
         return torch.optim.AdamW(
@@ -123,10 +125,11 @@ class AdamWRecipe:
         )
 
     def factors(self, total_steps: int, steps_per_epoch: float, scale: float = 1.0) -> Schedule:
-        """Share of its own peak rate at each step, of a layer that peaks at `scale` times the last's.
+        """The schedule of a layer whose peak rate is `scale` times that of the last layer.
 
-        Warm-up begins and the cosine ends at rates that all layers have in common, as in the official
-        code: a cosine may end above the peak of a layer that `layer_decay` slows down to less.
+        It gives fractions of the layer's own peak rate. Warm-up starts and the cosine ends at rates
+        that are the same for all layers, as in the official code; so the cosine of a layer with a
+        small `scale` can end above its peak rate.
         """
         warmup_steps = (
             round(self.warmup_epochs * steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Which parameters decay, and how far below the peak each layer's learning rate stays."""
+"""Parameter groups: which parameters have weight decay, and the learning rate of each layer."""
 
 import re
 from collections.abc import Sequence
@@ -8,14 +8,17 @@ from torch import nn
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """The papers' rule: vectors (norms, biases, scales, tokens) and position biases do not decay."""
+    """Whether a parameter has weight decay.
+
+    As in the papers, vectors (norms, biases, scales, tokens) and position biases have none.
+    """
     return parameter.ndim > 1 and "position_bias" not in name
 
 
 def layer_index(name: str, depths: Sequence[int]) -> int:
-    """A parameter's layer: 0 for what makes tokens, then block by block, and last the rest.
+    """A parameter's layer: 0 for patch embedding and mask token, one per block, then the rest.
 
-    Patch merging counts with the block before it, as in the official fine-tuning code.
+    Patch merging belongs to the layer of the block before it, as in the official fine-tuning code.
     """
     if "patch_embedding." in name or name.endswith("mask_token"):
         return 0
@@ -36,8 +39,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The trainable parameters, grouped by weight decay and learning rate.
 
-    The last layer learns at `lr`, each layer before it at `layer_decay` times the next one's. Groups
-    are the same for every `lr` and `weight_decay`: a checkpoint's states are by group.
+    The last layer's rate is `lr`, that of each layer before it `layer_decay` times the next one's;
+    `depths` are the encoder's blocks per stage. The groups do not depend on `lr` and
+    `weight_decay`, because checkpoints store optimiser states by group.
     """
     last = sum(depths) + 1
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}

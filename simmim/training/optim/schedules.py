@@ -8,7 +8,7 @@ Schedule = Callable[[int], float]
 
 
 def cosine(total_steps: int, warmup_steps: int, final_factor: float) -> Schedule:
-    """From 1 after the warm-up to `final_factor` at the last step along half a cosine."""
+    """Half a cosine from 1 at the end of the warm-up to `final_factor` at the last step."""
 
     def factor(step: int) -> float:
         progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -19,7 +19,7 @@ def cosine(total_steps: int, warmup_steps: int, final_factor: float) -> Schedule
 
 
 def multistep(milestones: Sequence[int], gamma: float) -> Schedule:
-    """Times `gamma` from each of the (ascending) milestone steps on."""
+    """Multiplies the rate by `gamma` at each of the (ascending) milestone steps."""
     return lambda step: gamma ** bisect.bisect_right(milestones, step)
 
 

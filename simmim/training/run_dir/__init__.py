@@ -1,1 +1,1 @@
-"""What a run directory records, and who may write there."""
+"""The run directory: its records, its lock, and resuming from it."""

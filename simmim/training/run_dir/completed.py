@@ -1,6 +1,6 @@
-"""Whether a run directory holds a finished run of this very configuration.
+"""Whether a run directory holds a finished run of the same configuration.
 
-`summary.json` holds what a run came to, `.hydra/finished.yaml` the configuration that this belongs to.
+`summary.json` holds a run's results, `.hydra/finished.yaml` the configuration they belong to.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from simmim.utils.files import written_beside
 
 
 def record_finished(run_dir: Path, config: DictConfig, overrides: Sequence[str]) -> None:
-    """Notes what `summary.json` was made with."""
+    """Records the configuration that `summary.json` belongs to."""
     path = run_dir / ".hydra" / "finished.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
@@ -28,10 +28,10 @@ def record_finished(run_dir: Path, config: DictConfig, overrides: Sequence[str])
 
 
 def is_finished(run_dir: Path, config: DictConfig) -> bool:
-    """Whether nothing is left to train: a run of this configuration has ended, and was not made longer.
+    """Whether a run of this configuration has finished; False if `config` makes it longer.
 
     Raises:
-        UserError: a finished run of another configuration.
+        UserError: the directory holds a finished run of another configuration.
     """
     summary, record = run_dir / "summary.json", run_dir / ".hydra" / "finished.yaml"
     if not (summary.is_file() and record.is_file()):

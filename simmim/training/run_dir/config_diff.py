@@ -1,10 +1,10 @@
-"""Which options decide what a run comes to, and where two configurations differ in them."""
+"""Which options affect a run's result, and where two configurations differ in them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# These change how fast a run is, what it tells and what it keeps, and nothing about its result. All
-# others change it. A whole group or a single option.
+# Options, or whole groups, that affect how fast a run is, what it logs and what it keeps, but not
+# its result. All others affect the result.
 RESULT_INVARIANT = {
     *(
         "run_dir",
@@ -25,13 +25,13 @@ RESULT_INVARIANT = {
 }
 # A run may be made longer, not shorter: its schedule ends with it.
 LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
-# Where things lie on this machine. Of a run that goes on, what they hold is compared in their place.
+# Paths on this machine. When a run is resumed, their content is compared instead.
 PLACES = {
     *("data.root", "data.val_root", "data.statistics", "data.exclude"),
     "init.checkpoint",
 }
-# What makes up the global batch. Beside it, only what is drawn for each device (drop path, Mixup)
-# depends on their number.
+# The options that make up the global batch. Otherwise, only the random numbers that each device
+# draws (drop path, Mixup) depend on the number of devices.
 _BATCH = {
     "data.batch_size",
     "trainer.devices",
@@ -40,10 +40,10 @@ _BATCH = {
 }
 _GLOBAL_BATCH = "images a step (data.batch_size × devices × trainer.accumulate_grad_batches)"
 STEPS = "steps an epoch"
-# What a stream's images are dealt out to.
+# The readers that a stream's images are divided among.
 READERS = "readers of the stream (devices × data.num_workers)"
 _NOTHING = "nothing"
-# Options that came later, and what runs without them did.
+# Options added in later versions, with the value that earlier runs used implicitly.
 _ADDED = {
     "head": "linear",
     "loss_region": "masked",
@@ -55,9 +55,9 @@ Options = dict[str, Any]
 
 
 def result_options(config: Mapping[Any, Any], global_batch: int | None = None) -> Options:
-    """Dotted names of the options that decide the result, with their values.
+    """Dotted names of the options that affect the result, with their values.
 
-    With `global_batch` (images that a step takes) this stands for the options that it is made of.
+    `global_batch` (images per step), if given, replaces the options that it is the product of.
     """
     options = dict(_leaves(config))
     if global_batch is not None:
@@ -67,7 +67,7 @@ def result_options(config: Mapping[Any, Any], global_batch: int | None = None) -
 
 
 def without_places(options: Options, *, is_stream: bool) -> Options:
-    """The same without what says where things lie; a stream's URL is what it holds."""
+    """The options without paths; the URL of a stream stays, because it identifies the content."""
     return {
         name: value
         for name, value in options.items()
@@ -78,7 +78,8 @@ def without_places(options: Options, *, is_stream: bool) -> Options:
 def changed_options(before: Options, now: Options) -> list[str]:
     """Names of the options whose values differ.
 
-    Where a class of simmim lies says nothing: it may have moved, and its options tell it from others.
+    The path of one of simmim's own classes is ignored: the class may have moved, and its options
+    identify it.
     """
     return sorted(
         name
@@ -89,19 +90,19 @@ def changed_options(before: Options, now: Options) -> list[str]:
 
 
 def is_longer(before: Options, now: Options, changed: list[str]) -> bool:
-    """Whether all that differs is that the run became longer."""
+    """Whether the only difference is that the run became longer."""
     return set(changed) <= LENGTH and all(
         _end(now.get(name)) >= _end(before.get(name)) for name in changed
     )
 
 
 def describe(before: Options, now: Options, changed: list[str]) -> str:
-    """`name: old → new` for each."""
+    """Lists the changes as `name: old → new`."""
     return "; ".join(f"{name}: {_show(before, name)} → {_show(now, name)}" for name in changed)
 
 
 def _is_ours(name: str, options: Options) -> bool:
-    """Whether this is the path of a class of simmim's, or there is none."""
+    """Whether this is the path of one of simmim's own classes, or missing."""
     path = options.get(name)
     return name.endswith("_target_") and (path is None or str(path).startswith("simmim."))
 
@@ -113,7 +114,7 @@ def _show(options: Options, name: str) -> str:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all options with their values, but for those that make no difference."""
+    """Dotted names of all options that affect the result, with their values."""
     if path in RESULT_INVARIANT:
         return
     if isinstance(node, Mapping) and node:

@@ -1,10 +1,10 @@
-"""A configuration as it runs, the same for all processes of a run, and what stays of it.
+"""The resolved configuration of a run: shared by all its processes, recorded in its directory.
 
-It is composed once, and resolved, and stands in a folder of this start's own. The processes that
-Lightning starts for further devices, and that of a sweep's job, read it from there; an environment
-variable tells them where. The run directory's `.hydra` is the record of the run that went on last: a
-start that is refused, because another process is writing or because its options do not fit, leaves it
-as it is.
+It is composed and resolved once, and written to a temporary folder of this launch. The processes
+that Lightning starts for further devices, and that of a sweep's job, read it from there; an
+environment variable holds its path. The run directory's `.hydra` is the record of the last run that
+trained there: a launch that is refused, because another process is writing or because its options
+differ, leaves it unchanged.
 """
 
 import os
@@ -23,13 +23,13 @@ _RESOLVED = "resolved.yaml"
 
 
 class Composed(NamedTuple):
-    """A configuration as it runs: nothing in it is left to resolve.
+    """A composed configuration, with all interpolations resolved.
 
     Attributes:
-        path: the file that it stands in.
+        path: the file that it is stored in.
         config: the stage's options; `run_dir` is absolute.
-        overrides: what was typed.
-        job_logging: Hydra's, for its handlers to write to the same files.
+        overrides: the overrides of the command line.
+        job_logging: Hydra's logging configuration, so that all processes log to the same files.
     """
 
     path: Path
@@ -39,16 +39,16 @@ class Composed(NamedTuple):
 
     @property
     def run_dir(self) -> Path:
-        """Where the run writes."""
+        """The directory that the run writes to."""
         return Path(self.config.run_dir)
 
 
 @contextmanager
 def export_config(config: DictConfig, hydra_config: Any) -> Iterator[Composed]:
-    """Writes the configuration of a job of Hydra's, resolved, for the other processes of its run.
+    """Writes the resolved configuration of a Hydra job, for the other processes of its run.
 
-    They find it within the block. Stages that do not train, and a run directory without a record,
-    have one at once.
+    It exists within the `with` block. For stages that do not train, and for a run directory without
+    a record, it is also recorded there at once.
     """
     run_dir = Path(hydra_config.runtime.output_dir)
     options = OmegaConf.to_container(config, resolve=True)
@@ -59,7 +59,7 @@ def export_config(config: DictConfig, hydra_config: Any) -> Iterator[Composed]:
         "job_logging": as_literals(OmegaConf.to_container(hydra_config.job_logging, resolve=True)),
     }
     with TemporaryDirectory(prefix="simmim-") as folder:
-        # The first three under the names that Hydra gives them.
+        # The first three have the names that Hydra gives them.
         for name, content in (
             ("config.yaml", config),
             ("hydra.yaml", OmegaConf.create({"hydra": hydra_config})),
@@ -73,7 +73,7 @@ def export_config(config: DictConfig, hydra_config: Any) -> Iterator[Composed]:
 
 
 def read(path: Path) -> Composed:
-    """A configuration that was handed over."""
+    """Reads an exported configuration."""
     content = OmegaConf.load(path)
     assert isinstance(content, DictConfig)
     overrides = [str(override) for override in _plain(content.overrides)]
@@ -85,7 +85,7 @@ def _plain(node: Any) -> Any:
 
 
 def as_literals(node: Any) -> Any:
-    """The same, with every text such that OmegaConf gives it back as it is, `${` or not."""
+    """The same, with all strings escaped so that OmegaConf returns them unchanged, even with `${`."""
     if isinstance(node, dict):
         return {name: as_literals(value) for name, value in node.items()}
     if isinstance(node, list):
@@ -94,24 +94,24 @@ def as_literals(node: Any) -> Any:
 
 
 def literal(text: str) -> str:
-    r"""A text that OmegaConf gives back as it is: `\${` in place of `${`."""
+    r"""Escapes a string so that OmegaConf returns it unchanged: `\${` in place of `${`."""
     parts = text.split("${")
     if len(parts) == 1:
         return text
-    # A backslash before ${ would be taken for an escape.
+    # A backslash before ${ would be read as an escape, and is doubled.
     ends = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts[:-1]]
     return "\\${".join([*ends, parts[-1]])
 
 
 def exported_config() -> Composed | None:
-    """The configuration that this process was started with, if another one composed it."""
+    """The configuration that this process was started with, if another process composed it."""
     path = os.environ.get(_CONFIGURATION)
     return None if path is None else read(Path(path))
 
 
 @contextmanager
 def config_env(composed: Composed) -> Iterator[None]:
-    """Processes that are started within the block run with this configuration."""
+    """Makes processes started within the `with` block run with this configuration."""
     before = os.environ.get(_CONFIGURATION)
     os.environ[_CONFIGURATION] = str(composed.path)
     try:
@@ -123,9 +123,9 @@ def config_env(composed: Composed) -> Iterator[None]:
 
 
 def record(run_dir: str | Path) -> None:
-    """Makes this start's configuration the run's, once nothing is left that could refuse it.
+    """Records this launch's configuration in the run directory, once the run has passed all checks.
 
-    A stage that is called from Python has none.
+    Does nothing for a stage that is called from Python, which has no configuration file.
     """
     path = os.environ.get(_CONFIGURATION)
     if path is not None:
@@ -136,7 +136,7 @@ def _copy(folder: Path, run_dir: Path) -> None:
     target = run_dir / ".hydra"
     target.mkdir(parents=True, exist_ok=True)
     for file in folder.glob("*.yaml"):
-        # Each process of torchrun writes a new one; none must read another's half.
+        # Each process of torchrun writes its own file first; none may read a half-written one.
         beside = target / f".{file.name}.{uuid4().hex}"
         shutil.copyfile(file, beside)
         os.replace(beside, target / file.name)

@@ -1,4 +1,4 @@
-"""One run, one writer: a second process that would write to the same run directory stops."""
+"""The lock of a run directory: a second process that would write to it stops with an error."""
 
 import errno
 import fcntl
@@ -15,19 +15,19 @@ from simmim.utils.console import say
 from simmim.utils.errors import UserError
 
 _NAME = ".writer"
-# For a run that was killed, and whose last process is still ending, as a launcher starts it again.
+# For a launcher that restarts a killed run while its last process is still ending.
 _PATIENCE_SECONDS = 5.0
-# Of this process: to open and close such a file here would give its lock up.
+# Locks of this process: opening and closing such a file again would release its lock.
 _held: set[Path] = set()
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class RunDirLock:
-    """Holds a run directory from its making to `release`, or to the end of the process.
+    """Locks a run directory from its construction to `release`, or to the end of the process.
 
-    The system gives the lock back however the process ends. It belongs to this process alone, not to
-    the loader workers that may outlive it for a while. Where the file system has no locks, the file
-    says who writes.
+    The system releases the lock however the process ends. It belongs to this process alone, not to
+    the loader workers that may outlive it for a while. If the file system has no locks, the content
+    of the file says which process writes.
 
     Raises:
         UserError: another process writes there, or the directory cannot be written to.
@@ -54,7 +54,7 @@ class RunDirLock:
         self._file.flush()
 
     def release(self) -> None:
-        """Lets others write."""
+        """Releases the lock, so that others can write."""
         if self._file is not None and not self._file.closed:
             self._file.truncate(0)
             self._file.close()
@@ -65,7 +65,7 @@ class RunDirLock:
         end = time.monotonic() + patience
         while True:
             try:
-                # Not flock: its lock would stay with a killed run's workers.
+                # Not flock: loader workers of a killed run would keep its lock.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 has_locks = error.errno not in _UNSUPPORTED
@@ -85,9 +85,9 @@ class RunDirLock:
 
 
 def writer_is_gone(run_dir: str | Path) -> bool:
-    """Whether a process of this machine wrote there and ended without a word, as one that is killed.
+    """Whether a process of this machine wrote there and ended without releasing its lock.
 
-    Of another machine's process nothing is known here: it may still be writing.
+    A process of another machine cannot be checked from here: it may still be writing.
     """
     path = Path(run_dir, _NAME)
     if path.resolve() in _held:
@@ -115,10 +115,10 @@ def _this_process() -> dict[str, Any]:
 
 
 def _may_be_writing(writer: dict[str, Any]) -> bool:
-    """Whether the process that a file names may still be there; that of another machine may."""
+    """Whether the process in a lock file may still be alive; assumed so on another machine."""
     if not writer:
         return False
-    # SLURM starts a job again when it has ended.
+    # SLURM restarts a job only after it has ended.
     job = os.environ.get("SLURM_JOB_ID")
     if job is not None and writer.get("job") == job:
         return False
@@ -128,7 +128,7 @@ def _may_be_writing(writer: dict[str, Any]) -> bool:
 
 
 def _is_alive(writer: dict[str, Any]) -> bool:
-    """Whether this machine has that process still, and no later one of its number."""
+    """Whether that process is still alive on this machine, not a later one with its number."""
     try:
         return psutil.Process(int(writer["process"])).create_time() == writer["started"]
     except (psutil.Error, KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Finds the checkpoint that a run resumes from, and checks that it can."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -16,26 +16,27 @@ from simmim.training.run_dir.config_diff import STEPS, changed_options, describe
 from simmim.utils.console import warn
 from simmim.utils.errors import UserError, first_line
 
-# What no run can go on with, and why: the order of images is that of epochs of one length, and
-# Lightning counts those of the other; the optimiser's states are by group of parameters.
+# Options that cannot change on resume, with the reason: the order of images and Lightning's
+# counters depend on the length of an epoch; the optimiser's states are stored by parameter group.
 _FIXED = {
     STEPS: "the steps of an epoch",
     "optim.layer_decay": "which parameters the optimiser has in a group",
 }
-# How often SLURM has queued this job again, and torchrun has started its processes again.
+# How often SLURM has requeued this job, and torchrun has restarted its processes.
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 def resume_checkpoint(resume: str, last: Path) -> RunState | None:
-    """The state of the checkpoint that a run goes on from.
+    """The state of the checkpoint that a run resumes from; None if it starts from step 0.
 
-    `resume` is `auto` (the run's own newest whole one), `never`, or a path. A path is where a run
-    begins: started again, it goes on from its own, if that is farther. A path to one of its own is
-    where it goes back to. A job that SLURM has queued again, or that torchrun has started again, goes
-    on whatever `resume` says.
+    `resume` is `auto` (the run's own newest intact checkpoint), `never`, or a path. With the path
+    of another run's checkpoint, the run starts from that; started again, it resumes from its own
+    newest one, if that has at least as many steps. With the path of one of its own checkpoints, it
+    goes back to that. A job that SLURM has requeued, or that torchrun has restarted, resumes
+    whatever `resume` says.
 
     Raises:
-        UserError: the path is missing or damaged, or all that the run wrote is.
+        UserError: the path is missing or damaged, or all checkpoints of the run are damaged.
     """
     is_restarted = any(int(os.environ.get(count, "0")) > 0 for count in _RESTARTS)
     if resume == "auto" or (resume == "never" and is_restarted):
@@ -53,10 +54,10 @@ def resume_checkpoint(resume: str, last: Path) -> RunState | None:
 
 
 def newest_whole(last: Path) -> RunState | None:
-    """The state of a run's newest checkpoint that is whole; damaged ones are named and passed over.
+    """The state of a run's newest intact checkpoint; damaged ones are skipped with a warning.
 
     Raises:
-        UserError: there are some, and none is whole.
+        UserError: there are checkpoints, and none is intact.
     """
     damaged = []
     for path in _newest_first(last):
@@ -79,12 +80,13 @@ def newest_whole(last: Path) -> RunState | None:
 
 
 def _newest_first(last: Path) -> Iterator[Path]:
-    """`last.ckpt` and the kept ones before it; each file once.
+    """`last.ckpt` and the older checkpoints that were kept; each file once.
 
-    Not `best.ckpt`: that of a finished run with an average holds this in the weights' place.
+    Not `best.ckpt`: in a finished run with a weight average, it may have the average in place of
+    the trained weights.
     """
     seen: list[Path] = []
-    # Beyond the last one, steps are left from before the run was started anew.
+    # Checkpoints of later steps are from before the run started over.
     steps = sorted(last.parent.glob("step-*.ckpt"), reverse=True)
     same = [path for path in steps if path.exists() and last.exists() and path.samefile(last)]
     older = [path for path in steps if not same or path < same[0]]
@@ -98,11 +100,11 @@ def _newest_first(last: Path) -> Iterator[Path]:
 def require_same_options(
     resumed: RunState, options: Mapping[str, Any], *, is_forced: bool = False
 ) -> None:
-    """Compares the options that decide a run's result with those that it has had so far.
+    """Compares the options that affect a run's result with those of the resumed checkpoint.
 
     Raises:
-        UserError: they differ in more than that the run became longer, unless `is_forced`; or in the
-            steps of an epoch or the groups of the optimiser.
+        UserError: they differ in more than a longer run, unless `is_forced`; or, in any case, in
+            the steps of an epoch or the optimiser's parameter groups.
     """
     before = resumed.options
     now = dict(options)
@@ -126,7 +128,7 @@ def require_same_options(
 
 
 def require_strategy(state: RunState, trainer: pl.Trainer) -> None:
-    """Raises UserError for a checkpoint that this strategy cannot go on from."""
+    """Raises UserError for a checkpoint that the trainer's strategy cannot resume from."""
     strategy, resumed = trainer.strategy, state.path
     whole = f"python -m simmim.export checkpoint={resumed} format=checkpoint output=whole.ckpt"
     if is_distributed(resumed) and not isinstance(strategy, FullySharded):

@@ -1,4 +1,4 @@
-"""`summary.json`: what a run came to, on one page that programs read too."""
+"""`summary.json`: the results of a run, for people and programs to read."""
 
 import importlib.metadata
 import math
@@ -33,7 +33,7 @@ def write_summary(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
 def git_revision() -> str | None:
     """Revision of the checkout that simmim runs from, `-dirty` if changed; None elsewhere."""
     home = Path(simmim.__file__).parent.parent
-    if not (home / ".git").exists():  # an installed wheel below somebody else's checkout
+    if not (home / ".git").exists():  # an installed wheel within another project's checkout
         return None
     described = subprocess.run(
         ["git", "-C", str(home), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
