@@ -1,4 +1,4 @@
-"""Checkpoints: converters between our weights' names and those of other implementations."""
+"""Checkpoints: converters between simmim's weight names and those of other implementations."""
 
 from simmim.checkpoints.formats.hugging_face import from_hf, to_hf
 from simmim.checkpoints.formats.official import from_official, to_official

@@ -1,7 +1,7 @@
-"""Whether a file of weights is as it was written.
+"""Checks that a file of weights is unchanged since it was written.
 
-A file of torch.save is a zip archive with a CRC-32 for each tensor, which torch.load does not compare.
-A folder of parts has `checksums.json`; a safetensors file of ours has a CRC-32 in its metadata.
+torch.save writes a zip archive with a CRC-32 for each tensor, which torch.load does not check. A
+sharded checkpoint has `checksums.json`; a safetensors file of simmim has a CRC-32 in its metadata.
 """
 
 import json
@@ -21,16 +21,16 @@ _PIECE = 1 << 22  # bytes
 
 
 class DamagedError(ValueError):
-    """A file that is not as it was written; the message says where."""
+    """A file that has changed since it was written; the message says where."""
 
 
 def require_intact(path: Path) -> None:
-    """Compares all that was written with its checksums, and sizes in headers with the file's own.
+    """Checks the content of a file or folder against its checksums, and header sizes against its size.
 
     Files and folders without checksums (other programs' pickles) pass.
 
     Raises:
-        DamagedError: something differs.
+        DamagedError: a checksum or size differs.
     """
     if path.is_dir():
         _require_intact_folder(path)
@@ -39,7 +39,7 @@ def require_intact(path: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Notes size and CRC-32 of each file in the folder."""
+    """Writes size and CRC-32 of each file in the folder to `checksums.json`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _CHECKSUMS)
     with ThreadPoolExecutor(8) as pool:
         sums = list(pool.map(_checksum, files))
@@ -52,7 +52,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def checksum_of(tensors: Mapping[str, Tensor], text: str) -> str:
-    """CRC-32 over tensors on the CPU, by name, with what describes them."""
+    """CRC-32 of tensors on the CPU, in order of their names, and of a text that describes them."""
     value = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
@@ -92,7 +92,7 @@ def _checksum(path: Path) -> str:
 
 
 def _is_archive(path: Path) -> bool:
-    """As torch.load tells: by the first bytes, however damaged the rest is."""
+    """Whether the first bytes are a zip archive's, as torch.load checks, however damaged the rest."""
     with path.open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
@@ -101,19 +101,20 @@ def _require_intact_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            # Torch compresses nothing: an archive that unfolds to more than itself is none of its.
+            # torch.save never compresses: an archive that unpacks to more than its size is not its
+            # own.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise DamagedError("its parts are compressed, which torch.save never does")
             if sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise DamagedError("its parts are said to be larger than the file")
-            # With torch.serialization.set_crc32_options(False) none is computed.
+            # With torch.serialization.set_crc32_options(False), there are no checksums.
             if not any(entry.CRC for entry in entries):
                 return
             for entry in entries:
                 _read_through(archive, entry)
     except DamagedError:
         raise
-    except Exception as error:  # zipfile raises many kinds for a damaged archive
+    except Exception as error:  # zipfile raises many types of errors for a damaged archive
         raise DamagedError(str(error) or type(error).__name__) from error
 
 

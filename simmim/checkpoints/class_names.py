@@ -1,4 +1,4 @@
-"""Which output of a classification head stands for each of the data's classes, by name."""
+"""Maps the data's classes to the outputs of a classification head, by name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from simmim.utils.errors import UserError
 def head_rows(
     classes: Sequence[str], *, outputs: int, known: Sequence[str] = (), source: str
 ) -> list[int]:
-    """For each of the data's classes, the output of a head with `outputs` that means it.
+    """For each of the data's classes, the index of its output in a head with `outputs` outputs.
 
-    Names are looked up among `known`, the head's own; where a file names none and its outputs are
-    as many as ImageNet-1K's or 22K's, among their synsets in the usual order. Folders that are all
-    named by numbers, as in ImageNet-V2, are outputs by number. A head that nobody can name serves
-    in the order of the folders, where there are as many.
+    Names are looked up in `known`, the head's own class names; if a file has none and as many
+    outputs as ImageNet-1K or 22K has classes, in that set's synsets in the usual order. Folders
+    that are all named by numbers, as in ImageNet-V2, are output indices. Outputs without any names
+    are matched with the folders in order, if there are as many.
 
     Raises:
-        UserError: classes that the head does not have, or a number of them that differs.
+        UserError: the head lacks some of the classes, or has another number of them.
     """
     names = tuple(known) or imagenet_synsets(outputs)
     place = {name: row for row, name in enumerate(names)}
@@ -41,7 +41,7 @@ def head_rows(
 
 
 def imagenet_synsets(outputs: int) -> tuple[str, ...]:
-    """The synsets (n01440764, …) of the ImageNet subset with so many classes; empty for no subset."""
+    """The synsets (n01440764, …) of the ImageNet subset with this number of classes; () if none."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": outputs})
@@ -52,10 +52,10 @@ def imagenet_synsets(outputs: int) -> tuple[str, ...]:
 
 
 def as_synsets(names: Sequence[str]) -> tuple[str, ...]:
-    """The synsets of an ImageNet subset for names that mostly are its descriptions, else the names.
+    """The synsets of an ImageNet subset if most names are its descriptions, else the names.
 
-    Descriptions ("tench, Tinca tinca") are what Hugging Face calls ImageNet's classes; they are not
-    unique, and differ in places between programs.
+    Hugging Face names ImageNet's classes by description ("tench, Tinca tinca"); descriptions are
+    not unique, and some differ between programs.
     """
     synsets = imagenet_synsets(len(names))
     if not synsets:

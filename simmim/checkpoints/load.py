@@ -1,4 +1,4 @@
-"""Weights into a model, strictly: every tensor is accounted for by name."""
+"""Loads weights into a model strictly: every tensor is accounted for by name."""
 
 import math
 import re
@@ -20,14 +20,14 @@ _OF_BLOCKS = re.compile(r"stages\.\d+\.(blocks|merging)\.")
 
 
 class Initialisation(NamedTuple):
-    """Which weights a model starts from (None: its own initial ones), and whether all must be there."""
+    """The weights a model starts from (None: random ones), and whether all must be there."""
 
     checkpoint: str | None
     strict: bool = True
 
 
 class Coverage(NamedTuple):
-    """What became of each tensor, by name; `reshaped` ones are loaded too."""
+    """Names of loaded, reshaped, missing and unexpected tensors; `reshaped` ones are loaded too."""
 
     loaded: tuple[str, ...]
     reshaped: tuple[str, ...]
@@ -53,14 +53,14 @@ def load_encoder_weights(
 ) -> Coverage:
     """Loads an encoder's weights, fitted to its windows and input channels, and reports on each.
 
-    Position-bias tables of another window are interpolated bicubically; a patch embedding of other
-    channels is averaged or repeated. Nothing else may differ in shape. `window_sizes` are the
-    `(height, width)` that the tables were trained with, by stage (None: squares); `source` is the
-    file's name in messages.
+    Position-bias tables of another window are interpolated bicubically; a patch embedding of
+    another number of channels is summed or repeated (`adapt_channels`). Nothing else may differ in
+    shape. `window_sizes` are the `(height, width)` that the tables were trained with, by stage
+    (None: squares); `source` is the file's name in messages.
 
     Raises:
-        UserError: a shape that differs or, if `strict`, a tensor of the encoder that is missing, or one
-            of blocks that it does not have.
+        UserError: a shape that differs or, if `strict`, a missing tensor of the encoder, or a
+            tensor of a block that it does not have.
     """
     fitted, coverage = match_weights(
         encoder, tensors, source=source, strict=strict, window_sizes=window_sizes
@@ -77,7 +77,7 @@ def match_weights(
     strict: bool = True,
     window_sizes: Sequence[Sequence[int]] | None = None,
 ) -> tuple[dict[str, Tensor], Coverage]:
-    """The tensors in the encoder's shapes, which may be on the meta device, and what became of each.
+    """The tensors in the encoder's shapes, and a report; the encoder may be on the meta device.
 
     Raises:
         UserError: as `load_encoder_weights`.
@@ -111,7 +111,8 @@ def match_weights(
             f"{_listed(coverage.missing)}; set model= to the architecture that it was trained with, "
             "or, in training, init.strict=false to leave them at their initial values"
         )
-    # An encoder of fewer blocks or norms takes all that it has from a larger one, and is another.
+    # An encoder with fewer blocks or norms finds all its tensors in a larger one, but is not the
+    # same.
     homeless = tuple(name for name in coverage.unexpected if _OF_BLOCKS.match(name))
     if strict and homeless:
         raise UserError(
@@ -131,10 +132,10 @@ def load_classifier_weights(
     strict: bool = True,
     window_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Coverage:
-    """Loads an encoder as `load_encoder_weights` does, and its head.
+    """Loads a classifier: its encoder as `load_encoder_weights` does, and its head.
 
-    `rows` are the outputs of the file's head that the classifier's stand for (None: the same ones);
-    `source`, `strict` and `window_sizes` are as there.
+    `rows` has, for each of the classifier's outputs, the index in the file's head (None: the same);
+    `source`, `strict` and `window_sizes` are as in `load_encoder_weights`.
 
     Raises:
         UserError: as `load_encoder_weights`.
@@ -167,7 +168,7 @@ def fit(
     encoder: SwinTransformer,
     window_sizes: Sequence[Sequence[int]] | None,
 ) -> Tensor:
-    """The tensor as the encoder's `own` is shaped, where there is a right way; else as it is."""
+    """The tensor fitted to the shape of the encoder's `own`, if there is a way; else unchanged."""
     if table := re.match(r"stages\.(\d+)\..*position_bias\.table$", name):
         if window_sizes is None and tensor.shape == own.shape:
             return tensor
@@ -183,7 +184,7 @@ def fit(
 
 
 def square_window(table: Float[Tensor, "offsets heads"]) -> Pair | None:
-    """The square window with so many relative offsets; None where there is none."""
+    """The square window with this number of relative offsets; None if there is none."""
     side = math.isqrt(table.shape[0])
     return ((side + 1) // 2, (side + 1) // 2) if side**2 == table.shape[0] and side % 2 else None
 
@@ -193,7 +194,8 @@ def adapt_channels(
 ) -> Float[Tensor, "c new h w"]:
     """A patch embedding for another number of input channels.
 
-    Old channels repeat in turn; the sum's scale is kept, so that activations keep theirs.
+    Old channels are summed (for one channel) or repeated and scaled, so that activations keep their
+    scale.
     """
     old = kernel.shape[1]
     if in_channels == 1:

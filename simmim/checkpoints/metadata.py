@@ -1,4 +1,4 @@
-"""What a file says of its encoder, enough to build it again."""
+"""The description of an encoder in a file, enough to rebuild it."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ FORMAT_VERSION = 1
 
 
 class EncoderDescription(TypedDict):
-    """What a file says of its encoder, in JSON's types."""
+    """The description of an encoder in a file, in JSON types."""
 
     format_version: int
     arguments: dict[str, Any]
@@ -24,7 +24,7 @@ class EncoderDescription(TypedDict):
 
 
 def describe_encoder(encoder: SwinTransformer, normalisation: Normalisation) -> EncoderDescription:
-    """Architecture, image size, windows by stage, and the normalisation of its input."""
+    """The encoder's architecture, image size, windows by stage, and the normalisation of its input."""
     return {
         "format_version": FORMAT_VERSION,
         "arguments": encoder.arguments,
@@ -35,5 +35,5 @@ def describe_encoder(encoder: SwinTransformer, normalisation: Normalisation) -> 
 
 
 def is_description(value: Any) -> bool:
-    """Whether this is what `describe_encoder` gives, of any version."""
+    """Whether the value is a description as `describe_encoder` returns, of any format version."""
     return isinstance(value, dict) and EncoderDescription.__required_keys__ <= value.keys()

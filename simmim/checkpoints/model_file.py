@@ -1,7 +1,7 @@
-"""Models as simmim writes them, with all that rebuilds them, and nothing that runs.
+"""Writes and reads simmim's model files, which have all that rebuilds a model, and no code.
 
-`encoder.safetensors`, `classifier.safetensors` and checkpoints of runs; one function, `load_trained`,
-makes a model of any of them.
+These are `encoder.safetensors`, `classifier.safetensors` and checkpoints of runs; `load_trained`
+builds a model from any of them.
 """
 
 import json
@@ -36,7 +36,7 @@ def save_encoder(
 ) -> None:
     """Writes the encoder's weights with their description as metadata.
 
-    `weights` are its whole state dict where the encoder itself holds a part of it.
+    `weights` is its whole state dict, for an encoder that holds only a shard of it.
     """
     whole = encoder.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
@@ -46,16 +46,16 @@ def save_encoder(
 def save_described(
     tensors: dict[str, Tensor], path: str | Path, description: Mapping[str, Any]
 ) -> None:
-    """Writes tensors with what describes them, whole or not at all, and a checksum of both.
+    """Writes tensors, their description and a checksum of both, completely or not at all.
 
     The same content gives the same bytes: safetensors writes several metadata keys in any order, so
-    there is one.
+    there is only one.
     """
     checksum = checksum_of(tensors, json.dumps(description))
     metadata = {"simmim": json.dumps({**description, "crc32": checksum})}
     with written_beside(path) as beside:
         save_file(tensors, beside, metadata=metadata)
-        # safetensors makes files that only their owner reads, whatever the umask allows others.
+        # safetensors creates files that only their owner can read, whatever the umask.
         os.umask(mask := os.umask(0))
         beside.chmod(0o666 & ~mask)
 
@@ -99,10 +99,10 @@ def save_classifier(
     weights: Mapping[str, Tensor] | None = None,
     held_out_crop: HeldOutCrop | None = None,
 ) -> None:
-    """Writes the classifier's weights with their description, `classes` by name included, as metadata.
+    """Writes the classifier's weights; metadata are their description and the names of `classes`.
 
-    `weights` are its whole state dict where the classifier itself holds a part of it, `held_out_crop`
-    is how it was validated, which evaluation goes by.
+    `weights` is its whole state dict, for a classifier that holds only a shard of it;
+    `held_out_crop` is the crop that it was validated with, which evaluation then uses.
     """
     whole = classifier.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
@@ -114,10 +114,10 @@ def save_classifier(
 
 
 def load_classifier(path: str | Path) -> TrainedClassifier:
-    """Rebuilds a classifier from `classifier.safetensors`, a run of fine-tuning or its checkpoint.
+    """Rebuilds a classifier from `classifier.safetensors`, a fine-tuning run or its checkpoint.
 
     Raises:
-        UserError: the file is missing, damaged, holds no classifier, or none that simmim wrote.
+        UserError: the file is missing, damaged, holds no classifier, or was not written by simmim.
     """
     weights = read_weights(path)
     if weights.description is None:
@@ -143,7 +143,7 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
 class TrainedModel(NamedTuple):
     """A model in eval mode, the names of its outputs if it is a classifier, its normalisation.
 
-    `held_out_crop` is how a classifier was validated, None where its file does not tell.
+    `held_out_crop` is the crop that a classifier was validated with; None if its file does not say.
     """
 
     model: SwinTransformer | Classifier | SimMIM
@@ -188,7 +188,7 @@ def load_trained(path: str | Path) -> TrainedModel:
 def _with_reconstruction(
     encoder: SwinTransformer, tensors: Mapping[str, Tensor], source: str
 ) -> SwinTransformer | SimMIM:
-    """SimMIM where mask token and head are there, else the encoder as it is."""
+    """SimMIM if there are a mask token and a head, else the encoder unchanged."""
     outside = {name: value for name, value in tensors.items() if not name.startswith("encoder.")}
     kind = reconstruction_head_kind([name.removeprefix("head.") for name in outside])
     if "mask_token" not in outside or kind is None:

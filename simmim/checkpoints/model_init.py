@@ -1,4 +1,4 @@
-"""Where a model starts from: the weights of a file, what they say of their encoder, or scratch."""
+"""Initialises a model from a file, with its weights and encoder description, or from scratch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from simmim.utils.errors import UserError
 from simmim.utils.normalization import Normalisation
 from simmim.utils.sizes import Pair, as_pair, show
 
-# The published sizes, each family from the smallest on.
+# The published sizes, in each family from the smallest on.
 _FOR_PHOTOGRAPHS = [name for name in ARCHITECTURES if name != "swinv2_nano"]
-# Enough to tell the tensors of two trainings apart.
+# Values of each tensor; enough to distinguish two trainings.
 _COMPARED_VALUES = 100
-# Standard deviations this far apart are of values in other units.
+# If standard deviations differ by this factor, the values are in different units.
 _OTHER_UNITS = 30
 
 
@@ -37,11 +37,11 @@ class ModelInit:
     """The encoder that `model` describes, and the weights that it starts from.
 
     Attributes:
-        planned: the encoder on the meta device, without weights: its sizes, before any is allocated.
-        weights: what `init.checkpoint` holds; None from scratch.
+        planned: the encoder on the meta device, for its shapes before any memory is allocated.
+        weights: those in `init.checkpoint`; None from scratch.
 
     Raises:
-        UserError: weights that cannot be read, or a model that cannot be built or is not theirs.
+        UserError: the weights cannot be read, or the model cannot be built or does not match them.
     """
 
     def __init__(self, model: DictConfig, init: Initialisation) -> None:
@@ -70,7 +70,7 @@ class ModelInit:
             return self._build(**changes)
 
     def create_encoder(self) -> SwinTransformer:
-        """The encoder with its weights; says what became of each tensor, or that it has none."""
+        """The encoder with its weights; logs which tensors were loaded, or that it has none."""
         encoder = self._build()
         if self.weights is None:
             say("from scratch: init.checkpoint is not set")
@@ -92,7 +92,7 @@ class ModelInit:
         return encoder
 
     def smaller_models(self) -> list[str]:
-        """Architectures of the same family that could stand in, largest first; none with weights."""
+        """Smaller architectures of the same family, largest first; none if there are weights."""
         shape = ("patch_size", "embed_dim", "depths", "num_heads")
         if self.weights is not None or any(self._model.get(name) is not None for name in shape):
             return []
@@ -103,9 +103,9 @@ class ModelInit:
         return family[: family.index(asked)][::-1] if asked in family else []
 
     def find_normalisation(self, of_data: Normalisation) -> Normalisation:
-        """That of the checkpoint, which it was trained with, where it tells; else that of the data.
+        """The normalisation that the checkpoint was trained with, if known; else that of the data.
 
-        The data's also where the two are for values in other units: shares of white, and counts.
+        Also the data's if the two are for values in different units, such as [0, 1] and counts.
         """
         described = None if self.weights is None else self.weights.description
         if described is None:
@@ -124,7 +124,7 @@ class ModelInit:
         return trained
 
     def crop_as_validated(self, data: DictConfig) -> DictConfig:
-        """`data` with held-out images shown as the checkpoint was validated, if `data` does not say."""
+        """`data` with the crop that the checkpoint was validated with, unless `data` sets one."""
         described = None if self.weights is None else self.weights.description
         crop = None if described is None else described.get("held_out_crop")
         if crop is None or any(data.get(name) is not None for name in crop):
@@ -136,9 +136,9 @@ class ModelInit:
         return OmegaConf.create(shown_so)
 
     def digest(self) -> str | None:
-        """Tells these weights from others, wherever their file lies; None from scratch.
+        """A hash that identifies these weights, wherever their file is; None from scratch.
 
-        Of each tensor, its name, shape and first values.
+        It covers the name, shape and first values of each tensor.
         """
         if self.weights is None:
             return None
@@ -149,10 +149,10 @@ class ModelInit:
         return content.hexdigest()[:12]
 
     def find_head(self, classes: tuple[str, ...]) -> list[int]:
-        """The outputs of the file's head that stand for these classes, by name.
+        """The index in the file's head of each of these classes, matched by name.
 
         Raises:
-            UserError: no file or one without a head, or classes that its head does not know.
+            UserError: there is no file, it has no head, or its head lacks some of the classes.
         """
         if self.weights is None:
             raise UserError(
@@ -172,7 +172,7 @@ class ModelInit:
         )
 
     def create_classifier(self, rows: list[int]) -> Classifier:
-        """The encoder with these outputs of the file's head; says what became of each tensor."""
+        """The encoder with these outputs of the file's head; logs which tensors were loaded."""
         assert self.weights is not None
         classifier = Classifier(self._build(), len(rows))
         self._report(
@@ -189,7 +189,7 @@ class ModelInit:
         return classifier
 
     def describe_change(self) -> str:
-        """What is about to differ: image size, windows by stage, how the position bias follows."""
+        """What changes from the checkpoint: image size, windows by stage, position bias."""
         planned = self.planned
         before = None if self.weights is None else self.weights.description
         image, windows = show(planned.image_size), show_all(planned.window_sizes)
@@ -208,7 +208,7 @@ class ModelInit:
         return f"image {image}, windows by stage {windows}, position bias: {bias}"
 
     def _tell_windows(self, model: DictConfig) -> None:
-        """Says what is assumed where a file does not tell the windows of its position bias."""
+        """Logs what is assumed if a file does not state the pretrained windows of its position bias."""
         known = self.weights is None or self.weights.pretrained_window_sizes is not None
         if known or model.pretrained_window_sizes is not None:
             return
@@ -229,12 +229,12 @@ class ModelInit:
 
 
 def as_typed(value: object) -> str:
-    """`0.875`, `true`."""
+    """A value as it is typed in an option: `0.875`, `true`."""
     return str(value).lower()
 
 
 def show_all(sizes: Sequence[Sequence[int]]) -> str:
-    """`12 12 12 6`."""
+    """Sizes in one line: `12 12 12 6`."""
     return " ".join(show(as_pair(size, "window")) for size in sizes)
 
 
@@ -261,13 +261,13 @@ def option(pair: Pair) -> str:
 
 
 def inherit(model: DictConfig, start: Weights | None) -> dict[str, Any]:
-    """What a model takes over from the file that it starts from.
+    """Arguments that a model takes over from the file that it starts from.
 
-    `model=auto` takes the architecture; a named model the pretrained windows, without which a
-    continuous position bias would mean something else at another window.
+    `model=auto` takes the architecture; a named model takes the pretrained windows, without which a
+    continuous position bias would have other values at another window.
 
     Raises:
-        UserError: a named model whose equal shapes would hide that its blocks work differently.
+        UserError: a named model's blocks compute differently, which equal shapes would hide.
     """
     described = None
     if start is not None and start.description is not None:

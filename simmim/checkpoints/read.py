@@ -1,4 +1,4 @@
-"""Weights from any file of the field, told apart by content, under our names.
+"""Reads weights of simmim and other programs, recognised by content, under simmim's names.
 
 Nothing in a file is executed: pickles are read with `weights_only=True`.
 """
@@ -23,23 +23,23 @@ from simmim.checkpoints.metadata import FORMAT_VERSION, EncoderDescription, is_d
 from simmim.checkpoints.sharded.merge import is_sharded, read_whole
 from simmim.utils.errors import UserError, first_line
 
-# What a run leaves at its end, and the folder below it for what a run before it left.
+# Files that a run writes at its end, and its subfolder for those of the run before it.
 FINAL_WEIGHTS = ("classifier.safetensors", "encoder.safetensors")
 EARLIER = "earlier"
-# The second is that of V1 from version 5 of transformers on.
+# The second is V1's since version 5 of transformers.
 _OF_HUGGING_FACE = (".attention.self.", ".attention.q_proj.", ".continuous_position_bias_mlp.")
-# What training programs write their arguments and options as.
+# Classes in which training programs store their arguments and options.
 _SETTINGS = ("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath")
 _FOLDER_FILES = (*FINAL_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 
 class Weights(NamedTuple):
-    """A model's weights under our names: `encoder.…`, and a head's and mask token's if it has them.
+    """A model's weights under simmim's names: `encoder.…`, and head and mask token if it has them.
 
-    `description` is there where simmim wrote the file, or where a `config.json` stands beside it;
-    `origin` says whose names it had. `classes` are the names of a classifier's outputs, in order,
-    where the file tells them.
-    `pretrained_window_sizes` are those of the continuous position bias, by stage, where known.
+    `description` is set if simmim wrote the file, or if there is a `config.json` beside it;
+    `origin` is the program whose names the file had. `classes` are the names of a classifier's
+    outputs, in order, if the file has them. `pretrained_window_sizes` are those of the continuous
+    position bias, by stage, if known.
     """
 
     tensors: dict[str, Tensor]
@@ -59,7 +59,7 @@ class Weights(NamedTuple):
 
     @property
     def window_sizes(self) -> list[list[int]] | None:
-        """`[height, width]` of the window by stage, where the file tells."""
+        """`[height, width]` of the window by stage; None if the file does not say."""
         return None if self.description is None else self.description["window_sizes"]
 
     @property
@@ -70,14 +70,14 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Reads simmim's, official, timm's, Hugging Face's or SatVision's weights.
+    """Reads weights of simmim, the official code, timm, Hugging Face or SatVision.
 
     `path` is a file, a sharded checkpoint, or a folder that Hugging Face's `save_pretrained` or a run
     of simmim wrote.
 
     Raises:
-        UserError: the path is missing, the file is damaged, or holds no weights that are a Swin
-            Transformer's, or those of several.
+        UserError: the path is missing, or the file is damaged or does not hold exactly one Swin
+            Transformer.
     """
     path = weights_file(path)
     content, description = _open(path)
@@ -85,12 +85,13 @@ def read_weights(path: str | Path) -> Weights:
     if not tensors:
         raise UserError(f"{path} holds no weights; give a file with a model's state dict")
     if description is None:
-        # Lightning keeps the names of the task's attributes.
+        # A run's checkpoint has the description beside its weights.
         description = content.get("encoder") if is_description(content.get("encoder")) else None
         classes = tuple(map(str, content.get("classes", ())))
     else:
         classes = tuple(description.get("classes", ()))
     if description is not None:
+        # Lightning names weights by the task's attribute, `model`.
         ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         windows = description["arguments"]["pretrained_window_sizes"]
         return Weights(_with_prefix(ours), description, "simmim", classes, windows)
@@ -105,7 +106,7 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def weights_file(path: str | Path) -> Path:
-    """What `read_weights` reads: the path itself, or the first file of its kind in a folder.
+    """The file that `read_weights` reads: the path itself, or the first known one in a folder.
 
     Raises:
         UserError: the path is missing, or a folder without weights.
@@ -134,7 +135,7 @@ def _has_earlier(run_dir: Path) -> bool:
 
 
 def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
-    """The file's content, and its description where it is simmim's `encoder.safetensors`."""
+    """The file's content, and its description if it is a safetensors file of simmim."""
     try:
         require_intact(path)
     except DamagedError as error:
@@ -143,12 +144,12 @@ def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
         return read_whole(path), None
     with path.open("rb") as file:
         start = file.read(9)
-    # A safetensors file opens with the length of its JSON header, eight bytes.
+    # A safetensors file starts with the length of its JSON header, eight bytes.
     if start[8:9] == b"{":
         return _open_safetensors(path)
     try:
         content = _unpickle(path)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+    except Exception as error:  # torch raises many types of errors for a damaged or foreign file
         if "weights_only" in str(error) or "Unsupported global" in str(error):
             named = re.search(r"GLOBAL (\S+)", str(error))
             what = f" ({named[1].rstrip(',.')})" if named else ""
@@ -165,14 +166,14 @@ def _open(path: Path) -> tuple[Mapping[str, Any], EncoderDescription | None]:
 
 
 def _unpickle(path: Path) -> Any:
-    """What a file holds, with what `_SETTINGS` names as `_Unread`: no code of theirs runs."""
+    """Loads a file with `_Unread` in place of the classes in `_SETTINGS`: none of their code runs."""
     unread: Any = [(type(name.rpartition(".")[2], (_Unread,), {}), name) for name in _SETTINGS]
     with torch.serialization.safe_globals(unread):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 class _Unread:
-    """Stands for an object that a training program left beside its weights."""
+    """Placeholder for an object that a training program stored beside its weights."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -194,7 +195,7 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
         description = json.loads(metadata["simmim"])
     except json.JSONDecodeError as error:
         raise UserError(f"{path} has damaged metadata ({error}); copy it again") from error
-    # Earlier versions wrote it beside the description.
+    # Earlier versions wrote the checksum beside the description.
     written = metadata.get("crc32")
     if isinstance(description, dict):
         written = description.pop("crc32", written)
@@ -213,7 +214,7 @@ def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], EncoderDescription
 def _dialect(
     tensors: Mapping[str, Tensor], path: Path
 ) -> tuple[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
-    """Whose names these are."""
+    """The program whose names these are, and the function that converts them."""
     names = set(tensors)
     if any(marker in name for name in names for marker in _OF_HUGGING_FACE):
         return "Hugging Face", from_hf
@@ -230,7 +231,7 @@ def _dialect(
 
 
 def _with_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A bare encoder's names get the prefix that they have in a whole model."""
+    """Adds the prefix that names have in a whole model to a bare encoder's."""
     if any(name.startswith("encoder.") for name in tensors):
         return dict(tensors)
     return {f"encoder.{name}": tensor for name, tensor in tensors.items()}

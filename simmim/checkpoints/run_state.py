@@ -1,4 +1,4 @@
-"""What a checkpoint of a run says beside its weights: how far it came, with which options."""
+"""The state of a run in its checkpoint, beside the weights: the step it reached, and its options."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,25 +12,25 @@ from simmim.utils.errors import UserError, first_line
 
 
 class RunState(NamedTuple):
-    """A run's checkpoint as it was read, once: all but the values of its tensors."""
+    """A run's checkpoint, read once: everything but the values of its tensors."""
 
     path: Path
     content: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """The optimiser step that a run goes on from with it."""
+        """The optimiser step from which a run resumes."""
         return int(self.content["global_step"])
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options that decide the run's result, by dotted names; empty where it tells none."""
+        """The options that decide the run's result, by dotted names; empty if it has none."""
         callbacks: Mapping[str, Mapping[str, Any]] = self.content.get("callbacks", {})
         return next((state["options"] for state in callbacks.values() if "options" in state), {})
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint of a run says beside its weights, whose values are not read."""
+    """The content of a run's checkpoint, with tensors on the meta device: values are not read."""
     if is_sharded(path):
         return read_rest(path, map_location="meta")
     content: dict[str, Any] = torch.load(path, map_location="meta", weights_only=True)
@@ -38,17 +38,17 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def read_intact(path: Path) -> RunState:
-    """The state of a checkpoint, whose checksums are compared first.
+    """The state of a checkpoint, after its checksums are verified.
 
     Raises:
-        Exception: it is damaged or foreign, of the many kinds that torch raises for that.
+        Exception: it is damaged or not a checkpoint; torch raises many types for that.
     """
     require_intact(path)
     return RunState(path, read_state(path))
 
 
 def find_damage(path: Path) -> str | None:
-    """Why a checkpoint cannot be read, or is not as it was written; None where it is whole."""
+    """Why a checkpoint cannot be read, or how it has changed since it was written; None if intact."""
     try:
         read_intact(path)
     except Exception as error:
@@ -57,7 +57,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def require_resumable(path: Path) -> RunState:
-    """The state of a checkpoint that a run goes on from.
+    """The state of a checkpoint to resume from.
 
     Raises:
         UserError: it is damaged, or no run of simmim wrote it.
@@ -73,7 +73,7 @@ def require_resumable(path: Path) -> RunState:
 
 
 def require_run(state: RunState) -> RunState:
-    """The same state; UserError unless a run of simmim wrote it."""
+    """Returns the state; raises UserError unless a run of simmim wrote it."""
     path, content = state
     written = {"encoder"} if is_sharded(path) else {"encoder", "optimizer_states"}
     if not isinstance(content, dict) or not written <= content.keys():

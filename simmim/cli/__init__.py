@@ -1,1 +1,1 @@
-"""The command line: from what is typed to a stage."""
+"""The command line: from typed options to a running stage."""

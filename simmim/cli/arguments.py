@@ -1,13 +1,13 @@
-"""What is typed on a command line, as Hydra takes it: the one place that turns words into values.
+"""Turns command-line arguments into Hydra overrides; the only place that does so.
 
-Hydra reads a value by a grammar of lists, sweeps and functions, which refuses many a path: `ü`, `=`,
-`#` or `(` in it, a quote. The value of a text option, which is a path or a name, is taken as it stands
-and quoted before Hydra sees it; so the record of the run, a sweep's jobs and further processes have the
-same value. Of other options, what the grammar does not take is text too, which the check of types then
-refuses by the option's name.
+Hydra parses a value with a grammar of lists, sweeps and functions, which rejects many paths: those
+with `ü`, `=`, `#`, `(` or a quote. The value of a text option (a path or a name) is taken literally
+and quoted before Hydra sees it, so that the record of the run, a sweep's jobs and further processes
+get the same value. For other options, a value that the grammar rejects is passed on as text, which
+the type check then rejects, naming the option.
 
-Where a text could be read in two ways, `a,b` in a sweep or `[a]` of an option that takes lists, a file
-of that name decides; else it is what the grammar says.
+A text that can be read in two ways (`a,b` in a sweep, or `[a]` for an option that takes lists) is a
+path if a file of that name exists; otherwise the grammar decides.
 """
 
 import os
@@ -25,14 +25,14 @@ from simmim.cli.known_options import groups
 from simmim.training.run_dir.config_record import literal
 from simmim.utils.errors import UserError
 
-# Options whose values are paths; the shell may have left a ~ to them.
+# Options whose values are paths, in which the shell may have left a ~ unexpanded.
 PATHS = frozenset(
     {
         *("run_dir", "resume", "init.checkpoint", "mask.file", "peers.official"),
         *("data.root", "data.val_root", "data.name", "data.exclude", "data.statistics"),
     }
 )
-# Those that are so in some stages: elsewhere, images is a number.
+# Options that are paths in some stages only: elsewhere, `images` is a number.
 PATHS_OF_STAGE = {
     "analysis": frozenset({"checkpoint", "other"}),
     "evaluate": frozenset({"checkpoint"}),
@@ -49,10 +49,10 @@ NAMES = frozenset(
         "logger.wandb.group",
     }
 )
-# A list of paths is one more kind of value for these.
+# Text options that also take a list.
 LISTS = frozenset({"data.root", "data.val_root", "data.image_key", "images"})
 
-# Hydra's flags; those with a value, and those that may have one.
+# Hydra's flags: without a value, with a value, and with an optional value.
 FLAGS = frozenset(
     {
         *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run"),
@@ -89,10 +89,10 @@ class Words(NamedTuple):
 
 
 def as_overrides(arguments: Sequence[str], stage: str) -> list[str]:
-    """A stage's arguments as Hydra is to have them: the options quoted where needed, then flags.
+    """A stage's arguments for Hydra: options, quoted where needed, then Hydra's flags.
 
     Raises:
-        UserError: an argument that is no option, or several values outside of a sweep.
+        UserError: an argument is not an option, or has several values outside of a sweep.
     """
     words = split_flags(arguments)
     _require_pairs(words.options, stage)
@@ -100,10 +100,10 @@ def as_overrides(arguments: Sequence[str], stage: str) -> list[str]:
 
 
 def split_flags(arguments: Sequence[str]) -> Words:
-    """Tells options from Hydra's flags, which may stand among them.
+    """Separates options from Hydra's flags, which may be mixed.
 
     Raises:
-        UserError: what begins with a dash and is no flag.
+        UserError: an argument begins with a dash and is not a flag of Hydra.
     """
     words = Words([], [])
     left = list(arguments)
@@ -130,14 +130,14 @@ def split_flags(arguments: Sequence[str]) -> Words:
 
 
 def _require_pairs(options: Sequence[str], stage: str) -> None:
-    """Raises UserError for a word that is no `name=value`."""
+    """Raises UserError for a word that is not `name=value`."""
     for at, word in enumerate(options):
         before, after = options[at - 1] if at else "", [*options[at + 1 : at + 3], "", ""]
         name, equals, _ = word.partition("=")
         if word.startswith("~") and not equals and "/" not in word[:2]:
-            continue  # Hydra's own: leaves an option out
+            continue  # Hydra's syntax to remove an option
         if equals and name.strip():
-            # Of `name= value`, the second word tells.
+            # `name= value` is reported at its second word.
             continue
         if equals:
             raise UserError(f"{word} has no name before =; options are written name=value")
@@ -160,15 +160,15 @@ def _require_pairs(options: Sequence[str], stage: str) -> None:
 
 
 def path_option(stage: str) -> str:
-    """The option that a path without a name is taken to be meant for."""
+    """The option that a bare path, without `name=`, is most likely meant for."""
     return _PATH_IS.get(stage, "data=imagefolder data.root")
 
 
 def as_override(word: str, stage: str, is_sweep: bool) -> str:
-    """One option, `name=value`, as Hydra's grammar has it; unchanged where it takes it as meant.
+    """One option, `name=value`, for Hydra's grammar; unchanged if Hydra reads it as meant.
 
     Raises:
-        UserError: a name that none can be, or several values outside of a sweep.
+        UserError: the name cannot be an option's, or there are several values outside of a sweep.
     """
     name, equals, value = word.partition("=")
     if not equals:
@@ -204,8 +204,8 @@ def _as_text(name: str, value: str, parsed: Override | None, is_path: bool, is_s
     if text is None:
         return value
     if is_path and text.startswith("~") and not _exists(text):
-        text = os.path.expanduser(text)  # noqa: PTH111  a Path would take other things away
-    # As it was typed, where that says the same: it names a sweep's jobs.
+        text = os.path.expanduser(text)  # noqa: PTH111  a Path would normalise the rest, too
+    # Kept as typed if the meaning is the same: a sweep's jobs are named by it.
     is_same = text == value == _value(parsed) and not (is_there and "${" in value)
     return value if is_same else quoted(text)
 
@@ -215,18 +215,18 @@ def _each_quoted(values: str) -> str:
 
 
 def _text(parsed: Override | None, value: str) -> str | None:
-    """The text that is meant; None for null."""
+    """The text that the user means; None for null."""
     if parsed is None or parsed.is_sweep_override():
         return value.strip()
     meant = parsed.value()
     if meant is None:
         return None
-    # Quoted or escaped for Hydra, as one had to; numbers, lists and so on are text here.
+    # The user may have quoted or escaped it for Hydra; numbers, lists and so on are text here.
     return meant if isinstance(meant, str) else value.strip()
 
 
 def _as_sweep(parsed: Override, value: str) -> str:
-    """A sweep over texts, also where they look like numbers."""
+    """A sweep over texts, even if they look like numbers."""
     sweep = parsed.value()
     if not isinstance(sweep, ChoiceSweep) or not sweep.simple_form:
         return value
@@ -246,7 +246,7 @@ def _parsed(word: str) -> Override | None:
 
 
 def _exists(value: str) -> bool:
-    """Whether a file has that name, of those that one could have meant otherwise."""
+    """Whether a file or folder of this name exists; False for a blank or impossible name."""
     try:
         return bool(value.strip()) and os.path.lexists(value)
     except (OSError, ValueError):
@@ -254,7 +254,7 @@ def _exists(value: str) -> bool:
 
 
 def quoted(text: str) -> str:
-    """A text as a value of Hydra's; `${…}` in it stays what it is where OmegaConf can read it."""
+    """A text as a quoted Hydra value; `${…}` stays an interpolation if OmegaConf can parse it."""
     if "${" in text and (_exists(text) or not _is_interpolation(text)):
         text = literal(text)
     return str(QuotedString(text, Quote.double).with_quotes())

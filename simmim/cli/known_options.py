@@ -1,4 +1,4 @@
-"""What options there are, read from `conf/` and without torch."""
+"""The options that exist, read from `conf/` without importing torch."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -11,21 +11,21 @@ from omegaconf import OmegaConf
 
 
 def config_directory() -> Path:
-    """`conf/`: inside the package where a wheel put it, beside the package in a checkout."""
+    """`conf/`: inside the package if installed from a wheel, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
 def option_names(stage: str) -> Iterator[str]:
-    """Dotted names of all options, with the default choices."""
+    """Dotted names of all options of a stage, with the default choice of each group."""
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(config_directory())):
         config = OmegaConf.to_container(hydra.compose(config_name=stage), resolve=False)
     yield from _names(config, "")
 
 
 def choices_with(option: str) -> list[str]:
-    """The choices of a group that have an option, as they are typed: `data=hf` has `data.root`."""
+    """The choices of a group that have this option, as typed: `data=hf` for `data.root`."""
     group, _, name = option.partition(".")
     if group not in groups():
         return []
@@ -35,12 +35,12 @@ def choices_with(option: str) -> list[str]:
 
 @cache
 def groups() -> tuple[str, ...]:
-    """Options that choose among files: data, model and so on."""
+    """Config groups, each an option that chooses a file: data, model and so on."""
     return tuple(sorted(path.name for path in config_directory().iterdir() if path.is_dir()))
 
 
 def choices(group: str) -> list[str]:
-    """What a group can be."""
+    """The choices of a config group."""
     return [path.stem for path in _files(group)]
 
 

@@ -1,4 +1,4 @@
-"""Commands: a Hydra configuration in, one clear line out for whatever the user can mend.
+"""Runs commands: composes the Hydra configuration, and reports user mistakes in one line.
 
 Nothing here imports torch before a configuration is composed, so that `--help` answers at once.
 """
@@ -37,8 +37,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 def run_command(stage: str) -> None:
     """Composes `conf/<stage>.yaml` with the command line and runs that stage.
 
-    A mistake that the user can mend is one line on stderr and exit code 2; `HYDRA_FULL_ERROR=1`
-    shows the traceback instead.
+    A mistake that the user can fix is reported in one line on stderr, with exit code 2;
+    `HYDRA_FULL_ERROR=1` shows the traceback instead.
     """
     escape_names()
     wants_traceback = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
@@ -55,7 +55,7 @@ def run_command(stage: str) -> None:
     def command(config: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         try:
-            # The processes of a run inherit the user's own choice.
+            # The processes of a run inherit the user's own HYDRA_FULL_ERROR.
             with (
                 _full_error("1" if wants_traceback else None),
                 export_config(config, hydra_config) as composed,
@@ -70,7 +70,7 @@ def run_command(stage: str) -> None:
             raise
         return None
 
-    # Hydra then lets errors through instead of printing them in its own way.
+    # With it set, Hydra raises errors instead of printing them in its own way.
     try:
         with _full_error("1"):
             command()
@@ -80,19 +80,19 @@ def run_command(stage: str) -> None:
     except Exception as error:
         if not wants_traceback:
             exit_if_mendable(error, stage)
-            # Optuna's sweeper asks which trial is the best even where all have failed.
+            # Optuna's sweeper asks for the best trial even if all have failed.
             sweeps.Sweep.report_failures()
         raise
 
 
 def escape_names() -> None:
-    """Has standard output escape what is no character, as in some names of files; errors do so."""
+    """Makes stdout escape characters that it cannot encode, as in some file names; stderr does."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def run_composed(stage: str, composed: Composed, wants_traceback: bool) -> None:
-    """Runs what another process composed: a job of a sweep, or a run's part on a further device."""
+    """Runs a configuration that another process composed: a sweep's job, or a further rank of a run."""
     configure_log(composed.job_logging)
     try:
         run_stage(stage, composed.config, str(composed.run_dir), composed.overrides)
@@ -107,7 +107,7 @@ def run_composed(stage: str, composed: Composed, wants_traceback: bool) -> None:
 
 @contextmanager
 def _full_error(value: str | None) -> Iterator[None]:
-    """Sets Hydra's switch within the block (None: unset), and puts it back after."""
+    """Sets `HYDRA_FULL_ERROR` within the block (None: unset), and restores it afterwards."""
     before = os.environ.pop(_FULL_ERROR, None)
     if value is not None:
         os.environ[_FULL_ERROR] = value
@@ -128,13 +128,14 @@ def find_stage(stage: str) -> Callable[..., Any]:
 def run_stage(stage: str, config: DictConfig, run_dir: str, overrides: Sequence[str] = ()) -> Any:
     """Checks the configuration and calls the stage's function with it; imports torch.
 
-    `overrides` are what was typed, for the record.
+    `overrides` are the options as typed, for the record of the run.
     """
-    # Loader workers and other programs share the cores: a thread that spins for long while it waits
-    # for the others keeps them from running, and one that sleeps at once is slow to wake. GNU's OpenMP
-    # spins for less than 0.1 ms (the demo on two cores, three rounds: 1.07 to 1.10 times the images a
-    # second of sleeping at once, 1.04 to 1.17 times those of its own choice), others not at all.
-    # A benchmark's steps share them with nothing, and are to be as everyone's own scripts run them.
+    # Loader workers and other programs share the cores: an OpenMP thread that spins for long while
+    # it waits keeps them from running, and one that sleeps at once is slow to wake. With these
+    # settings GNU's OpenMP spins for less than 0.1 ms, and other runtimes do not spin. (The demo on
+    # two cores, three rounds: 1.07 to 1.10 times the images per second of sleeping at once, 1.04 to
+    # 1.17 times those of GNU's default.) A benchmark's steps have the cores to themselves and keep
+    # the defaults, as in the user's own scripts.
     if stage != "benchmark" and "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -145,14 +146,14 @@ def run_stage(stage: str, config: DictConfig, run_dir: str, overrides: Sequence[
         config.run_dir = run_dir
     schema.check(config, function)
     summary = function(**{str(name): value for name, value in config.items()})
-    # The first of several processes has it.
+    # Only the first of several processes writes it.
     if summary and Path(run_dir, "summary.json").is_file():
         record_finished(Path(run_dir), config, overrides)
     return summary
 
 
 def exit_if_mendable(error: BaseException, stage: str) -> None:
-    """Prints one line and exits with code 2 if the error, or what caused it, is the user's to mend."""
+    """Prints one line and exits with code 2 if the user can fix the error or its cause."""
     mistake = mendable(error)
     if mistake is not None:
         print(f"error: {explain(mistake, stage)}", file=sys.stderr)

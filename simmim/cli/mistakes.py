@@ -1,7 +1,7 @@
-"""Mistakes that a user can mend, each in one line: the option as it was typed, and what would work.
+"""Mistakes that a user can fix, each in one line: the option as typed, and what would work.
 
-What Hydra, OmegaConf and the operating system say is put into the words of the documentation here. An
-error that is none of these is the program's own, and keeps its traceback.
+Errors of Hydra, OmegaConf and the operating system are rephrased in the documentation's terms. Any
+other error is a bug of the program and keeps its traceback.
 """
 
 import difflib
@@ -21,9 +21,9 @@ from simmim.cli.arguments import path_option
 from simmim.cli.known_options import choices, choices_with, groups, option_names
 from simmim.utils.errors import DoesNotFitError, UserError
 
-# Hydra's plugins that are installed with an extra.
+# Hydra plugins that are installed with an extra of simmim.
 _EXTRAS = {"submitit_local": "submitit", "submitit_slurm": "submitit"}
-# What an operating system says, and the way out.
+# Errors of the operating system, and what to do about them.
 _WAYS_OUT = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there, or use another path"
@@ -51,13 +51,13 @@ _LONGEST_SHOWN = 200
 
 
 def mendable(error: BaseException) -> BaseException | None:
-    """The error, or what caused it, if the user can mend it."""
+    """The error or its cause, if the user can fix it; else None."""
     chain = list(_causes(error))
     for cause in chain:
         if isinstance(cause, UserError):
             return cause
     for cause in chain:
-        # Hydra's for a missing file of conf/ is an OSError by name alone.
+        # Hydra's error for a missing file of conf/ derives from OSError, but is not a system error.
         if isinstance(cause, OSError) and not isinstance(cause, HydraException):
             return UserError(describe_os_error(cause))
     if isinstance(error, ValueError) and "embedded null" in str(error):
@@ -78,10 +78,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def describe_os_error(error: OSError) -> str:
-    """Path, reason, way out."""
+    """One line for an error of the operating system: path, reason, what to do."""
     number, reason, path = error.errno, error.strerror, error.filename
     if number is None:
-        # What a loader's worker raises arrives as text, with the worker's traceback before it.
+        # An error of a DataLoader worker arrives as text, after the worker's traceback.
         last = str(error).strip().rpartition("\n")[2]
         told = re.search(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*?)')?(?: -> '.*')?$", last)
         if told is None:
@@ -95,8 +95,8 @@ def describe_os_error(error: OSError) -> str:
 
 
 def explain(error: BaseException, stage: str) -> str:
-    """One line for a mistake: the value, the constraint, the way out."""
-    # What a loader's worker raises arrives with the worker's traceback before it.
+    """One line for a mistake: the value, the constraint, what to do."""
+    # An error of a DataLoader worker arrives after the worker's traceback.
     message = str(error).rpartition(f"{type(error).__name__}: ")[2]
     if isinstance(error, DoesNotFitError):
         return message
@@ -123,7 +123,7 @@ def _in_own_words(error: Exception, message: str, stage: str) -> str | None:
     return None
 
 
-# What Hydra says of an option's or group's name: that, its whole message, the stage.
+# Patterns of Hydra's messages about a name; each function takes the name, the message, the stage.
 _ABOUT_NAMES: dict[str, Callable[[str, str, str], str]] = {
     r"Could not find '([^']+/[^']*)'": lambda name, message, stage: _unknown_choice(
         name, re.findall(r"^\t(\S+)$", message, re.MULTILINE), stage
@@ -145,7 +145,7 @@ def _not_taken(option: str) -> str:
 
 
 def _not_borrowed(option: str, message: str) -> str:
-    """Of a value that is taken from elsewhere, `${…}`, and cannot be."""
+    """One line for an interpolation, `${…}`, that cannot be resolved."""
     reason = message.splitlines()[0].rpartition("interpolation: ")[2]
     if missing := re.search(r"key '([^']+)' not found", message):
         reason = f"there is no option {missing[1]} to take a value from"
@@ -160,7 +160,7 @@ def _full_key(message: str) -> str:
 
 
 def _unknown_choice(missing: str, known: Sequence[str], stage: str) -> str:
-    """Of a group's choice that is no file, `data//my/images` or `hydra/launcher/slurm`."""
+    """One line for a group's choice without a file: `data//my/images`, `hydra/launcher/slurm`."""
     group = next((group for group in groups() if missing.startswith(f"{group}/")), None)
     if group is None or group == "hydra":
         group = missing.rpartition("/")[0]
@@ -180,7 +180,7 @@ def _unknown_choice(missing: str, known: Sequence[str], stage: str) -> str:
 
 
 def unknown_option(option: str, stage: str) -> str:
-    """One line for an option that there is not, with those that may have been meant."""
+    """One line for an option that does not exist, with those that may have been meant."""
     known = list(option_names(stage))
     having = [choice for choice in choices_with(option) if option.partition(".")[0] in known]
     if having:

@@ -13,22 +13,22 @@ from typing_extensions import Unpack, is_typeddict
 
 from simmim.utils.errors import UserError
 
-# Lightning's, and NumPy's, are of 32 bits.
+# Seeds of Lightning and NumPy have 32 bits.
 _SEEDS = 2**32
-# How other programs write them.
+# How other programs write booleans.
 _BOOLEANS = {
     **dict.fromkeys(("yes", "on", "1", "y", "t"), "true"),
     **dict.fromkeys(("no", "off", "0", "n", "f", "null", "none"), "false"),
 }
-# An int serves where a float is asked for.
+# Accepts an int where a float is expected.
 _NUMERIC_TOWER = BeartypeConf(is_pep484_tower=True)
 
 
 def check(config: DictConfig, stage: Callable[..., Any]) -> None:
-    """Compares the options with the stage's parameters, and each node that names a `_target_` with its.
+    """Checks options against the stage's parameters, and each `_target_` node against its target's.
 
-    A node that the stage does not build, but takes as a TypedDict, is compared with that alone, and
-    what the TypedDict does not name is left to the stages that read it: nothing is imported for it.
+    A node that the stage takes as a TypedDict and does not build is checked against the TypedDict
+    alone; its other keys are left to the stages that read them, and nothing is imported.
 
     Raises:
         UserError: a key that the stage or target does not take, or a value of another type.
@@ -54,12 +54,12 @@ def check(config: DictConfig, stage: Callable[..., Any]) -> None:
 
 
 def options(function: Callable[..., Any]) -> dict[str, Any]:
-    """The names that a function or class takes, each with its type (Any where it has none).
+    """The parameters of a function or class, by name, with their types (Any if not annotated).
 
-    Those of a `**options: Unpack[…]` stand among the others.
+    The keys of `**options: Unpack[…]` are included.
     """
     parameters = inspect.signature(function).parameters
-    # A NamedTuple has its types as attributes, other classes in their constructor.
+    # A NamedTuple is annotated in its body, other classes in their constructor.
     is_plain_class = inspect.isclass(function) and not hasattr(function, "_fields")
     hints = get_type_hints(function.__init__ if is_plain_class else function)
     taken = {}
@@ -73,10 +73,10 @@ def options(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _check_values(name: str, value: Any) -> None:
-    """Raises UserError for what nothing can be made of, whatever the option.
+    """Raises UserError for a value that no option can have.
 
-    An empty text would be the working directory as a path; a number that is not finite leaves nothing
-    finite behind; integers beyond 64 bits are none for what computes with them.
+    An empty text, as a path, would be the working directory; a number that is not finite would make
+    the results not finite; integers of more than 64 bits do not fit into tensors.
     """
     if isinstance(value, dict):
         for key, entry in value.items():
@@ -101,7 +101,7 @@ def _check_arguments(taken: dict[str, Any], arguments: dict[Any, Any], prefix: s
         if name not in taken:
             raise UserError(f"{prefix}{name} is no option; there are {', '.join(taken)}")
         hint = taken[str(name)]
-        # A node is checked against what builds it.
+        # Such a node is checked against its own target or TypedDict.
         if isinstance(value, dict) and (
             "_target_" in value or hint in (Any, DictConfig) or is_typeddict(hint)
         ):

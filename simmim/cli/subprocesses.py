@@ -1,7 +1,7 @@
-"""The processes of a run: a stage in one of its own, and the name that all of a start agree on.
+"""The processes of a run: a stage in a subprocess, and a start name that all processes agree on.
 
-Those that torchrun or srun starts compose their configuration each for itself; the start's name, which
-is in the run directory's, has to be the same.
+Each process that torchrun or srun starts composes its own configuration; the start's name, which is
+part of the run directory's, has to be the same in all of them.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from omegaconf import OmegaConf
 from simmim.training.run_dir.config_record import Composed, config_env
 from simmim.utils.signals import INTERRUPTED, Interrupted, clusters_signals
 
-# For a last checkpoint, before a scheduler's patience ends.
+# Time for a last checkpoint, before the scheduler kills the job.
 _SECONDS_TO_END = 60.0
 
 
 def run_apart(stage: str, composed: Composed) -> int:
-    """Runs a stage in a process of its own; returns its exit code, negative for a signal's number.
+    """Runs a stage in a subprocess; returns its exit code, or minus the signal that ended it.
 
-    A cluster's signals are passed on, and what that process makes of them is awaited.
+    A cluster's signals are passed on to the subprocess, which is then waited for.
 
     Raises:
-        Interrupted: a signal came; submitit's handler, which queues the job again, was called before.
+        Interrupted: a signal came; submitit's handler, which requeues the job, has been called.
     """
     received: list[int] = []
     signals = clusters_signals(composed.config.get("stop_signals") or [])
@@ -59,7 +59,7 @@ def run_apart(stage: str, composed: Composed) -> int:
 def _passing_on(
     process: subprocess.Popen[bytes], signals: Iterable[int], received: list[int]
 ) -> Iterator[dict[int, Any]]:
-    """Sends a process these signals where this one gets them; gives the handlers before."""
+    """Forwards these signals to a process, if this one gets them; yields the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield {}
         return
@@ -79,9 +79,9 @@ def _passing_on(
 def start_name() -> str:
     """A name for this start of a command, the same in all its processes and when they are restarted.
 
-    It is the time; under torchrun, that of the first process to ask, which its agent keeps; under SLURM
-    the number of the job, which stays when it is requeued, with a digest of the command, for a job may
-    run several.
+    It is the current time; under torchrun, the time of the first process to ask, stored by
+    torchrun's agent; under SLURM, the job's number, which a requeue keeps, and a digest of the
+    command, as a job may run several commands.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive"):

@@ -1,7 +1,7 @@
-"""Sweeps (`-m`): each job in a directory and a process of its own, and told of together at the end.
+"""Sweeps (`-m`): each job has its own directory and process; failed jobs are reported at the end.
 
-The directory is named by the job's own options, so that a sweep that is started again finds it: what is
-finished there is not run again, what is not goes on. A job that fails leaves `failure.txt` there.
+The directory is named after the job's own options, so that a sweep that is started again finds it:
+finished jobs are skipped, unfinished ones are resumed. A job that fails leaves `failure.txt` there.
 """
 
 import hashlib
@@ -27,21 +27,21 @@ from simmim.utils.errors import UserError
 log = logging.getLogger("simmim")
 
 _FAILURE = "failure.txt"
-# File systems take 255 bytes; a path has more parts.
+# File systems allow 255 bytes per name; this leaves room for the rest of the path.
 _LONGEST_NAME = 120
 
 
 def run_job(stage: str, composed: Composed) -> float | None:
     """Runs one job of a sweep, unless it is finished; returns its objective, None if it failed.
 
-    A process of its own leaves nothing behind for the next one: no process group, no environment, no
-    memory. What becomes of it does not become of the sweep.
+    The job runs in a subprocess, so that it leaves nothing behind for the next one (no process
+    group, no environment, no memory), and its failure does not end the sweep.
     """
     run_dir, config = composed.run_dir, composed.config
     (run_dir / _FAILURE).unlink(missing_ok=True)
     finished = False
     try:
-        # Other stages are quick, and what they judge may have changed.
+        # Other stages are quick, and the checkpoint that they evaluate may have changed.
         if config.get("resume") == "auto":
             finished = is_finished(run_dir, config)
     except UserError as error:
@@ -57,30 +57,31 @@ def run_job(stage: str, composed: Composed) -> float | None:
     if objective is None:
         return None
     path = run_dir / "summary.json"
-    if not path.is_file():  # of several tasks of a cluster's job, the first one writes it
+    if not path.is_file():  # only the first of a cluster job's tasks writes it
         return None
     value = json.loads(path.read_text())["metrics"].get(objective)
-    # Metrics that are not finite stand as null: a run that diverged is the worst.
+    # Metrics that are not finite are stored as null: a run that diverged ranks last.
     return value if value is not None else float("inf" if is_minimised(objective) else "-inf")
 
 
 def note_failure(run_dir: Path, reason: str) -> None:
-    """Leaves why a job failed in its directory, unless a process of it knew better."""
+    """Writes to a job's directory why it failed, unless the job's own process already did."""
     path = run_dir / _FAILURE
     if not path.exists():
         path.write_text(f"{reason}\n")
 
 
 def is_minimised(objective: str) -> bool:
-    """Whether less is better: of losses, as for `best.ckpt`."""
+    """Whether lower is better, as for losses; the same rule as for `best.ckpt`."""
     return "loss" in objective
 
 
 def job_name(options: str) -> str:
-    """A directory's name for a job's own options, `optim.lr-0.001__seed-1`.
+    """The name of a job's directory, from the job's own options: `optim.lr-0.001__seed-1`.
 
-    Without characters that would have to be quoted where the directory is an option's value
-    (`init.checkpoint=SWEEP/optim.lr-0.001__seed-1`). What this takes away, a digest tells apart.
+    It has no characters that would have to be quoted where the directory is an option's value
+    (`init.checkpoint=SWEEP/optim.lr-0.001__seed-1`). If some are replaced, a digest keeps it
+    unique.
     """
     if not options:
         return "job"
@@ -96,10 +97,10 @@ OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
 class Sweep(Callback):
-    """Hydra tells it of a sweep's start and end.
+    """Hydra's callback at the start and end of a sweep.
 
     Attributes:
-        folder: that of the sweep which this process runs, if it does.
+        folder: the directory of the sweep that this process runs; None without a sweep.
     """
 
     folder: ClassVar[Path | None] = None
@@ -109,12 +110,12 @@ class Sweep(Callback):
         try:
             require_run_dir(config)
         except UserError as error:
-            # Hydra would only warn of an Exception, and go on.
+            # Hydra would only warn about an Exception, and continue.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Finds out what names the jobs."""
+        """Creates the sweep's directory, removes old failures, and sets which options name jobs."""
         try:
             require_one_process()
             require_run_dir(config)
@@ -123,10 +124,10 @@ class Sweep(Callback):
             for path in folder.glob(f"*/{_FAILURE}"):
                 path.unlink()
             Sweep.folder = folder
-            # A job's configuration is composed anew, with these.
+            # Each job's configuration is composed again, with these overrides.
             config.hydra.overrides.hydra.append(shared_options(config))
         except UserError as error:
-            # Hydra would only warn of an Exception, and go on.
+            # Hydra would only warn about an Exception, and continue.
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
@@ -151,7 +152,7 @@ def require_run_dir(config: DictConfig) -> None:
     try:
         run_dir = OmegaConf.select(config, "run_dir")
     except OmegaConfBaseException:
-        return  # told of where Hydra comes to it
+        return  # Hydra itself reports it later
     if run_dir is None:
         raise UserError("run_dir=null names no directory; leave run_dir out, or use run_dir=DIR")
     name = "sweep" if config.hydra.mode == RunMode.MULTIRUN else "run"
@@ -176,7 +177,7 @@ def require_one_process() -> None:
 
 
 def shared_options(config: DictConfig) -> str:
-    """The override that keeps what all jobs have in common out of their names."""
+    """The Hydra override that leaves the options shared by all jobs out of the jobs' names."""
     typed = OmegaConf.to_container(config.hydra.overrides.task)
     assert isinstance(typed, list)
     configured = [f"{name}={value}" for name, value in (config.hydra.sweeper.params or {}).items()]

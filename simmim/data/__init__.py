@@ -1,4 +1,4 @@
-"""Images in: sources, streams, transforms, sampling, loaders. Knows nothing of models."""
+"""Image data: sources, streams, transforms, samplers and loaders, independent of the models."""
 
 from simmim.data.datamodule import ImageDataModule
 from simmim.data.factories import demo, hf, imagefolder, webdataset

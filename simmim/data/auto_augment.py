@@ -13,7 +13,7 @@ from simmim.utils.normalization import IMAGENET_MEAN
 from simmim.utils.sizes import Pair
 
 _NUMBER = r"\d+(\.\d+)?"
-# timm passes over a section that it cannot parse, and over a set of operations that it does not know.
+# timm ignores a section that it cannot parse, and a set of operations that it does not know.
 _SECTIONS = {
     "rand": rf"m\d+|n\d+|mmax\d+|inc[01]|p{_NUMBER}|mstd{_NUMBER}|t(weights|3aw|3a)",
     "augmix": rf"m\d+|w[1-9]\d*|d[1-9]\d*|b[01]|mstd{_NUMBER}",
@@ -22,17 +22,17 @@ _SECTIONS = {
 
 
 def create_policy(policy: str, image_size: Pair) -> Any:
-    """A policy of timm from one Pillow image to another, with the options that Swin trains with.
+    """A timm `policy`, from one Pillow image to another, with the options that Swin is trained with.
 
-    Rotated and sheared pixels are bicubic; holes are ImageNet's mean colour. An image posterised to no
-    bit, as 0.15% are by `rand-m9-mstd0.5-inc1`, is black: so it was for Swin's classifiers, and in the
-    TensorFlow code that timm follows. Pillow refuses it since 13.0.
+    Rotation and shear are bicubic; empty areas get ImageNet's mean colour. An image posterised to 0
+    bits, as are 0.15% with `rand-m9-mstd0.5-inc1`, is black, as it was for Swin's classifiers and
+    is in the TensorFlow code that timm follows. Pillow refuses this since 13.0.
 
     Raises:
-        UserError: a name or a section that timm does not know, more operations than there are, or a
-            size that this version of timm does not mix.
+        UserError: a name or a section that timm does not know, more operations than there are, or
+            an image size that this version of timm cannot mix.
     """
-    # 0 is the default; earlier versions of timm take it for 1.
+    # 0 is the default; earlier versions of timm read it as 1.
     name, *sections = (part for part in policy.split("-") if part not in ("inc0", "b0"))
     unknown = [
         part for part in sections if not re.fullmatch(_SECTIONS.get(name, ""), part, re.ASCII)
@@ -43,7 +43,7 @@ def create_policy(policy: str, image_size: Pair) -> Any:
             f"augmentation.rand_augment={policy} {what} is no policy of timm; use "
             f"rand-m9-mstd0.5-inc1, or one that begins with {', '.join(_SECTIONS)}"
         )
-    # timm takes a second to import: a run without such a policy does without.
+    # timm takes a second to import, which a run without such a policy saves.
     from timm.data import auto_augment
 
     policy = "-".join([name, *sections])
@@ -61,7 +61,7 @@ def create_policy(policy: str, image_size: Pair) -> Any:
                 f"{len(transform.ops)} operations, none twice; use n{len(transform.ops)} or less"
             )
     elif name == "augmix":
-        # timm's own share of the image's size where it builds AugMix.
+        # The fraction of the image's size that timm itself uses for AugMix.
         options["translate_pct"] = 0.3
         transform = auto_augment.augment_and_mix_transform(policy, options)
         require_shape(transform, image_size, policy)
@@ -74,7 +74,7 @@ def create_policy(policy: str, image_size: Pair) -> Any:
 
 
 def require_shape(transform: Any, image_size: Pair, policy: str) -> None:
-    """Raises UserError for an AugMix of square images alone (timm's earlier versions) and others."""
+    """Raises UserError for images that are not square, if AugMix needs square ones (older timm)."""
     height, width = image_size
     if height == width:
         return
@@ -98,7 +98,7 @@ def operations(policy: Any) -> Iterator[Any]:
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
-    """Keeps the highest bits of each value: all of them from 8 on, none from 0 down."""
+    """Keeps the `bits_to_keep` highest bits of each value: all for 8 or more, none for 0 or less."""
     if bits_to_keep >= 8:
         return image
     if bits_to_keep <= 0:

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel over a whole source, exact and in any number of parts."""
+"""Exact mean and standard deviation of each channel over a source, which may be read in parts."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -13,10 +13,10 @@ from simmim.utils.errors import UserError
 
 
 class ChannelStatistics(NamedTuple):
-    """Finite values seen by channel: how many, their mean, and the sum of squares around it.
+    """Finite values of each channel: their number, mean, and sum of squared deviations from it.
 
-    In float64. uint8 is scaled to [0, 1] as `Normalisation` does; other values are as they are, and
-    `is_scaled` tells which.
+    In float64. uint8 values are scaled to [0, 1], as by `Normalisation`; other values are not.
+    `is_scaled` says which.
     """
 
     number: Float[Tensor, " c"]
@@ -26,11 +26,11 @@ class ChannelStatistics(NamedTuple):
 
     @property
     def std(self) -> Float[Tensor, " c"]:
-        """Of the whole population: divided by the number of values."""
+        """Standard deviation of the population: divided by the number of values."""
         return (self.squares / self.number).sqrt()
 
     def merge(self, other: "ChannelStatistics") -> "ChannelStatistics":
-        """Of both parts together (Chan, Golub and LeVeque, 1979); the order hardly matters.
+        """Statistics of both parts together (Chan, Golub and LeVeque, 1979); order hardly matters.
 
         Raises:
             UserError: one part is scaled and the other is not: their values have no common unit.
@@ -51,7 +51,7 @@ class ChannelStatistics(NamedTuple):
 
 
 def image_statistics(image: Real[Tensor, "c h w"]) -> ChannelStatistics:
-    """Those of one image; values that are not finite do not count."""
+    """Statistics of one image; values that are not finite do not count."""
     is_scaled = image.dtype == torch.uint8
     values = image.double().flatten(1) / (255 if is_scaled else 1)
     finite = values.isfinite()
@@ -62,14 +62,14 @@ def image_statistics(image: Real[Tensor, "c h w"]) -> ChannelStatistics:
 
 
 class PartStatistics(NamedTuple):
-    """Those of a part of a source (None: not one image), and what could not be read."""
+    """Statistics of a part of a source (None: no readable image), and errors of unreadable images."""
 
     statistics: ChannelStatistics | None
     errors: list[str]
 
 
 def part_statistics(source: ImageSource, indices: Iterable[int]) -> PartStatistics:
-    """Those of some images of a source; unreadable ones are named and left out."""
+    """Statistics of some images of a source; unreadable ones are left out and reported."""
     parts, errors = [], []
     for index in indices:
         try:

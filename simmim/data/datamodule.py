@@ -1,4 +1,4 @@
-"""Sources and streams into batches: the loaders of a run."""
+"""The DataLoaders of a run, which make batches from sources and streams."""
 
 import os
 from collections.abc import Sequence
@@ -41,24 +41,25 @@ from simmim.utils.held_out_crop import HeldOutCrop
 from simmim.utils.normalization import Normalisation
 from simmim.utils.signals import ignore_signals
 
-# Of so many held-out images the first that can be read tells the type of all values.
+# How many held-out images are tried; the first readable one gives the dtype of all images.
 _MOST_TRIED = 100
 
 
 class ImageDataModule(pl.LightningDataModule):
     """Loaders over a training source or stream (`train`), and a held-out source (`val`).
 
-    Workers send images as they are stored; `normalisation` is applied on the device. `batch_size`
-    is per device. `num_workers` None means a worker for each core of a rank's share but one, at most 8.
-    `train_transform` is None where nothing is trained, `order` where any order of a source's samples
-    will do; `reading` says what becomes of images that cannot be read. Workers change nothing in a
-    source; a stream is read in as many lanes as there are.
+    Workers send images unnormalised; `normalisation` is applied on the device. `batch_size` is per
+    device. `num_workers` None means one worker fewer than a rank's share of cores, at most 8.
+    `train_transform` is None if nothing is trained, `order` is None for a full shuffle; `reading`
+    says what happens to images that cannot be read. The samples of a source do not depend on the
+    number of workers; a stream is read in as many lanes as there are workers.
 
     Attributes:
-        stop_signals: names of those that the run listens to; its workers do not.
+        stop_signals: names of the signals that the run handles; its workers ignore them.
 
     Raises:
-        UserError: a batch of no image, an exclusion of none, or a mean above 1 for images of 8 bits.
+        UserError: an empty batch, a list that excludes no image, or a mean above 1 for 8-bit
+            images.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class ImageDataModule(pl.LightningDataModule):
             )
 
     def _require_exclusion(self, path: str | None) -> None:
-        """UserError, or a warning where nothing is trained, if a list excludes no image of a source."""
+        """Raises UserError (warns if nothing is trained) for a list that excludes no image."""
         if not self.tolerance.excluded or isinstance(self.train, ImageStream):
             return
         sources = (self.train, self.val)
@@ -110,10 +111,10 @@ class ImageDataModule(pl.LightningDataModule):
         except UserError as error:
             if len(self.train):
                 raise
-            warn(str(error))  # it may be a list of training images alone
+            warn(str(error))  # it may list training images only
 
     def _find_value_type(self) -> torch.dtype | None:
-        """That of the first held-out image which can be read."""
+        """The dtype of the first held-out image that can be read."""
         candidates = (
             Candidate(self.val.identifier(index), partial(self.val.load, index))
             for index in range(min(len(self.val), _MOST_TRIED))
@@ -124,25 +125,25 @@ class ImageDataModule(pl.LightningDataModule):
             try:
                 return self.tolerance.read(candidate)[0].dtype
             except UnreadableImageError:
-                continue  # it will be named where it is missed
+                continue  # reported later, when it is needed
         return None
 
     def list_skipped(self, folder: Path, *, goes_on: bool) -> None:
-        """Lists what cannot be read, in a folder; without `goes_on`, a list there is another run's."""
+        """Lists unreadable images in `folder`; unless the run `goes_on`, removes an earlier list."""
         path = folder / SKIPPED
         if not goes_on and getattr(rank_zero_only, "rank", 0) == 0:
             path.unlink(missing_ok=True)
         self.tolerance.skipped.path = path
 
     def held_out_crop(self) -> HeldOutCrop | None:
-        """How held-out images are shown, where it is by `CenterCrop`."""
+        """How held-out images are cropped; None if not by `CenterCrop`."""
         crop = self.val_transform
         if not isinstance(crop, CenterCrop):
             return None
         return {"crop_ratio": crop.crop_ratio, "squash": crop.squash}
 
     def describe_content(self) -> dict[str, str]:
-        """What tells these images from others, wherever they lie: their number, names and classes."""
+        """What identifies these images, wherever they are stored: their number, names and classes."""
         described = {
             "training images": f"{len(self.train)} in an epoch"
             if isinstance(self.train, ImageStream)
@@ -154,7 +155,7 @@ class ImageDataModule(pl.LightningDataModule):
         return described
 
     def report_skipped(self) -> int:
-        """Tells how many images could not be read, if any, and returns it."""
+        """Logs how many images could not be read, if any, and returns the number."""
         skipped = self.tolerance.skipped
         count = skipped.count()
         if count:
@@ -162,7 +163,7 @@ class ImageDataModule(pl.LightningDataModule):
         return count
 
     def require_steps(self, world_size: int, accumulation: int) -> None:
-        """Raises UserError where one step takes more images than there are."""
+        """Raises UserError if one step takes more images than there are."""
         if self.steps_per_epoch(world_size, accumulation):
             return
         devices = f"on {world_size} device(s)"
@@ -176,7 +177,7 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def require_classes(self) -> tuple[str, ...]:
-        """Names of the labels; UserError where an image has none or a class is never trained on."""
+        """Names of the classes; UserError if an image has no label or a class no training image."""
         classes = self.train.classes
         if len(classes) < 2:
             raise UserError(
@@ -201,13 +202,13 @@ class ImageDataModule(pl.LightningDataModule):
         return self.train.classes
 
     def keep_labelled(self) -> None:
-        """Leaves out images that lie beside the class folders of all others, with a word."""
+        """Leaves out images that are outside of the class folders, with a warning."""
         if not isinstance(self.train, ImageStream):
             self.train = keep_labelled(self.train)
         self.val = keep_labelled(self.val)
 
     def _describe_classes(self) -> str:
-        """What there is in place of classes: one alone, or an image that lies in no folder."""
+        """What there is instead of classes: a single one, or images outside of any folder."""
         if self.train.classes:
             return f" ({self.train.classes[0]})"
         for part in (self.train, self.val):
@@ -216,7 +217,7 @@ class ImageDataModule(pl.LightningDataModule):
         return ""
 
     def require_random_access(self) -> ImageSource:
-        """The training source; UserError where it is a stream, whose images cannot be chosen."""
+        """The training source; UserError if it is a stream, which has no random access."""
         if isinstance(self.train, ImageStream):
             raise UserError(
                 "the training images are streamed and cannot be chosen one by one, as neighbours and "
@@ -225,7 +226,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self.train
 
     def identify(self, sample_index: Int[Tensor, " b"], epoch: int) -> list[str]:
-        """What names training images to a person, by the indices that stand in their samples."""
+        """Readable names of training images, from the `sample_index` of their samples."""
         return [
             "a repeat, or one that stands in for an unreadable image"
             if index < 0
@@ -246,17 +247,18 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def share_node(self, ranks: int, loaders: int = 1) -> None:
-        """Chooses workers, and what they have ready, for the cores and shared memory of this machine.
+        """Sets the numbers of workers and prefetched batches for this machine's cores and memory.
 
-        So many `ranks` of the run share both, and so many `loaders` of each have batches ready at the
-        same time. Without this, the first loader is made as if there were one.
+        `ranks` is the number of ranks that share the cores and the shared memory, `loaders` the
+        number of loaders of each rank that prefetch at the same time. If this is not called, the
+        first loader assumes one.
 
         Raises:
-            UserError: the workers that were asked for do not fit into shared memory.
+            UserError: the requested workers do not fit into shared memory.
         """
         kind = self.tolerance.value_type or torch.uint8
         seen = self.val_transform(torch.zeros(len(self.normalisation.mean), 64, 64, dtype=kind))
-        # Of files that the device decodes, no more is known than that they are smaller.
+        # The size of files that the device decodes is not known, only that they are smaller.
         image_bytes = seen.nbytes if self.decode == "workers" else 0
         batch_bytes = shared_bytes(self.batch_size, image_bytes)
         memory = SharedMemory.find()
@@ -272,7 +274,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers, self._prefetch = loading
 
     def train_dataloader(self) -> DataLoader[Sample] | UndecodedLoader:
-        """Shuffled, augmented batches; a resumed run goes on at the next one."""
+        """Shuffled, augmented batches; a resumed run continues with the next one."""
         self._choose_loading()
         place = self._rank_and_world_size()
         length = len(self.train)
@@ -288,7 +290,7 @@ class ImageDataModule(pl.LightningDataModule):
             **place,
         )
         if self.trainer is not None:
-            # Workers ask for keys as soon as they start, before Lightning tells the epoch.
+            # Workers request keys as soon as they start, before Lightning sets the epoch.
             epoch, step = divmod(self.trainer.global_step, sampler.steps_per_epoch)
             sampler.set_epoch(epoch)
             sampler.skip_batches(step * accumulation)
@@ -321,9 +323,9 @@ class ImageDataModule(pl.LightningDataModule):
     def evaluation_dataloader(
         self, source: ImageSource, chosen: Sequence[int] | None = None
     ) -> DataLoader[Sample]:
-        """Images of either source as validation sees them (`chosen`: these alone), to be read once.
+        """Images of a `source` as validation sees them (`chosen`: only these), to be read once.
 
-        Leaves no worker behind, and draws from no generator that anything else draws from.
+        Its workers are not persistent, and it has a random generator of its own.
         """
         sampler = EvaluationSampler(len(source), chosen=chosen, **self._rank_and_world_size())
         images = TransformedImages(source, self.val_transform, self.seed, self.tolerance)
@@ -357,7 +359,7 @@ class ImageDataModule(pl.LightningDataModule):
             self.share_node(self._ranks())
 
     def _ranks(self) -> int:
-        """Ranks of the run on this machine."""
+        """Number of the run's ranks on this machine."""
         return launched_ranks() if self.trainer is None else self.trainer.num_devices
 
     def _device(self) -> torch.device:
@@ -370,21 +372,22 @@ class ImageDataModule(pl.LightningDataModule):
 
 
 def start_worker(stop_signals: Sequence[str], worker: int) -> None:
-    """Leaves signals to the run: its next step needs what its workers have in hand.
+    """Makes a loader worker ignore signals: the run's next step still needs its batches.
 
-    A batch that cannot be handed over ends the worker, and with it the run, which would wait for it.
+    If a batch cannot be handed over, the worker exits, and so does the run, which would wait
+    forever.
     """
     ignore_signals(stop_signals)
     Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
 
 
 def _end_worker(error: Exception, batch: object) -> None:
-    """In place of what multiprocessing does: it prints the error, and drops the batch."""
+    """Replaces multiprocessing's handler, which prints the error and drops the batch."""
     os._exit(CANNOT_HAND_OVER)
 
 
 def check_loading(batch_size: int, num_workers: int | None) -> None:
-    """Raises UserError for a batch of no image or fewer workers than none."""
+    """Raises UserError for an empty batch or a negative number of workers."""
     if batch_size < 1:
         raise UserError(f"data.batch_size {batch_size} is not positive; use 64")
     if num_workers is not None and num_workers < 0:

@@ -1,4 +1,4 @@
-"""What flows through the data path: a source of images, keys that name samples, samples."""
+"""The types of the data path: sources of images, keys that identify samples, and samples."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ from simmim.utils.rng import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
 
-# Stands in for NumPy's own while a transform draws.
+# Replaces NumPy's global bit generator while a transform draws.
 _NUMPY_GENERATOR = np.random.MT19937(0)
 
 
 class SampleKey(NamedTuple):
-    """Names one sample of one epoch: all that its augmentation depends on, with the seed."""
+    """Identifies one sample of one epoch; with the seed, it determines the augmentation."""
 
     epoch: int
     sample_index: int
@@ -33,8 +33,8 @@ class SampleKey(NamedTuple):
 class Sample(NamedTuple):
     """One image or, collated, a batch of them.
 
-    `label` is -1 where there is none. `sample_index` is the image's place in its source, or -1 for a
-    repeat that only evens out the ranks and must not be counted.
+    `label` is -1 if there is none. `sample_index` is the image's index in its source, or -1 for a
+    repeat (padding or a replacement), which must not be counted.
     """
 
     image: Real[Tensor, "*b c h w"]
@@ -43,10 +43,10 @@ class Sample(NamedTuple):
 
 
 def is_counted(batch: Sample) -> Bool[Tensor, " b"]:
-    """Which images count in a validation metric, not being repeats; there may be none.
+    """Which images count in a validation metric, because they are not repeats; there may be none.
 
-    All are to go through the model first: where ranks share its weights out, none may sit a forward
-    pass out.
+    All images must go through the model first: if its weights are sharded, every rank has to take
+    part in each forward pass.
     """
     assert isinstance(batch.sample_index, Tensor)
     return batch.sample_index >= 0
@@ -54,41 +54,41 @@ def is_counted(batch: Sample) -> Bool[Tensor, " b"]:
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Decoded images by index: the one thing that each kind of data has to provide."""
+    """Decoded images by index: the interface that each kind of data has to provide."""
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels; empty without labels."""
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some image of this source has."""
+        """The classes that occur in this source."""
 
     def __len__(self) -> int:
         """Number of images."""
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
-        """The image at its own size, uint8 or float32, and its label (-1 where there is none).
+        """The image at its own size, uint8 or float32, and its label (-1 if there is none).
 
         Raises:
             UnreadableImageError: it cannot be read.
         """
 
     def identifier(self, index: int) -> str:
-        """What names the image to a person, unlike all others: a path, or a place in a stream."""
+        """A unique, readable name of the image: a path, or a place in a stream."""
 
 
 @runtime_checkable
 class LazyImageSource(ImageSource, Protocol):
-    """A source of files, whose images are decoded when their crop is known."""
+    """A source of files that are decoded only once their crop is known."""
 
     def open(self, index: int) -> tuple[LazyImage, int]:
-        """The image, decoded later if it can be, and its label."""
+        """The image, with decoding deferred if possible, and its label."""
 
 
 class TransformedImages(Dataset[Sample]):
-    """A source seen through a transform whose randomness depends on (seed, epoch, index) alone.
+    """A source with a transform whose randomness depends on (seed, epoch, index) only.
 
-    Where an image cannot be read, the next one in the source that can takes its place, marked as a
+    An image that cannot be read is replaced by the next readable one in the source, marked as a
     repeat, if `tolerance` allows it.
     """
 
@@ -116,7 +116,7 @@ class TransformedImages(Dataset[Sample]):
     def read(
         self, key: SampleKey, transform: Callable[[LazyImage], Image]
     ) -> tuple[Image, int, int]:
-        """The same by another transform: what it makes of the picture, its label and index."""
+        """Like `__getitem__` with another transform: the transformed image, its label and index."""
         chosen = self.tolerance.first_readable(self._candidates(key, transform), key.epoch)
         is_counted = not (key.is_padding or chosen.is_replacement)
         return chosen.image, chosen.label, key.sample_index if is_counted else -1
@@ -144,20 +144,20 @@ class TransformedImages(Dataset[Sample]):
 
 
 def on_lazy_images(transform: Transform) -> Callable[[LazyImage], Real[Tensor, "c h w"]]:
-    """The transform of a picture, which is decoded as far as the transform needs it."""
+    """The transform for lazy images, which are decoded only as far as it needs them."""
     if isinstance(transform, CroppingTransform):
         return transform.from_picture
     return partial(_decoded, transform)
 
 
 def _decoded(transform: Transform, picture: LazyImage) -> Real[Tensor, "c h w"]:
-    """Of a module's level, so that it is sent to workers that are spawned, not forked."""
+    """Decodes and transforms; at module level, so that it can be pickled for spawned workers."""
     return transform(picture.decode())
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds Python, NumPy and PyTorch (CPU) within the block, and puts their states back after.
+    """Seeds Python, NumPy and PyTorch (CPU) within the block, and restores their states afterwards.
 
     Makes any library's transform a function of `seed`, whichever generator it draws from.
     """

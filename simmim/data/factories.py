@@ -1,4 +1,4 @@
-"""One function for each kind of data: what `conf/data/*.yaml` name."""
+"""One function for each kind of data, as named in `conf/data/*.yaml`."""
 
 import json
 import math
@@ -54,7 +54,7 @@ class FileOptions(ReadingOptions, total=False):
 
 
 class Prepared(NamedTuple):
-    """`FileOptions`, checked: what a data module needs beside its images."""
+    """`FileOptions` after checks: what a data module needs beside its images."""
 
     train_transform: Transform | None
     val_transform: CenterCrop
@@ -66,13 +66,13 @@ class Prepared(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Channels of an image."""
+        """Number of channels of an image."""
         return len(self.normalisation.mean)
 
     def module(
         self, train: ImageSource | ImageStream, val: ImageSource, order: Order | None = None
     ) -> ImageDataModule:
-        """The data module of these images; `order` is that of an epoch (None: any)."""
+        """The data module of these images; `order` is the order of an epoch (None: a full shuffle)."""
         return ImageDataModule(train, val, order=order, **self._asdict())
 
 
@@ -90,10 +90,10 @@ def prepare(
     squash: bool | None = None,
     **reading: Unpack[ReadingOptions],
 ) -> Prepared:
-    """Checks the options that all kinds of files have.
+    """Checks the options that all kinds of files have in common.
 
     Raises:
-        UserError: a value that cannot be, or a transform that does not suit the channels or decoder.
+        UserError: an invalid value, or a transform that does not suit the channels or the decoder.
     """
     check_loading(batch_size, num_workers)
     val_transform = CenterCrop(image_size, crop_ratio, squash)
@@ -121,10 +121,11 @@ def demo(
     crop_ratio: float | None = None,
     squash: bool | None = None,
 ) -> ImageDataModule:
-    """Pictures that simmim draws itself, with the texture of the ground as their label.
+    """Images that simmim draws itself, with the texture of the background as their label.
 
-    `train_size` and `val_size` are numbers of pictures; `pictures` and `detail` as `DemoImages`'. Here
-    as with the other kinds, `crop_ratio` and `squash` are how held-out images are shown (`CenterCrop`).
+    `train_size` and `val_size` are numbers of images; `pictures` and `detail` are as in
+    `DemoImages`. As for all kinds of data, `crop_ratio` and `squash` say how held-out images are
+    shown (`CenterCrop`).
     """
     size = as_pair(image_size, "model.image_size")
     train, val = (
@@ -151,15 +152,15 @@ def imagefolder(
     val_ratio: float = 0.05,
     **options: Unpack[FileOptions],
 ) -> ImageDataModule:
-    """A folder of images; without `train_transform`, all that `held_out_folder` finds is held out.
+    """A folder of images; without `train_transform`, all that `held_out_folder` finds are held out.
 
-    Held out is `val_root` or, without it, the `val` (or `test`) beside a `train` in `root`, in any case
-    and spelling, or a share `val_ratio` where there are no such folders.
-    `mean` and `std` have an entry for each channel, or come from the file `statistics`; `options` say
-    what becomes of images that cannot be read (`tolerance.Reading`), here as with the other kinds.
+    The held-out images are those in `val_root` or, without it, in `val` (or `test`) beside `train`
+    in `root`, in any case and spelling, or a fraction `val_ratio` if there are no such folders.
+    `mean` and `std` have an entry for each channel, or come from the file `statistics`; `options`
+    say what happens to images that cannot be read (`Reading`), as for all kinds of data.
 
     Raises:
-        UserError: no folder given, or none that holds readable images.
+        UserError: no folder is given, or it holds no readable images.
     """
     if root is None:
         raise UserError("data=imagefolder needs a folder of images; set data.root=DIR")
@@ -183,17 +184,17 @@ def webdataset(
     shuffle_buffer: int = 10000,
     **options: Unpack[FileOptions],
 ) -> ImageDataModule:
-    """Tar shards: indexed and read at random on a disk, streamed from URLs.
+    """Tar shards: with random access on a disk, or streamed from URLs.
 
-    Held out is `val_root` or, without it, a share `val_ratio`: of the images, or of streamed shards,
-    of which at most `val_size` images are kept in memory. Without `train_transform` all of the
-    shards are. An epoch of a stream is `samples_per_epoch` (None: what its dataset.json tells).
-    Of samples with several images `image_key` says which is taken (`shard_samples`).
-    Shards come in a random order; `shuffle_buffer` images are shuffled among each other. `mean` and
-    `std` are as with `imagefolder`.
+    The held-out images are those in `val_root` or, without it, a fraction `val_ratio` of the images
+    or, if streamed, of the shards, of which at most `val_size` images are kept in memory. Without
+    `train_transform`, all shards are held out. An epoch of a stream has `samples_per_epoch` images
+    (None: the number in its dataset.json). `image_key` says which image of a sample with several is
+    used (`shard_samples`). Shards come in random order; their images are shuffled in a buffer of
+    `shuffle_buffer` images. `mean` and `std` are as in `imagefolder`.
 
     Raises:
-        UserError: shards that do not exist, are damaged where `on_error` is `raise`, or hold no image.
+        UserError: shards do not exist, are damaged (if `on_error` is `raise`), or hold no image.
     """
     if root is None:
         raise UserError("data=webdataset needs tar shards; set data.root='DIR/*.tar'")
@@ -255,14 +256,15 @@ def hf(
 ) -> ImageDataModule:
     """A Hugging Face dataset: saved on disk (`root`), or by its name, downloaded or streamed.
 
-    `root` is a folder that `save_to_disk` wrote; `name` and `subset` what `datasets.load_dataset`
-    takes. Held out is `val_split` or, without it, a share `val_ratio` of `train_split`, or the first
-    `val_size` images of a stream, kept in memory. Without `train_transform` all images are. An
-    epoch of a stream is `samples_per_epoch` (None: what the dataset tells). Images and labels stand
-    in `image_column` and `label_column`; `mean` and `std` are as with `imagefolder`.
+    `root` is a folder that `save_to_disk` wrote; `name` and `subset` are arguments of
+    `datasets.load_dataset`. The held-out images are those of `val_split` or, without it, a fraction
+    `val_ratio` of `train_split`, or the first `val_size` images of a stream, kept in memory.
+    Without `train_transform`, all images are held out. An epoch of a stream has `samples_per_epoch`
+    images (None: the dataset's own number). Images and labels are in `image_column` and
+    `label_column`; `mean` and `std` are as in `imagefolder`.
 
     Raises:
-        UserError: no dataset, or one without these splits and columns.
+        UserError: there is no such dataset, or it lacks these splits or columns.
     """
     if (root is None) == (name is None):
         raise UserError(
@@ -315,10 +317,10 @@ def require_positive(default: int, **options: int) -> None:
 def find_normalisation(
     mean: Sequence[float], std: Sequence[float], statistics: str | Path | None
 ) -> Normalisation:
-    """These values, or those that scripts/channel_statistics.py wrote to a file.
+    """`mean` and `std`, or those that scripts/channel_statistics.py wrote to the file `statistics`.
 
     Raises:
-        UserError: a file that holds none, lists of different lengths, or a deviation of 0.
+        UserError: the file holds none, the lists differ in length, or a deviation is not positive.
     """
     if statistics is not None:
         try:

@@ -1,4 +1,4 @@
-"""Images without a label among labelled ones: where labels are needed, they are told of."""
+"""Finds images without a label, where labels are needed."""
 
 from typing import Protocol, runtime_checkable
 
@@ -18,14 +18,14 @@ _WAY_OUT = (
 
 @runtime_checkable
 class PartlyLabelled(ImageSource, Protocol):
-    """A source of which some images may lack a label, though it has classes."""
+    """A source with classes, of which some images may have no label."""
 
     def unlabelled(self) -> list[int]:
-        """The places of these images."""
+        """Indices of the images without a label."""
 
 
 def require_labels(source: ImageSource, what: str) -> None:
-    """Raises UserError where images (`what` they are) have no label, with one of them."""
+    """Raises UserError, which names an image, if images have no label; `what` describes them."""
     missing = source.unlabelled() if isinstance(source, PartlyLabelled) else []
     if missing:
         raise UserError(
@@ -41,7 +41,7 @@ def _why(source: ImageSource) -> str:
 
 
 def keep_labelled(source: ImageSource) -> ImageSource:
-    """The source without images that lie beside the class folders of all others, which are named."""
+    """The source without images that are outside of the class folders, with a warning."""
     strays = source.unlabelled() if isinstance(source, ImageFolder) else []
     if not strays:
         return source
@@ -53,7 +53,7 @@ def keep_labelled(source: ImageSource) -> ImageSource:
 
 
 def require_label_each(batch: Sample | UndecodedBatch) -> None:
-    """The same of a batch of a stream, whose labels are known when it comes."""
+    """Like `require_labels` for a batch of a stream, whose labels are not known before."""
     assert isinstance(batch.label, Tensor)
     missing = int((batch.label < 0).sum())
     if missing:

@@ -8,17 +8,17 @@ from torch.utils.data import DataLoader
 
 from simmim.utils.failures import explained_workers
 
-# A run that waits for less of its time would hardly be faster.
+# A run that waits for a smaller share of its time would hardly be faster.
 MUCH = 0.1
 
 Item = TypeVar("Item")
 
 
 class TimedLoader(DataLoader[Item]):
-    """A loader that sums up how long its reader had to wait.
+    """A DataLoader that sums up how long the run waits for its batches.
 
     Attributes:
-        waited_seconds: in all epochs so far; without workers, all that loading took.
+        waited_seconds: total of all epochs so far; without workers, the whole loading time.
     """
 
     waited_seconds = 0.0
@@ -37,9 +37,9 @@ class TimedLoader(DataLoader[Item]):
 
 
 def describe_wait(share: float, *, num_workers: int, most_workers: int) -> str:
-    """One line on the share of a run's time that it waited, with advice where that is much.
+    """One line on the share of a run's time that it waited for data, with advice if that is much.
 
-    `most_workers` is how many the cores of this machine have room for, for each device.
+    `most_workers` is the number of workers per device for which this machine has cores.
     """
     line = f"waited for data {share:.1%} of the time"
     if share <= MUCH:

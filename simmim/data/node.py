@@ -1,7 +1,7 @@
-"""What a process may take of its machine, which the ranks of a run share: cores and shared memory.
+"""Divides a machine's cores and shared memory among the ranks of a run.
 
-Loader workers hand their batches on through files in /dev/shm. Where these do not fit, a worker dies,
-or waits for ever; so they are counted before the first one starts.
+Loader workers hand over their batches through files in /dev/shm. If these do not fit, a worker dies
+or waits forever; so their size is computed before the first worker starts.
 """
 
 import math
@@ -13,17 +13,17 @@ from typing import NamedTuple
 from simmim.utils.errors import UserError
 from simmim.utils.failures import SHARED_MEMORY, SharedMemory, show_megabytes
 
-# Batches that each worker has ready. With fewer, those that take longer are waited for.
+# Batches that each worker prefetches. With fewer, the run waits for batches that take longer.
 PREFETCH = 4
 _MOST_WORKERS = 8
-# Files of shared memory are whole pages.
+# Bytes; files in shared memory take whole pages.
 _PAGE = 4096
-# For locks, and what else is small.
+# Bytes for locks and other small objects.
 _RESERVE = 1 << 20
 
 
 class Loading(NamedTuple):
-    """Loader workers of a rank, and batches that each of them has ready."""
+    """The number of loader workers of a rank, and of batches that each of them prefetches."""
 
     num_workers: int
     prefetch: int
@@ -40,7 +40,7 @@ def launched_ranks(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def available_cores(quota: str | Path = "/sys/fs/cgroup/cpu.max") -> int:
-    """Cores that this process may use; of those that it sees, a container (`--cpus`) may give fewer."""
+    """Cores that this process may use; a container (`--cpus`) may allow fewer than are visible."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -52,7 +52,7 @@ def available_cores(quota: str | Path = "/sys/fs/cgroup/cpu.max") -> int:
 
 
 def cores_of_rank(ranks: int, environment: Mapping[str, str] = os.environ) -> int:
-    """A rank's share of the cores that it may use, all of them where srun bound it to its own."""
+    """A rank's share of the available cores; all of them if srun has bound the rank to its own."""
     cores = available_cores()
     allotted = environment.get("SLURM_CPUS_ON_NODE", "")
     if allotted.isdecimal():
@@ -63,12 +63,12 @@ def cores_of_rank(ranks: int, environment: Mapping[str, str] = os.environ) -> in
 
 
 def default_workers(ranks: int = 1) -> int:
-    """A worker for each core of a rank's share but one, from 1 to 8."""
+    """One worker fewer than a rank's share of cores, from 1 to 8."""
     return max(1, min(_MOST_WORKERS, cores_of_rank(ranks) - 1))
 
 
 def shared_bytes(batch_size: int, image_bytes: int) -> int:
-    """Shared memory that a batch takes: its images, labels and places."""
+    """Shared memory that a batch takes, in bytes: its images, labels and indices."""
     tensors = (batch_size * image_bytes, 8 * batch_size, 8 * batch_size)
     return sum(math.ceil(size / _PAGE) * _PAGE for size in tensors)
 
@@ -81,10 +81,10 @@ def fit_loading(
     ranks: int = 1,
     loaders: int = 1,
 ) -> Loading:
-    """Workers and what they have ready, as far as it fits into shared memory (None: there is none).
+    """The workers and prefetched batches that fit into shared `memory` (None: there is none).
 
-    First less is ready ahead. Of `num_workers` None there are also fewer, down to none. `loaders` have
-    their batches ready at the same time.
+    First the prefetch is reduced; if `num_workers` is None, then also the number of workers, down
+    to 0. `loaders` is the number of loaders that prefetch at the same time.
 
     Raises:
         UserError: `num_workers` do not fit.
@@ -97,7 +97,7 @@ def fit_loading(
         if loading.num_workers == 0:
             return 0
         ready = loaders * loading.num_workers * loading.prefetch
-        # One is computed on, the next one on its way.
+        # One batch is in use, and the next one is on its way.
         return ranks * (ready + 2) * batch_bytes + _RESERVE
 
     fitting = [loading for loading in _smaller(most) if needed(loading) <= memory.free]
@@ -114,7 +114,7 @@ def fit_loading(
 
 
 def _smaller(workers: int) -> Iterator[Loading]:
-    """What is tried, the best first."""
+    """The settings that are tried, the best first."""
     for prefetch in (PREFETCH, PREFETCH // 2):
         yield Loading(workers, prefetch)
     for fewer in range(workers, -1, -1):

@@ -1,4 +1,4 @@
-"""Which rank sees which sample when: a function of (seed, epoch), however many ranks there are."""
+"""Which rank sees which sample when: an order by (seed, epoch), whatever the number of ranks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,22 +11,22 @@ from torch.utils.data import Sampler
 from simmim.data.dataset import SampleKey
 from simmim.utils.rng import derive_seed
 
-# The order of an epoch's samples by (seed, epoch).
+# The order of an epoch's samples, as a function of (seed, epoch).
 Order = Callable[[int, int], Int[Tensor, " length"]]
 
 
 def shuffle(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
-    """Any order of all samples is as likely as any other."""
+    """A uniformly random order of all samples."""
     return torch.randperm(length, generator=_generator(seed, epoch))
 
 
 def shuffle_nearby(
     counts: Sequence[int], buffer: int, seed: int, epoch: int
 ) -> Int[Tensor, " length"]:
-    """Stretches of samples (`counts` of each) in any order, and each sample near its neighbours.
+    """Shards (of `counts` samples each) in random order, and their samples shuffled locally.
 
-    What a shuffle buffer of `buffer` samples does to shards that are read one after another: a
-    sample changes places with those at most so many before or after it.
+    This is what a shuffle buffer of `buffer` samples does to shards that are read one after
+    another: a sample changes order only with those at most `buffer` places before or after it.
     """
     generator = _generator(seed, epoch)
     shards = torch.randperm(len(counts), generator=generator)
@@ -40,7 +40,7 @@ def shuffle_nearby(
 
 
 def in_turn(length: int, seed: int, epoch: int) -> Int[Tensor, " length"]:
-    """As they are: places in a stream, which shuffles by itself."""
+    """All samples in order: places in a stream, which shuffles by itself."""
     return torch.arange(length)
 
 
@@ -49,11 +49,11 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 class TrainSampler(Sampler[SampleKey]):
-    """Orders the whole data by (seed, epoch) and deals each global batch out to the ranks.
+    """Orders the whole data by (seed, epoch) and distributes each global batch to the ranks.
 
-    Global batch `g` is places `g · world_size · batch_size` onwards of the shuffled order; rank `r`
-    takes the `r`-th stretch of `batch_size`. A step takes `accumulation` of them; what is left of an
-    epoch for an incomplete step waits for a later one. `order` is by default a shuffle of all.
+    Global batch `g` starts at place `g · world_size · batch_size` of the shuffled order; rank `r`
+    takes its `r`-th slice of `batch_size`. A step takes `accumulation` global batches; samples that
+    do not fill a last step are left out of the epoch. `order` is by default a shuffle of all.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TrainSampler(Sampler[SampleKey]):
         self.epoch = epoch
 
     def skip_batches(self, count: int) -> None:
-        """Starts the next iteration after `count` batches: a resumed run was there before."""
+        """Skips the first `count` batches of the next iteration, which a resumed run has seen."""
         self.skipped_batches = count
 
     def __iter__(self) -> Iterator[SampleKey]:
@@ -111,10 +111,10 @@ class TrainSampler(Sampler[SampleKey]):
 
 
 class EvaluationSampler(Sampler[SampleKey]):
-    """Every sample once, in order, dealt to the ranks in turn.
+    """Every sample once, in order, distributed to the ranks in turn.
 
-    Ranks get equally many; the repeats that this takes are marked as padding and not counted.
-    `chosen` are the samples of a part of the data (None: all).
+    All ranks get the same number; the repeats that this takes are marked as padding and not
+    counted. `chosen` are the indices of a part of the data (None: all).
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Which folders, shards or splits are the parts of a data set (train, val, test), by their names.
+"""Finds the parts of a data set (train, val, test) by the names of folders, shards or splits.
 
-One rule for all kinds of data: a name is a part's where one of its words is, in any case and spelling,
-and the others say no more than that there are images (`TRAIN`, `train2017`, `training_set`,
-`ILSVRC2012_img_val`). A part is one only beside its counterpart: a class called `test` stays a class.
+One rule for all kinds of data: a name means a part if one of its words does, in any case and
+spelling, and the others only say that there are images (`TRAIN`, `train2017`, `training_set`,
+`ILSVRC2012_img_val`). A part needs its counterpart beside it: a class called `test` stays a class.
 """
 
 import re
@@ -30,14 +30,14 @@ _GLUED = re.compile(r"(.{3,}?)(sets?|data|images?|imgs?)$")
 
 
 class Parts(NamedTuple):
-    """The names of what to train on and of what to hold out."""
+    """The names of the training part and the held-out part."""
 
     train: str
     held_out: str
 
 
 def part_of(name: str) -> Part | None:
-    """The part that a folder or split of this name would be; None where it says anything else."""
+    """The part that a folder or split of this name would be; None for any other name."""
     words = _words(name)
     parts = [_WORDS[word] for word in words if word in _WORDS]
     others = {word for word in words if word not in _WORDS and not word.isdecimal()}
@@ -45,16 +45,16 @@ def part_of(name: str) -> Part | None:
 
 
 def part_within(name: str) -> Part | None:
-    """The same of a file, whose name may say other things too: `cats-train-0001.tar`."""
+    """Like `part_of` for a file, whose name may have other words, too: `cats-train-0001.tar`."""
     parts = {_WORDS[word] for word in _words(name) if word in _WORDS}
     return parts.pop() if len(parts) == 1 else None
 
 
 def find_parts(names: Sequence[str], place: str | PurePath) -> Parts | None:
-    """Which of the names to train on and to hold out (test where there is no val); None without both.
+    """The names to train on and to hold out (test if there is no val); None unless there are both.
 
     Raises:
-        UserError: several would do; `place` is where they are.
+        UserError: several names would do; `place` is where they are, for the message.
     """
     found = {part: [name for name in names if part_of(name) == part] for part in _WORDS.values()}
     trains, held_out = found["train"], found["val"] or found["test"]

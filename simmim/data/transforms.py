@@ -1,4 +1,4 @@
-"""From an image of any size to one of the size that the model takes, of the same type."""
+"""Transforms from an image of any size to the model's image size, of the same dtype."""
 
 import math
 from collections.abc import Sequence
@@ -58,8 +58,8 @@ def strong_augmentation(
 
     `scale`, `ratio`, `flip` and `interpolation` are as in `light_augmentation`.
     `rand_augment` is a policy of timm (`rand-…`, `augmix-…`, `original`, `v0`; None: without);
-    `random_erasing` the probability that a rectangle is filled with noise. Mixup and CutMix act on
-    batches and stand elsewhere.
+    `random_erasing` is the probability that a rectangle is filled with noise. Mixup and CutMix act
+    on batches and are not included.
 
     Raises:
         UserError: ranges outside their bounds.
@@ -78,7 +78,7 @@ def strong_augmentation(
 
 
 def require_channels(transform: Transform | None, channels: int) -> None:
-    """Raises UserError for an augmentation of RGB pictures where there are other channels."""
+    """Raises UserError for an augmentation of RGB images if the data has other channels."""
     steps = transform.steps if isinstance(transform, CropFirst) else ()
     if channels != 3 and any(isinstance(step, RandAugment) for step in steps):
         raise UserError(
@@ -88,7 +88,7 @@ def require_channels(transform: Transform | None, channels: int) -> None:
 
 
 class CropFirst(nn.Module):
-    """A crop, taken from a picture that need not be decoded, and what follows on its pixels."""
+    """A crop of an image that may not be decoded yet, and the transforms that follow it."""
 
     def __init__(self, crop: "RandomCrop", *steps: nn.Module) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class CropFirst(nn.Module):
         return self.from_picture(DecodedImage(image))
 
     def from_picture(self, picture: LazyImage) -> Real[Tensor, "c h2 w2"]:
-        """Transforms any picture."""
+        """Transforms an image that may not be decoded yet."""
         image = self.crop(picture)
         for step in self.steps:
             image = step(image)
@@ -108,9 +108,9 @@ class CropFirst(nn.Module):
 
 
 class RandomCrop(nn.Module):
-    """The crops of torchvision's RandomResizedCrop: the very same for the same random state.
+    """The crops of torchvision's RandomResizedCrop: exactly the same for the same random state.
 
-    Its own way to draw one takes as long as a tenth of what decoding a photograph does.
+    torchvision takes a tenth of a photograph's decoding time to draw a crop; this is faster.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class RandomCrop(nn.Module):
         self._log_ratio = torch.log(torch.tensor(self.ratio)).tolist()
 
     def choose(self, height: int, width: int) -> Box:
-        """Draws a part: area, shape, and place."""
+        """Draws a crop: its area, aspect ratio and position."""
         drawn = torch.empty(1)
         for _ in range(10):
             area = height * width * drawn.uniform_(*self.scale).item()
@@ -138,30 +138,30 @@ class RandomCrop(nn.Module):
                 top = int(torch.randint(height - box_height + 1, (1,)))
                 left = int(torch.randint(width - box_width + 1, (1,)))
                 return Box(top, left, box_height, box_width)
-        # A picture that is longer than any crop: the largest in its middle.
+        # No crop fits, because the image is too long: takes the largest one in its centre.
         shape = min(max(width / height, min(self.ratio)), max(self.ratio))
         box_height = min(height, round(width / shape))
         box_width = min(width, round(height * shape))
         return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
     def forward(self, picture: LazyImage) -> Real[Tensor, "c h w"]:
-        """Draws a part and resizes it."""
+        """Draws a crop and resizes it."""
         box = self.choose(picture.height, picture.width)
         return picture.crop_resized(box, self.size, self.interpolation)
 
 
 class CenterCrop(nn.Module):
-    """The middle of an image, at the target's size: how held-out images are shown.
+    """The centre of an image at the target size: how held-out images are shown.
 
-    The image is resized (bicubic, antialiased) until a rectangle of the target's shape, `crop_ratio`
-    of its sides, just fits into it, and that is cut out: with 1 the largest there is, with 0.875 what
-    Swin's official evaluation sees. With `squash` the whole image is resized to the target, whatever
-    becomes of its shape.
+    The image is resized (bicubic, antialiased) to just contain the target size divided by
+    `crop_ratio`, and the centre is cropped: with 1 this is the largest possible crop, with 0.875
+    that of Swin's official evaluation. With `squash` the whole image is resized to the target size,
+    which changes its aspect ratio.
 
-    It is no `CroppingTransform`: validation metrics are of images that were decoded in full.
+    It is not a `CroppingTransform`: validation metrics are for images that were decoded in full.
 
     Raises:
-        UserError: a ratio outside [0.1, 1], or one beside `squash`, which crops nothing.
+        UserError: a ratio outside [0.1, 1], or one together with `squash`, which does not crop.
     """
 
     def __init__(
@@ -180,21 +180,21 @@ class CenterCrop(nn.Module):
                 f"data.squash=true shows whole images and data.crop_ratio {crop_ratio} their middle; "
                 "leave one of them out"
             )
-        # What the crop is cut from, where the image has its shape.
+        # The size that an image of the same aspect ratio is resized to before the crop.
         self.around = (math.floor(self.size[0] / ratio), math.floor(self.size[1] / ratio))
 
     def resized(self, height: int, width: int) -> Pair:
-        """The size that an image of this one is resized to before it is cropped."""
+        """The size that an image of this height and width is resized to before the crop."""
         if self.squash:
             return self.size
-        # In whole numbers and rounded down, as torchvision's Resize.
+        # In integers and rounded down, as in torchvision's Resize.
         around_height, around_width = self.around
         if around_height * width >= around_width * height:
             return around_height, around_height * width // height
         return around_width * height // width, around_width
 
     def choose(self, height: int, width: int) -> Box:
-        """The part of an image of this size that is shown, to the nearest of its pixels."""
+        """The part of an image of this size that is shown, rounded to whole pixels."""
         if self.squash:
             return Box(0, 0, height, width)
         scale = min(height / self.around[0], width / self.around[1])
@@ -204,7 +204,7 @@ class CenterCrop(nn.Module):
         return Box(top, left, box_height, box_width)
 
     def forward(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
-        """Resizes and crops; the same for the same image."""
+        """Resizes and crops, without randomness."""
         height, width = self.resized(*image.shape[-2:])
         top, left = round((height - self.size[0]) / 2), round((width - self.size[1]) / 2)
         resized = resize(image[None], (height, width))[0]
@@ -212,7 +212,7 @@ class CenterCrop(nn.Module):
 
 
 class RandomFlip(nn.Module):
-    """A mirror image, left to right, with a probability."""
+    """A horizontal flip, with a probability."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class RandomFlip(nn.Module):
 
 
 class RandAugment(nn.Module):
-    """A policy of timm on uint8 tensors, with the options that `create_policy` gives it."""
+    """A policy of timm on uint8 tensors, with the options of `create_policy`."""
 
     def __init__(self, policy: str, image_size: Size) -> None:
         super().__init__()
@@ -261,11 +261,11 @@ class NoiseErasing(nn.Module):
             return image
         noise: Tensor = drawn[
             "v"
-        ]  # of the rectangle's size, and of the normalised image's variance
+        ]  # of the rectangle's size, with the variance of a normalised image
         if image.dtype == torch.uint8:
             noise = (noise * 57 + 114).clamp(0, 255).to(torch.uint8)
         else:
-            # Floats have units of their own: those of the image.
+            # Floats have their own units: uses the image's mean and standard deviation.
             std, mean = torch.std_mean(image, dim=(1, 2), keepdim=True)
             noise = noise * std + mean
         erased = image.clone()

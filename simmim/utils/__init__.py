@@ -1,1 +1,1 @@
-"""What any part may need, a topic a file."""
+"""Helpers for every part of simmim, one topic per file."""

@@ -1,4 +1,4 @@
-"""What a run tells its user."""
+"""Log messages for the user of a run."""
 
 import logging
 
@@ -8,17 +8,17 @@ log = logging.getLogger("simmim")
 
 
 def say(message: str) -> None:
-    """Logs for the user, once however many devices there are."""
+    """Logs a message for the user, on rank 0 only."""
     if _is_first():
         log.info(message)
 
 
 def warn(message: str) -> None:
-    """The same for what a user should look at."""
+    """Logs a warning for the user, on rank 0 only."""
     if _is_first():
         log.warning(message)
 
 
 def _is_first() -> bool:
-    """Lightning tells the rank, once it is imported; a command without it is one process."""
+    """Whether this is rank 0; without Lightning, which sets the rank, there is one process."""
     return getattr(rank_zero_only, "rank", 0) == 0

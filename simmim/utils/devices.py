@@ -1,4 +1,4 @@
-"""The device that a command without a Trainer computes on, what it can do, and the memory it took."""
+"""The device of a command without a Trainer, whether it supports bf16, and its peak memory."""
 
 import re
 import resource
@@ -27,15 +27,15 @@ def find_device(name: str) -> torch.device:
 
 
 def computes_in_bf16() -> bool:
-    """Whether the current GPU has bf16's arithmetic: older ones imitate it, slowly."""
+    """Whether the current GPU computes in bf16 natively; older ones emulate it, slowly."""
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held at once, in bytes: of the device where it is a GPU, else of this process."""
+    """Peak memory in bytes: of the device if it is a GPU, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Linux hands ru_maxrss on from the process that started this one.
+    # On Linux, ru_maxrss is inherited from the process that started this one.
     status = Path("/proc/self/status")
     if status.exists() and (own := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(own[1]) * 1024

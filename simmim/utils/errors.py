@@ -1,17 +1,17 @@
-"""The one exception for mistakes that the user can mend."""
+"""Exceptions for mistakes that the user can fix."""
 
 
 class UserError(ValueError):
-    """A value that cannot work. The message is one line: the value, the constraint, the way out.
+    """A value that cannot work; its message is one line: the value, the constraint, what to do.
 
     Commands print it without a traceback and exit with code 2.
     """
 
 
 class UnreadableImageError(UserError):
-    """One image that cannot be read, or that its run refuses; others may take its place.
+    """An image that cannot be read, or that the run refuses; another may take its place.
 
-    `reason` is why, without the image's name.
+    `reason` says why, without the image's name.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -20,9 +20,9 @@ class UnreadableImageError(UserError):
 
 
 class DoesNotFitError(UserError):
-    """A run that needs more memory than there is. The message has several lines: the plan, ways out."""
+    """A run that needs more memory than there is; its message has several lines: plan and solutions."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """The first line of an error's message, or its type if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Failures of a machine, told with what to do about them."""
+"""Failures of a machine (out of memory, loader workers), reported with what to do about them."""
 
 import errno
 import os
@@ -13,12 +13,12 @@ import torch
 from simmim.utils.errors import UserError
 
 SHARED_MEMORY = "/dev/shm"
-# How a loader worker ends that could not hand over a batch (an error of the operating system).
+# Exit code of a loader worker that could not hand over a batch (EX_OSERR).
 CANNOT_HAND_OVER = 71
 
-# With less free space, it is what was missing.
+# With fewer bytes free, shared memory counts as full.
 _FULL = 1 << 20
-# What PyTorch says where a batch does not fit into shared memory.
+# PyTorch's messages if a batch does not fit into shared memory.
 _UNSHARED = re.compile(
     r"unable to (?:allocate|mmap|open|resize|write).*(?:shared memory|</torch_)|"
     r"could not (?:unlink|resize) the shared memory|Bus error|shared memory \(shm\)"
@@ -27,14 +27,14 @@ _MOST_FILES = re.compile(r"received \d+ items of ancdata|Too many open files")
 
 
 class SharedMemory(NamedTuple):
-    """The file system that loader workers hand batches on through: its size, and what is free."""
+    """The file system through which loader workers hand over batches: its free and total bytes."""
 
     free: int
     total: int
 
     @classmethod
     def find(cls) -> "SharedMemory | None":
-        """This machine's; None where there is none, as on a Mac."""
+        """This machine's shared memory; None if it has none, as on macOS."""
         if not Path(SHARED_MEMORY).is_dir():
             return None
         status = os.statvfs(SHARED_MEMORY)
@@ -53,10 +53,10 @@ def show_megabytes(count: int) -> str:
 
 @contextmanager
 def explained_failures(*, batch_size: int, num_workers: int, accumulation: int) -> Iterator[None]:
-    """Turns memory that ran out, or a loader worker that ended, into one line.
+    """Turns an out-of-memory error, or a loader worker that ended, into a one-line UserError.
 
     Raises:
-        UserError: with options that take less.
+        UserError: with options that need less memory.
     """
     try:
         with explained_workers(num_workers, "The same command goes on from the last checkpoint"):
@@ -72,10 +72,10 @@ def explained_failures(*, batch_size: int, num_workers: int, accumulation: int) 
 
 @contextmanager
 def explained_workers(num_workers: int | None = None, then: str = "") -> Iterator[None]:
-    """Turns a loader worker that ended, or could not hand over a batch, into one line.
+    """Turns a loader worker that ended, or could not hand over a batch, into a one-line UserError.
 
     Raises:
-        UserError: with what takes less; `then` is what the next start does.
+        UserError: with options that need less memory; `then` says what the next start does.
     """
     try:
         yield
@@ -95,8 +95,8 @@ def explained_workers(num_workers: int | None = None, then: str = "") -> Iterato
 
 
 def _why_worker_ended(error: BaseException) -> str | None:
-    """What became of a worker; None where the error is about something else."""
-    # What an error of several workers came from stands in its cause.
+    """Why a loader worker ended; None if the error is about something else."""
+    # If several workers ended, the original error is the cause.
     message = f"{error.__cause__ or ''}\n{error}"
     if _MOST_FILES.search(message):
         return (

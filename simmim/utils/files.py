@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, renamed.
+"""Writes files completely or not at all: under a temporary name, flushed to the disk, then renamed.
 
-Names of files stand in some, whose bytes may be any.
+Some files contain file names, which may be any bytes.
 """
 
 import json
@@ -19,9 +19,9 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @contextmanager
 def written_beside(path: str | Path) -> Iterator[Path]:
-    """Gives a path to write to, and puts what stands there in its place at the end of the block.
+    """Yields a temporary path to write to, and renames it to `path` at the end of the block.
 
-    Nothing is left of it where the block fails: what was there before stays as it was.
+    If the block fails, the temporary file is removed, and an earlier file at `path` is unchanged.
     """
     path = Path(path)
     beside = path.with_name(path.name + PARTIAL)
@@ -36,13 +36,13 @@ def written_beside(path: str | Path) -> Iterator[Path]:
 
 
 def as_json(content: Any, indent: int | None = 2) -> str:
-    """JSON in letters as they are, but for the bytes of a file name that are not UTF-8: escaped."""
+    """JSON without escapes for non-ASCII text, except bytes of a file name that are not UTF-8."""
     text = json.dumps(content, indent=indent, ensure_ascii=False)
     return _SURROGATES.sub(lambda byte: f"\\u{ord(byte[0]):04x}", text)
 
 
 def append(path: Path, text: str) -> None:
-    """Adds to the end of a file: all of it, or nothing where there is no room (OSError)."""
+    """Appends text to a file: all of it, or nothing if there is no room (OSError)."""
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", newline="") as file:
@@ -54,7 +54,7 @@ def append(path: Path, text: str) -> None:
 
 
 def flush(path: Path) -> None:
-    """Has the disk hold the file, or all files of the folder."""
+    """Flushes a file, or all files of a folder, to the disk (fsync)."""
     if path.is_dir():
         for entry in path.rglob("*"):
             if entry.is_file():
@@ -63,7 +63,7 @@ def flush(path: Path) -> None:
 
 
 def flush_entry(path: Path) -> None:
-    """Has the disk hold the name of a file that was put there."""
+    """Flushes the directory entry of a new or renamed file to the disk (fsync)."""
     _sync(path.parent)
 
 

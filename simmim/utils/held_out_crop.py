@@ -1,4 +1,4 @@
-"""How held-out images are shown to a model, as its file tells."""
+"""How held-out images are cropped for a model, as stored in its file."""
 
 from typing import TypedDict
 

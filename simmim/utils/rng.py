@@ -16,7 +16,8 @@ _MASK = (1 << 64) - 1
 def derive_seed(*key: int | str) -> int:
     """A 64-bit seed that depends on every part of the key and on their order.
 
-    A word in the key says what the numbers are for, so that equal ones mean nothing elsewhere.
+    A word in the key says what the numbers are for, so that equal numbers give other seeds
+    elsewhere.
     """
     numbers = (zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key)
     return reduce(lambda state, part: _mix(state ^ _mix(part + _GOLDEN)), numbers, _GOLDEN)
@@ -31,7 +32,7 @@ def random_bits(seed: int, counters: Int[Tensor, "*shape"]) -> Int[Tensor, "*sha
 
 
 def _mix(state: int) -> int:
-    """`random_bits`' mixing for one Python int."""
+    """The mixing of `random_bits` for one Python int."""
     state &= _MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -44,5 +45,5 @@ def _signed(value: int) -> int:
 
 
 def _shift_right(value: Int[Tensor, "*shape"], bits: int) -> Int[Tensor, "*shape"]:
-    """Logical shift: int64's own keeps the sign."""
+    """Logical right shift; int64's own `>>` keeps the sign."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)

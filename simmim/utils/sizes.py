@@ -1,4 +1,4 @@
-"""Sizes: `(height, width)` tuples inside, an int means square at the edge."""
+"""Sizes: `(height, width)` tuples in the code; in options, an int means a square."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -12,7 +12,7 @@ Size: TypeAlias = int | Sequence[int]
 def as_pair(size: Size, name: str) -> Pair:
     """Returns `(height, width)` of an int (square) or of a sequence of two ints.
 
-    `name` stands in the error that is raised for anything else, or for sizes under 1.
+    `name` is shown in the UserError that is raised for anything else, or for sizes under 1.
     """
     pair = (size, size) if isinstance(size, int) else tuple(size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):

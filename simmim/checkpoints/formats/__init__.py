@@ -1,1 +1,1 @@
-"""Weights under other programs' names."""
+"""Conversion between simmim's weight names and those of other programs."""

@@ -1,4 +1,4 @@
-"""Which published Swin an encoder is: the two that other programs know."""
+"""Which published Swin, V1 or V2, an encoder is; other programs know only these two."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from simmim.utils.sizes import Pair, show
 
 Family = Literal["swin", "swinv2"]
 
-# norm, similarity, position bias: what names and shapes of weights cannot tell.
+# Options that cannot be inferred from the names and shapes of weights.
 SWITCHES: dict[Family, dict[str, str]] = {
     "swin": {"norm": "pre", "similarity": "dot", "position_bias": "table"},
     "swinv2": {"norm": "res_post", "similarity": "cosine", "position_bias": "log_cpb"},
@@ -19,10 +19,10 @@ _WAY_OUT = "use format=safetensors or format=onnx"
 
 
 def published_family(encoder: SwinTransformer, program: str) -> Family:
-    """Swin V1 or V2, where `program` computes the same as this encoder.
+    """Swin V1 or V2, whichever this encoder is, if `program` computes the same.
 
     Raises:
-        UserError: what the program's models do not have, or what they compute in another way.
+        UserError: the encoder has something that the program lacks or computes in another way.
     """
     own = {name: encoder.arguments[name] for name in ("norm", "similarity", "position_bias")}
     families = [family for family, switches in SWITCHES.items() if switches == own]
@@ -44,7 +44,7 @@ def published_family(encoder: SwinTransformer, program: str) -> Family:
 
 
 def warn_of_padding(encoder: SwinTransformer, origin: str) -> None:
-    """Tells of weights that compute something else in their program, whose padding is attended to."""
+    """Warns if windows are padded, which changes the outputs of weights from another program."""
     padded = find_padding(encoder)
     if padded is None or origin == "simmim":
         return
@@ -60,15 +60,15 @@ def warn_of_padding(encoder: SwinTransformer, origin: str) -> None:
 
 
 def sizes_without_padding(encoder: SwinTransformer) -> list[Pair]:
-    """The image sizes next to the encoder's whose feature maps its window divides, in all stages.
+    """The image sizes nearest to the encoder's at which its window divides all feature maps.
 
-    The nearest first; its own, where it is one.
+    At most two, the nearest first; only the encoder's own if it is one.
     """
     sides = [_nearest_sides(encoder, axis) for axis in (0, 1)]
     pairs = [(height, width) for height in sides[0] for width in sides[1]]
     own = encoder.image_size
     nearest = sorted(pairs, key=lambda pair: abs(pair[0] - own[0]) + abs(pair[1] - own[1]))
-    # Two, of the four that there are where neither side fits.
+    # If neither side fits, there are four.
     return nearest[:2]
 
 
@@ -82,14 +82,14 @@ def _nearest_sides(encoder: SwinTransformer, axis: int) -> list[int]:
     if fits(own):
         return [own]
     below = [side for side in range(encoder.stride, own, encoder.stride) if fits(side)][-1:]
-    # A whole number of windows in the last stage is one in all.
+    # A whole number of windows in the last stage is a whole number in all stages.
     last = own + window * encoder.stride
     above = [s for s in range(own, last + 1, encoder.stride) if fits(s)][:1]
     return below + above
 
 
 def find_padding(encoder: SwinTransformer) -> str | None:
-    """The first window that does not divide its feature map, in words; None where all do."""
+    """Describes the first window that does not divide its feature map; None if all do."""
     for block in blocks(encoder):
         grid = block.grid
         if grid.padded_size != grid.feature_size:
@@ -101,5 +101,5 @@ def find_padding(encoder: SwinTransformer) -> str | None:
 
 
 def blocks(encoder: SwinTransformer) -> list[SwinBlock]:
-    """All blocks, in order."""
+    """All Swin blocks of the encoder, in order."""
     return [module for module in encoder.modules() if isinstance(module, SwinBlock)]

@@ -1,4 +1,4 @@
-"""Hugging Face's names (github huggingface/transformers: models/swin, models/swinv2)."""
+"""Hugging Face's weight names (github huggingface/transformers: models/swin, models/swinv2)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +22,7 @@ _OUR_LAYERS = ("attention.projection", "mlp.fc1", "mlp.fc2")
 def _block_rules(
     query: str, key: str, value: str, table: str, layers: tuple[str, ...]
 ) -> tuple[Rule, ...]:
-    """What `transformers` names in two ways: in files, and since version 5 in V1's modules."""
+    """Rules for a block's weights: by the names in files or, since transformers 5, in V1's modules."""
     return (
         Rule(
             f"{_OURS}.attention.qkv.weight",
@@ -69,10 +69,10 @@ _V2 = Dialect(
             )
             for layer in (0, 2)
         ),
-        # In V2 they stand after attention and MLP, the names notwithstanding.
+        # In V2 these norms come after attention and MLP, despite their names.
         Rule(f"{_OURS}.norm1.{{parameter}}", f"{_THEIRS}.layernorm_before.{{parameter}}"),
         Rule(f"{_OURS}.norm2.{{parameter}}", f"{_THEIRS}.layernorm_after.{{parameter}}"),
-        # They have none; under this name it stays with its block.
+        # Hugging Face has no norm3; under this name it stays with its block.
         Rule(f"{_OURS}.norm3.{{parameter}}", f"{_THEIRS}.norm3.{{parameter}}"),
         Rule(
             "stages.{next}.merging.reduction.weight",
@@ -95,20 +95,20 @@ _V1 = replace(_V2, classifier_prefix="swin.", simmim_prefix="swin.")
 
 
 def from_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of Hugging Face's V1 or V2 under our names: an encoder, a classifier, or SimMIM.
+    """Renames Hugging Face's V1 or V2 weights to simmim's: an encoder, a classifier, or SimMIM.
 
-    Their encoder's names may start with `swinv2.`, `swin.` or nothing; a classifier is known by
-    `classifier`, SimMIM by `decoder.0` or `embeddings.mask_token`. V1 is read under the names of
-    files and of modules, which differ since transformers 5. Derived tables are dropped; any other
-    name that is not known passes unchanged.
+    The encoder's names may start with `swinv2.`, `swin.` or nothing; a classifier is recognised by
+    `classifier`, SimMIM by `decoder.0` or `embeddings.mask_token`. For V1, the names of files and
+    of modules, which differ since transformers 5, are both read. Derived tables are dropped; all
+    other unknown names are kept.
     """
     return to_ours(weights, _V2)
 
 
 def to_hf(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the names of Hugging Face's files: undoes `from_hf`.
+    """Renames simmim's weights to the names in Hugging Face's files: the inverse of `from_hf`.
 
-    Load V1 with `from_pretrained`, which renames what files and modules name differently.
+    Load V1 with `from_pretrained`, which converts the files' names to the modules'.
     """
     is_v1 = any(name.endswith(".position_bias.table") for name in weights)
     return to_theirs(weights, _V1 if is_v1 else _V2)

@@ -1,6 +1,6 @@
-"""Hugging Face's `config.json` and `preprocessor_config.json`: what a folder says of its model.
+"""Hugging Face's `config.json` and `preprocessor_config.json`, which describe a folder's model.
 
-They are written by hand: that needs no version of transformers, and all of them read it.
+They are written without transformers: it need not be installed, and all its versions can read them.
 """
 
 import json
@@ -25,14 +25,14 @@ from simmim.utils.sizes import Pair, show
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-# What their configurations can say and the encoder is in one way only.
+# Options of Hugging Face for which simmim's encoder supports one value only.
 _FIXED: dict[str, Any] = {
     "use_absolute_embeddings": False,
     "qkv_bias": True,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
 }
-# What a configuration leaves out is this.
+# Hugging Face's defaults for what a configuration leaves out.
 _DEFAULTS: dict[str, Any] = {
     **_FIXED,
     "image_size": 224,
@@ -53,7 +53,7 @@ def create_config(
     """The content of `config.json`.
 
     Raises:
-        UserError: a model that Hugging Face's cannot express.
+        UserError: Hugging Face has no such model.
     """
     encoder = model if isinstance(model, SwinTransformer) else model.encoder
     family = published_family(encoder, "Hugging Face")
@@ -97,9 +97,9 @@ def create_config(
 def create_preprocessor(
     encoder: SwinTransformer, normalisation: Normalisation, crop: HeldOutCrop | None
 ) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`: what `crop` shows, or the largest centred square.
+    """The content of `preprocessor_config.json`: the crop in `crop`, or the largest centred one.
 
-    (Images that are not square are cut from a slightly smaller part of the picture.)
+    (If the encoder's image size is not square, a slightly smaller part of the image is shown.)
     """
     height, width = encoder.image_size
     crop = crop or {"crop_ratio": 1.0, "squash": False}
@@ -121,10 +121,10 @@ def create_preprocessor(
 
 
 def describe_folder(folder: Path) -> EncoderDescription:
-    """What a folder of Hugging Face says of its encoder, its classes and its input.
+    """Describes the encoder of a Hugging Face folder, its classes and the normalisation of its input.
 
     Raises:
-        UserError: another model than Swin, or a Swin that the encoder cannot be.
+        UserError: the model is not a Swin, or is a Swin that simmim's encoder does not support.
     """
     config = _DEFAULTS | _read(folder / CONFIG)
     family = config.get("model_type")
@@ -152,7 +152,7 @@ def describe_folder(folder: Path) -> EncoderDescription:
     }
     with torch.device("meta"):
         encoder = SwinTransformer(**arguments)
-        # Zeros are the windows of the model itself.
+        # A zero stands for the model's own window.
         given = config.get("pretrained_window_sizes") or [0] * len(encoder.depths)
         windows = [size or own for size, own in zip(given, encoder.window_sizes, strict=False)]
         encoder = SwinTransformer(**arguments, pretrained_window_sizes=windows)
@@ -166,7 +166,7 @@ def describe_folder(folder: Path) -> EncoderDescription:
 
 
 def _require_square_windows(encoder: SwinTransformer, family: Family) -> None:
-    """Windows and shifts that are the same on both axes; in V1 the same in all stages, too."""
+    """Raises UserError if windows or shifts differ between axes or, in V1, windows between stages."""
     for block in blocks(encoder):
         grid = block.grid
         if any(len(set(pair)) > 1 for pair in (grid.window_size, grid.shift_size)):
@@ -184,7 +184,7 @@ def _require_square_windows(encoder: SwinTransformer, family: Family) -> None:
 
 
 def _pretrained_windows(encoder: SwinTransformer) -> list[int]:
-    """One number a stage; 0 where it is the window of the model itself."""
+    """One side length per stage; 0 where it is the model's own window."""
     sizes = []
     for pretrained, own in zip(encoder.pretrained_window_sizes, encoder.window_sizes, strict=True):
         if pretrained != own and (pretrained[0] != pretrained[1] or pretrained[0] == 1):
@@ -203,7 +203,7 @@ def _kind(model: SwinTransformer | Classifier | SimMIM) -> str:
 
 
 def _read_normalisation(folder: Path, channels: int) -> Normalisation:
-    """That of the preprocessor; without one, ImageNet's, whose average is that of other channels."""
+    """The preprocessor's normalisation; without one, ImageNet's, averaged if not for 3 channels."""
     path = folder / PREPROCESSOR
     content = _read(path) if path.is_file() else {}
     known = channels == len(IMAGENET_MEAN)

@@ -1,4 +1,4 @@
-"""Weights under other names: a table of rules for each implementation, read in both directions."""
+"""Renames weights by a table of rules for each implementation, which is read in both directions."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ _FIELDS = {"stage": r"\d+", "next": r"[1-9]\d*", "block": r"\d+", "parameter": "
 
 
 class Change(NamedTuple):
-    """What becomes of the tensors of a rule; each direction undoes the other to the bit."""
+    """How the tensors of a rule are converted; each direction is the exact inverse of the other."""
 
     to_ours: TensorsToTensors
     to_theirs: TensorsToTensors
@@ -55,10 +55,11 @@ POINTWISE = Change(
 
 
 class Rule(NamedTuple):
-    """Our name and theirs for the same weights, or names where one side holds them apart.
+    """The name of the same weights in simmim (`ours`) and in another program (`theirs`).
 
-    A name may hold `{stage}`, `{next}` (the number of the stage after it), `{block}` and
-    `{parameter}` (weight or bias). Where several rules fit a name, the first one serves.
+    It is a tuple of names on a side that stores them in several tensors. A name may contain
+    `{stage}`, `{next}` (the number of the stage after it), `{block}` and `{parameter}` (weight or
+    bias). If several rules match a name, the first one is used.
     """
 
     ours: Names
@@ -71,13 +72,13 @@ class Dialect:
     """How another implementation names its models.
 
     Attributes:
-        encoder: rules inside the encoder, without a prefix on either side.
-        prefixes: what may stand before their encoder's names; nothing may always.
-        classifier: their final layer, with `{parameter}`.
-        classifier_prefix: before the encoder's names, in a classifier.
-        mask_token: inside their encoder; empty where they have no SimMIM.
-        reconstruction: their reconstruction head, a 1×1 convolution.
-        simmim_prefix: before the encoder's names, in SimMIM.
+        encoder: rules for the encoder's weights, without a prefix on either side.
+        prefixes: possible prefixes of its encoder's names; there may also be none.
+        classifier: name of its final layer's parameters, with `{parameter}`.
+        classifier_prefix: prefix of its encoder's names in a classifier.
+        mask_token: name within its encoder; empty if it has no SimMIM.
+        reconstruction: name of its reconstruction head, a 1×1 convolution.
+        simmim_prefix: prefix of its encoder's names in SimMIM.
     """
 
     encoder: tuple[Rule, ...]
@@ -90,11 +91,11 @@ class Dialect:
 
     @property
     def classifier_rules(self) -> list[Rule]:
-        """What a classifier has outside its encoder."""
+        """Rules for a classifier's weights outside its encoder."""
         return [Rule("head.linear.{parameter}", self.classifier)]
 
     def simmim_rules(self, prefix: str) -> list[Rule]:
-        """What SimMIM has outside its encoder, whose names start with `prefix` on their side."""
+        """Rules for SimMIM's weights outside its encoder; `prefix` is the other encoder's prefix."""
         if not self.mask_token:
             return []
         return [
@@ -104,7 +105,7 @@ class Dialect:
         ]
 
     def encoder_rules(self, our_prefix: str, their_prefix: str) -> list[Rule]:
-        """The encoder's rules as they read in a whole model."""
+        """The encoder's rules with these prefixes, as in a whole model."""
         return [
             Rule(
                 tuple(our_prefix + name for name in _as_tuple(rule.ours)),
@@ -116,7 +117,7 @@ class Dialect:
 
 
 def to_ours(weights: Mapping[str, Tensor], dialect: Dialect) -> Weights:
-    """Renames their weights to ours; derived tables are dropped, unknown names pass unchanged.
+    """Renames another program's weights to simmim's; drops derived tables, keeps unknown names.
 
     With a mask token or a head, the encoder's names start with `encoder.`, as in `SimMIM` and
     `Classifier`; without either, they are those of `SwinTransformer`.
@@ -130,9 +131,9 @@ def to_ours(weights: Mapping[str, Tensor], dialect: Dialect) -> Weights:
 
 
 def to_theirs(weights: Mapping[str, Tensor], dialect: Dialect) -> Weights:
-    """Renames our weights to theirs; unknown names pass unchanged.
+    """Renames simmim's weights to another program's; keeps unknown names.
 
-    A mask token tells SimMIM and a head without one a classifier; anything else is a bare encoder.
+    Weights with a mask token are SimMIM's, with a head alone a classifier's, else a bare encoder's.
     """
     if dialect.mask_token and "mask_token" in weights:
         prefix = dialect.simmim_prefix
@@ -164,7 +165,7 @@ class _Way(NamedTuple):
     def read(
         self, name: str, weights: Mapping[str, Tensor]
     ) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-        """All names that go with this one and what they become; None if the rule does not fit."""
+        """The rule's source names, `name` included, and target names; None if it does not match."""
         for source in self.sources:
             match = _pattern(source).fullmatch(name)
             if match:
@@ -201,7 +202,7 @@ def _translate(weights: Mapping[str, Tensor], ways: Sequence[_Way]) -> Weights:
 
 
 def _leading(names: Iterable[str], prefixes: Sequence[str]) -> str:
-    """The first of the prefixes that some name starts with, or nothing."""
+    """The first of the prefixes that some name starts with, or an empty string."""
     names = list(names)
     found = (prefix for prefix in prefixes if any(name.startswith(prefix) for name in names))
     return next(found, "")
@@ -216,7 +217,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 def _with_neighbour(fields: dict[str, str]) -> dict[str, str]:
-    """Adds the stage after (`next`) or the stage before (`stage`), whichever is not there."""
+    """Adds the stage after (`next`) or the stage before (`stage`), whichever is missing."""
     if "stage" in fields:
         return {**fields, "next": str(int(fields["stage"]) + 1)}
     if "next" in fields:

@@ -1,4 +1,4 @@
-"""The official weights' names (github microsoft/Swin-Transformer: models/).
+"""The official weight names (github microsoft/Swin-Transformer: models/).
 
 SatVision-TOA (github nasa-nccs-hpda/pytorch-caney) has the same names, and `norm3` in some blocks.
 """
@@ -20,12 +20,12 @@ from simmim.checkpoints.formats.key_mapping import (
 _OURS = "stages.{stage}.blocks.{block}"
 _THEIRS = "layers.{stage}.blocks.{block}"
 
-# All but patch merging, which timm (whose names come from here) puts into another stage.
+# All rules but patch merging's: timm uses the same names, but puts merging into another stage.
 COMMON_RULES = (
     Rule("patch_embedding.projection.{parameter}", "patch_embed.proj.{parameter}"),
     Rule("patch_embedding.norm.{parameter}", "patch_embed.norm.{parameter}"),
     Rule(f"{_OURS}.attention.qkv.weight", f"{_THEIRS}.attn.qkv.weight"),
-    # V1 has one bias for all three; in V2 the keys have none.
+    # V1 has one bias for query, key and value; in V2 the key has none.
     Rule(
         tuple(f"{_OURS}.attention.{part}_bias" for part in "qkv"),
         f"{_THEIRS}.attn.qkv.bias",
@@ -71,27 +71,27 @@ _DIALECT = Dialect(
 
 
 def from_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights of V1 or V2 under our names: an encoder, a classifier, or SimMIM.
+    """Renames official V1 or V2 weights to simmim's: an encoder, a classifier, or SimMIM.
 
-    SimMIM is known by `encoder.mask_token` or `decoder.0`, a classifier by `head`. `rpe_mlp` is
-    read as `cpb_mlp`; `relative_coords_table`, `relative_position_index` and `attn_mask` are
-    dropped, for they follow from the window. Any other name that is not known passes unchanged.
+    SimMIM is recognised by `encoder.mask_token` or `decoder.0`, a classifier by `head`. `rpe_mlp`
+    is read as `cpb_mlp`; `relative_coords_table`, `relative_position_index` and `attn_mask` are
+    dropped, because they follow from the window. All other unknown names are kept.
     """
     return to_ours(weights, _DIALECT)
 
 
 def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under the official names: undoes `from_official`.
+    """Renames simmim's weights to the official names: the inverse of `from_official`.
 
-    The official models build their derived tables themselves; load with `strict=False`.
+    The official models compute derived tables themselves; load with `strict=False`.
     """
     return to_theirs(weights, _DIALECT)
 
 
 def pretrained_windows(weights: Mapping[str, Tensor]) -> list[list[int]] | None:
-    """The pretrained window `[height, width]` of each stage; None where no table tells.
+    """The pretrained window `[height, width]` of each stage; None without coordinate tables.
 
-    Official V2 files hold each block's table of relative coordinates, 2 · window − 1 a side. Its
+    Official V2 files hold each block's table of relative coordinates, 2 · window − 1 per side. Its
     largest value is log2(1 + 8 · (window − 1) / (pretrained − 1)) / 3 (Swin V2, section 3.3).
     """
     windows: dict[int, list[int]] = {}

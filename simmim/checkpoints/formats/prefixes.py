@@ -1,4 +1,4 @@
-"""The one model in a file of weights, out of what other programs put around it and before its names."""
+"""Finds the one model in a file of weights, without other programs' wrappers and name prefixes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,25 +11,25 @@ from torch import Tensor
 from simmim.utils.console import say
 from simmim.utils.errors import UserError
 
-# What other programs put a state dict under. An average of the weights comes first, as in timm.
+# Keys under which other programs store a state dict. EMA weights come first, as in timm.
 _WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict"),
     *("module", "model", "state_dict", "model_state", "model_state_dict", "net"),
 )
-# What PyTorch's own wrappers put into names, wherever in a model they stand.
+# What PyTorch's wrappers insert into names, anywhere in a model.
 _INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# What its average of weights counts beside them.
+# The counter that PyTorch's AveragedModel stores beside the weights.
 _COUNTER = "n_averaged"
-# Where an encoder's names begin: ours, Hugging Face's, and the official ones and timm's.
+# Where an encoder's names begin: simmim's, Hugging Face's, and the official ones and timm's.
 _BLOCK = re.compile(
     r"(?P<before>|.*?\.)"
     r"(stages\.\d+\.blocks\.\d+\.attention|encoder\.layers\.\d+\.blocks\.\d+\.attention"
     r"|layers\.\d+\.blocks\.\d+\.attn)\."
 )
-# What the programs themselves name their encoder within a whole model.
+# The encoder's prefix within a whole model of Hugging Face, and of simmim and the official code.
 _HF = ("swinv2.", "swin.")
 _OURS = ("encoder.",)
-# And what stands outside it there.
+# Names outside the encoder in such a model.
 _OUTSIDE = ("head.", "mask_token", "classifier.", "decoder.0.")
 _LISTED = 4
 
@@ -37,10 +37,10 @@ _LISTED = 4
 def find_model(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """The tensors of the one Swin Transformer in a file, under its program's own names.
 
-    Says what else is in the file and left out.
+    Logs what else is in the file and left out.
 
     Raises:
-        UserError: there are two models, or two tensors of one name.
+        UserError: there are several models, or two tensors with the same name.
     """
     tensors: dict[str, Tensor] = {}
     for written, tensor in _flatten(_unwrap(content)):
@@ -63,7 +63,7 @@ def find_model(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def _below(before: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """What stands with the encoder whose names start with `before`; head and mask token, too."""
+    """The model of the encoder whose names start with `before`, with its head and mask token."""
     root = _root(before, tensors)
     others = [name for name in tensors if not name.startswith(root)]
     if others:
@@ -78,9 +78,9 @@ def _below(before: str, tensors: dict[str, Tensor], path: Path) -> dict[str, Ten
 
 
 def _root(before: str, tensors: Mapping[str, Tensor]) -> str:
-    """What stands before the whole model, where it is one of the encoder's own program.
+    """The prefix of the whole model, if it is a model of the encoder's own program.
 
-    And not of another, that took the encoder, and whose other parts mean nothing here.
+    If another program uses the encoder in a model with unknown parts, the encoder's own prefix.
     """
     is_hf = any(name.startswith(f"{before}encoder.layers.") for name in tensors)
     own = next(
@@ -100,7 +100,7 @@ def _root(before: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Opens `{"model": {...}}` and its like, however deep."""
+    """Unwraps `{"model": {...}}` and similar nesting, at any depth."""
     for name in _WRAPPERS:
         inner = content.get(name)
         if isinstance(inner, Mapping) and any(True for _ in _flatten(inner)):
@@ -109,7 +109,7 @@ def _unwrap(content: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _flatten(content: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor, by the names on the way to it."""
+    """Every tensor with its dotted name, made of the keys that lead to it."""
     for name, value in content.items():
         if torch.is_tensor(value):
             yield f"{before}{name}", value

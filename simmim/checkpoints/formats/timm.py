@@ -1,4 +1,4 @@
-"""timm's names (github huggingface/pytorch-image-models: timm/models/swin_transformer*.py)."""
+"""timm's weight names (github huggingface/pytorch-image-models: timm/models/swin_transformer*.py)."""
 
 from collections.abc import Mapping
 
@@ -19,11 +19,11 @@ _DIALECT = Dialect(
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of timm's V1 or V2 under our names: an encoder or, with `head.fc`, a classifier.
+    """Renames timm's V1 or V2 weights to simmim's: an encoder or, with `head.fc`, a classifier.
 
-    timm's `downsample` belongs to the stage after it, as here. Older weights, where it belonged to
-    the stage before, have the official names and are read as such. Derived tables are dropped; any
-    other name that is not known passes unchanged.
+    timm's `downsample` belongs to the stage after it, as in simmim. Older weights, where it
+    belonged to the stage before, have the official names and are read as such. Derived tables are
+    dropped; all other unknown names are kept.
     """
     if any(name.startswith("layers.0.downsample.") for name in weights):
         return from_official(weights)
@@ -31,8 +31,8 @@ def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights under timm's names: undoes `from_timm`.
+    """Renames simmim's weights to timm's: the inverse of `from_timm`.
 
-    timm has no SimMIM: of one, the encoder is renamed, mask token and head pass unchanged.
+    timm has no SimMIM: of a SimMIM model, the encoder is renamed, mask token and head are kept.
     """
     return to_theirs(weights, _DIALECT)

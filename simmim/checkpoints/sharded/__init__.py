@@ -1,1 +1,1 @@
-"""Checkpoints of which each process wrote a part."""
+"""Sharded checkpoints, of which each process wrote a part."""

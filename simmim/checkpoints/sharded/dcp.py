@@ -1,6 +1,6 @@
 """PyTorch's distributed checkpoints (`torch.distributed.checkpoint`), as FSDP writes them.
 
-PyTorch's own readers unpickle whatever a file says; these read weights and numbers only.
+PyTorch's own readers unpickle anything in a file; these read weights and numbers only.
 """
 
 import io
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, loa
 
 from simmim.checkpoints.sharded.layout import INDEX
 
-# All that the index of a distributed checkpoint is made of, beside PyTorch's dtypes.
+# All classes in the index of a distributed checkpoint, beside PyTorch's dtypes.
 _METADATA = "torch.distributed.checkpoint.metadata"
 _INDEX_NAMES = {
     (_METADATA, "Metadata"),
@@ -41,28 +41,28 @@ _INDEX_NAMES = {
 
 
 def load_parts(state: dict[str, Any], path: Path) -> None:
-    """Fills the tensors of `state`, of which each process holds a part; all processes call it."""
+    """Loads into the tensors of `state`, of which each process holds a part; all processes call it."""
     load(state, storage_reader=_Reader(path), planner=_Planner())
 
 
 def read_parts(path: Path) -> dict[str, Any]:
-    """Weights and optimiser states put together from all parts.
+    """Weights and optimiser states, merged from all parts.
 
     Raises:
-        Exception: of many kinds, for a folder that is damaged or that holds more than weights.
+        Exception: of many types, for a folder that is damaged or holds more than weights.
     """
     whole: dict[str, Any] = {}
     planner = _WholePlanner()  # type: ignore[no-untyped-call]
     try:
         _load_state_dict(whole, storage_reader=_Reader(path), planner=planner, no_dist=True)
-    except CheckpointException as error:  # no Exception, and what failed is told within
+    except CheckpointException as error:  # not an Exception; has the failures inside
         failures = [failure for failure, _ in error.failures.values()]
         raise ValueError(str(failures[0] if failures else error)) from error
     return whole
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes nothing but what an index is made of."""
+    """Unpickles nothing but the classes of an index."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
@@ -80,7 +80,7 @@ class _Reader(FileSystemReader):
 
 
 class _WeightsOnly(DefaultLoadPlanner):
-    """Reads what is no tensor as weights are read: numbers, strings, and lists of them."""
+    """Reads what is not a tensor with `weights_only=True`: numbers, strings, and lists of them."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         plain = torch.load(value, weights_only=True)
@@ -91,8 +91,8 @@ class _WeightsOnly(DefaultLoadPlanner):
 
 
 class _Planner(_WeightsOnly):
-    """Into a state that is there."""
+    """Loads into an existing state dict."""
 
 
 class _WholePlanner(_WeightsOnly, _EmptyStateDictLoadPlanner):
-    """Into a state made from the index."""
+    """Loads into a state dict built from the index."""

@@ -1,6 +1,6 @@
 """DeepSpeed's ZeRO checkpoints: a folder with the whole weights, and each process's optimiser states.
 
-Read without DeepSpeed, and without running what its pickles say.
+They are read without DeepSpeed, and without running code from its pickles.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _PARTS = "zero_pp_rank_*_mp_rank_00_optim_states.pt"
 
 
 class _Inert:
-    """Stands for a class of DeepSpeed: holds attributes, does nothing."""
+    """Placeholder for a class of DeepSpeed: holds attributes, does nothing."""
 
     def __init__(self, *values: Any) -> None:
         self.values = values
@@ -30,7 +30,7 @@ _STAND_INS: list[Any] = [
 
 
 class _Part(NamedTuple):
-    """What one process holds of the optimiser: by group, flat states and what lies where in them."""
+    """One process's part of the optimiser: by group, flat states and each parameter's place in them."""
 
     state: Mapping[int, Mapping[str, Tensor]]
     param_groups: list[dict[str, Any]]
@@ -43,7 +43,7 @@ def is_deepspeed(path: Path) -> bool:
 
 
 def read_deepspeed(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
-    """All but the optimiser's states; the weights, float32 and whole, are `module`."""
+    """All but the optimiser's states; `module` has the complete weights, in float32."""
     content: dict[str, Any] = torch.load(
         path / _WEIGHTS, map_location=map_location, weights_only=True
     )
@@ -51,7 +51,7 @@ def read_deepspeed(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
 
 
 def read_optimizer(path: Path, shapes: list[Mapping[str, torch.Size]]) -> dict[str, Any]:
-    """The optimiser's states put together again, by name; `shapes` are the parameters', by group."""
+    """The optimiser's states, merged, by name; `shapes` are the parameters' shapes, by group."""
     files = sorted((path / _WEIGHTS).parent.glob(_PARTS), key=_rank)
     parts = [_read_part(file) for file in files]
     groups = parts[0].param_groups
@@ -72,7 +72,7 @@ def read_optimizer(path: Path, shapes: list[Mapping[str, torch.Size]]) -> dict[s
 
 
 def require_harmless(path: Path, rank: int) -> None:
-    """Raises an error if a rank's states are not states alone: DeepSpeed unpickles anything."""
+    """Raises an error if a rank's file holds more than states, as DeepSpeed unpickles anything."""
     file = (path / _WEIGHTS).parent / _PARTS.replace("*", str(rank))
     with torch.serialization.safe_globals(_STAND_INS):
         torch.load(file, map_location="meta", weights_only=True)
@@ -91,7 +91,7 @@ def _read_part(file: Path) -> _Part:
 
 
 def _joined(parts: list[_Part], group: int, name: str, key: str) -> Tensor:
-    """One state of one parameter, of which each process may hold a stretch."""
+    """One state of one parameter (flat), of which each process may hold a slice."""
     stretches = []
     for part in parts:
         place = part.places[group].get(name)

@@ -1,4 +1,4 @@
-"""The files by which an FSDP run's checkpoint is known: PyTorch's index, and Lightning's own state."""
+"""The files that identify an FSDP checkpoint: PyTorch's index, and Lightning's own state."""
 
 from pathlib import Path
 
@@ -7,5 +7,5 @@ REST = "meta.pt"
 
 
 def is_distributed(path: Path) -> bool:
-    """Whether the path is the folder that an FSDP run wrote."""
+    """Whether the path is the folder of an FSDP checkpoint."""
     return (path / INDEX).is_file() and (path / REST).is_file()

@@ -1,6 +1,7 @@
-"""Sharded checkpoints: a folder in which each process of a run wrote its own part.
+"""Merges sharded checkpoints: folders in which each process of a run wrote its own part.
 
-FSDP's are PyTorch's distributed checkpoints beside Lightning's `meta.pt`; DeepSpeed has its own.
+FSDP's are PyTorch's distributed checkpoints with Lightning's `meta.pt`; DeepSpeed's have their own
+format.
 """
 
 from collections.abc import Mapping
@@ -16,12 +17,12 @@ from simmim.utils.errors import UserError, first_line
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether the path is a folder that the processes of a run wrote together."""
+    """Whether the path is the folder of a sharded checkpoint, of FSDP or DeepSpeed."""
     return is_distributed(path) or is_deepspeed(path)
 
 
 def read_rest(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
-    """What a sharded checkpoint says beside weights and optimiser: loops, callbacks, the encoder."""
+    """What a sharded checkpoint holds beside weights and optimiser: loops, callbacks, the encoder."""
     if is_deepspeed(path):
         return read_deepspeed(path, map_location=map_location)
     rest: dict[str, Any] = torch.load(path / REST, map_location=map_location, weights_only=True)
@@ -29,21 +30,21 @@ def read_rest(path: Path, *, map_location: str = "cpu") -> dict[str, Any]:
 
 
 def read_whole(path: Path) -> dict[str, Any]:
-    """The checkpoint as one that a single process writes, with the optimiser's states numbered.
+    """The merged checkpoint, as a single process writes it, with numbered optimiser states.
 
     Raises:
-        UserError: a folder that is damaged, or that holds more than weights and numbers.
+        UserError: the folder is damaged, or holds more than weights and numbers.
     """
     try:
         return _whole_deepspeed(path) if is_deepspeed(path) else _whole_distributed(path)
-    except Exception as error:  # many kinds for a damaged or foreign file
+    except Exception as error:  # many types for a damaged or foreign file
         raise UserError(
             f"{path} is damaged or no checkpoint ({first_line(error)}); copy or write it again"
         ) from error
 
 
 def _whole_distributed(path: Path) -> dict[str, Any]:
-    # A second to import, and most checkpoints are plain files.
+    # Takes a second to import, and most checkpoints are plain files.
     from simmim.checkpoints.sharded.dcp import read_parts
 
     whole = read_parts(path)
@@ -57,7 +58,7 @@ def _whole_distributed(path: Path) -> dict[str, Any]:
 
 def _whole_deepspeed(path: Path) -> dict[str, Any]:
     content = read_deepspeed(path)
-    # What Lightning added for itself; the rest is DeepSpeed's.
+    # Keys that Lightning and simmim added; the others are DeepSpeed's.
     added = ("epoch", "global_step", "pytorch-lightning_version", "loops", "callbacks")
     ours = ("lr_schedulers", "encoder", "classes")
     return {
@@ -68,13 +69,13 @@ def _whole_deepspeed(path: Path) -> dict[str, Any]:
 
 
 def number_parameters(state: Mapping[str, Any]) -> dict[str, Any]:
-    """An optimiser's state by name, as PyTorch keeps it: parameters numbered in order of groups."""
+    """Converts an optimiser's state from names to PyTorch's parameter numbers, in order of groups."""
     names = list(chain.from_iterable(group["params"] for group in state["param_groups"]))
     return _renamed(state, {name: number for number, name in enumerate(names)})
 
 
 def name_parameters(state: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """An optimiser's numbered state by name; `names` are the parameters' in order of groups."""
+    """Converts an optimiser's state from parameter numbers to `names`, which are in order of groups."""
     numbers = chain.from_iterable(group["params"] for group in state["param_groups"])
     return _renamed(state, dict(zip(numbers, names, strict=True)))
 

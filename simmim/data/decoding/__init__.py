@@ -1,1 +1,1 @@
-"""From a file's bytes to a tensor."""
+"""Decoding of image files to tensors."""

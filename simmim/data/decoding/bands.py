@@ -1,7 +1,7 @@
-"""Arrays of any number of bands from `.npy` files, with no picture made of them.
+"""Reads `.npy` arrays of any number of bands, without converting them to RGB.
 
-Nothing in a file is believed before it is compared with the file: an array's header is checked
-against the bytes that follow, and no pickle runs.
+Nothing in a file is trusted: an array's header is checked against the number of bytes that follow,
+and no pickle is loaded.
 """
 
 import math
@@ -23,12 +23,12 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def is_array(start: bytes) -> bool:
-    """Whether a file that starts so is a `.npy` array."""
+    """Whether a file with this start is a `.npy` array."""
     return start.startswith(b"\x93NUMPY")
 
 
 def is_tiff(start: bytes) -> bool:
-    """Whether a file that starts so is a TIFF or BigTIFF."""
+    """Whether a file with this start is a TIFF or BigTIFF."""
     return start.startswith(_TIFF)
 
 
@@ -36,7 +36,7 @@ def read_array(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     """A `.npy` array of (channels, h, w), (h, w, channels) or, for one channel, (h, w).
 
     Raises:
-        ValueError: another shape, a type that is no number, or fewer values than the header tells.
+        ValueError: another shape, values that are not numbers, or fewer than the header says.
     """
     shape, is_fortran, dtype = _read_header(file)
     if dtype.hasobject:
@@ -64,12 +64,12 @@ def _read_header(file: OpenFile) -> tuple[tuple[int, ...], bool, Any]:
         raise ValueError(f"its format's version is {version}, which is for structured arrays")
     try:
         return readers[version](file)
-    except Exception as error:  # damaged headers show as errors of many kinds
+    except Exception as error:  # damaged headers raise many types of errors
         raise ValueError("its header is damaged") from error
 
 
 def check_shape(shape: tuple[int, ...], channels: int) -> None:
-    """Raises ValueError for a shape of other channels, or of more values than Pillow would read."""
+    """Raises ValueError for another number of channels, or for a size outside of the limits."""
     is_flat = len(shape) == 2 and channels == 1
     if not is_flat and (len(shape) != 3 or channels not in (shape[0], shape[2])):
         raise ValueError(f"its shape is {shape}, which is not one of {channels} channels")
@@ -80,7 +80,7 @@ def check_shape(shape: tuple[int, ...], channels: int) -> None:
 
 
 def to_tensor(values: Shaped[np.ndarray, "..."], channels: int) -> Real[Tensor, "{channels} h w"]:
-    """Channels first; uint8 as it is, any other number as float32."""
+    """A tensor with channels first: uint8 unchanged, all other numbers as float32."""
     check_shape(values.shape, channels)
     if values.ndim == 2:
         values = values[None]

@@ -1,6 +1,6 @@
-"""Pictures of any mode to RGB, so that they look as they should, and values of any depth to 8 bits.
+"""Converts images of any mode to RGB, and values of any bit depth to 8 bits.
 
-Alpha is composited on white, in whatever form a file declares it. The highest value that a depth holds
+Alpha is composited on white, in whatever form a file declares it. The highest value of a bit depth
 is white; colour profiles and gamma are not applied.
 """
 
@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Real, Shaped, UInt8
 from PIL import Image
 
-# Pillow's modes of one band of more than 8 bits.
+# Pillow's modes with one band of more than 8 bits.
 _WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
-# A picture's rows and columns, turned upright, by its EXIF orientation.
+# How to turn an image's pixels upright, by its EXIF orientation.
 _UPRIGHT = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -24,16 +24,16 @@ _UPRIGHT = {
 
 
 def upright(pixels: Shaped[np.ndarray, "h w ..."], orientation: int) -> Shaped[np.ndarray, "..."]:
-    """A view that stands as an EXIF orientation tells; as it lies for a number that is none."""
+    """A view, turned upright by its EXIF orientation; unchanged for an invalid orientation."""
     turn = _UPRIGHT.get(orientation)
     return pixels if turn is None else turn(pixels)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow mode to RGB, as the picture is stored.
+    """Converts any Pillow mode to RGB, without applying the EXIF orientation.
 
     Alpha is composited on white; 16-bit and wider greys are scaled to 8 bits rather than clipped;
-    CMYK, LAB, HSV, YCbCr and palettes go through Pillow.
+    CMYK, LAB, HSV, YCbCr and palettes are converted by Pillow.
     """
     image.load()
     if image.mode in _WIDE_MODES:
@@ -46,7 +46,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
-    """A grey of more than 8 bits; one value of a 16-bit PNG's may be transparent."""
+    """Converts greys of more than 8 bits; one value of a 16-bit PNG may be transparent."""
     values = np.asarray(image)
     shades = to_8_bits(values, full_scale(values, bits=32 if image.mode in ("I", "F") else 16))
     transparent = image.info.get("transparency")
@@ -56,11 +56,11 @@ def _wide_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def full_scale(values: Real[np.ndarray, "..."], bits: int) -> float:
-    """The value that is white in greys of no more than these bits.
+    """The value that counts as white in greys of this number of `bits`.
 
-    Integers of up to 16 bits have their highest value, signed ones that above zero. Wider ones are
-    read as 16 bits, or as 32 (or more) where a value needs them. Floats are read as [0, 1], or as 8 or
-    16 bits where values go beyond.
+    For integers of up to 16 bits it is the highest value, of signed ones the highest positive
+    value. Wider integers are read as 16 bits, or as 32 (or more) if a value needs them. Floats are
+    read as [0, 1], or as 8 or 16 bits if values are larger.
     """
     is_signed = values.dtype.kind == "i"
     top = float(2 ** (bits - is_signed) - 1)
@@ -73,11 +73,11 @@ def full_scale(values: Real[np.ndarray, "..."], bits: int) -> float:
 
 
 def to_8_bits(values: Real[np.ndarray, "..."], white: float) -> UInt8[np.ndarray, "..."]:
-    """Values scaled so that zero and less is black, as is what is not finite."""
+    """Values scaled from [0, `white`] to [0, 255]; values below zero or not finite become 0."""
     if values.dtype == np.uint8 and white == 255:
         return values
     if white == 65535 and values.dtype == np.uint16:
-        # The same as below, without floats: by 257, rounded.
+        # The same as below in integers: divided by 257 and rounded.
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     return (finite * (255 / white)).round().clip(0, 255).astype(np.uint8)

@@ -1,9 +1,8 @@
-"""Image files to tensors: pictures as RGB or grey, bands of other kinds of data as they are.
+"""Decodes image files to tensors: photographs as RGB or grey, bands of other data as they are.
 
-What is asked for is a number of channels. Three are a picture in RGB, whatever Pillow mode it is
-stored in, each converted so that it looks as it should; one is its grey. `.npy` arrays and TIFF files
-that are no such pictures keep their values: uint8 as they are, every other type as float32 in the units
-of the file.
+The number of channels decides. With three, images of any Pillow mode are converted to RGB; with
+one, to grey. `.npy` arrays and TIFF files of measured values keep these: uint8 unchanged, every
+other type as float32 in the units of the file.
 """
 
 from io import BytesIO
@@ -30,9 +29,9 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
-    """Reads a file (its first frame); uint8, or float32 where it holds values of another type.
+    """Reads a file (its first frame) as uint8, or as float32 if it has values of another type.
 
-    Pictures are upright by their EXIF orientation.
+    Images are turned upright by their EXIF orientation.
 
     Raises:
         UnreadableImageError: the file cannot be read, or has other channels; the message names it.
@@ -45,7 +44,7 @@ def read_image(path: Path, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
 
 
 def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{channels} h w"]:
-    """The same for a file's content; `name` tells an unreadable one in the message."""
+    """Like `read_image` for a file's content; `name` is its name in error messages."""
     try:
         return _decode(BytesIO(data), channels)
     except DAMAGED as error:
@@ -53,7 +52,7 @@ def decode_image(data: bytes, name: str, channels: int = 3) -> Real[Tensor, "{ch
 
 
 def open_image(path: Path, channels: int = 3) -> LazyImage:
-    """The same as `read_image`, but for a JPEG file, which is decoded when its crop is known.
+    """Like `read_image`, but a JPEG file is decoded only once its crop is known.
 
     Raises:
         UnreadableImageError: the file cannot be read, or has other channels; the message names it.
@@ -66,7 +65,7 @@ def open_image(path: Path, channels: int = 3) -> LazyImage:
 
 
 def open_encoded(data: bytes, name: str, channels: int = 3) -> LazyImage:
-    """The same for a file's content."""
+    """Like `open_image` for a file's content; `name` is its name in error messages."""
     try:
         return _open(BytesIO(data), name, channels)
     except DAMAGED as error:
@@ -74,7 +73,7 @@ def open_encoded(data: bytes, name: str, channels: int = 3) -> LazyImage:
 
 
 class LazyJpeg:
-    """An upright picture in colour, decoded to the crop and resolution that are asked for."""
+    """An upright colour JPEG, decoded only to the crop and resolution that are requested."""
 
     def __init__(self, data: bytes, name: str, size: Pair) -> None:
         self.data = data
@@ -82,7 +81,7 @@ class LazyJpeg:
         self.height, self.width = size
 
     def decode(self) -> Real[Tensor, "3 h w"]:
-        """All of it, at its own size; UserError names one that cannot be read."""
+        """The whole image at its own size; a UserError names it if it cannot be read."""
         try:
             return decode_whole(self.data)
         except ValueError:
@@ -91,14 +90,14 @@ class LazyJpeg:
     def crop_resized(
         self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
     ) -> Real[Tensor, "3 h2 w2"]:
-        """A part of it, resized; UserError names one that cannot be read."""
+        """A crop, resized; a UserError names the image if it cannot be read."""
         try:
             return decode_crop(self.data, box, size, interpolation)
         except ValueError:
             return DecodedImage(self._decode_by_pillow()).crop_resized(box, size, interpolation)
 
     def _decode_by_pillow(self) -> Real[Tensor, "3 h w"]:
-        """Which reads some damaged files, and has the word on the others."""
+        """Decodes with Pillow, which reads some damaged files and reports what is wrong with others."""
         return decode_image(self.data, self.name)
 
 
@@ -115,7 +114,7 @@ def _open(file: OpenFile, name: str, channels: int) -> LazyImage:
 
 
 def _decode(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
-    """Told apart by content: a name may say anything."""
+    """Chooses the reader by the file's content, as its name may be wrong."""
     start = file.read(8)
     file.seek(0)
     if not start:

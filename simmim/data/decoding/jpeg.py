@@ -1,7 +1,7 @@
-"""Crops of JPEG files without decoding more of them than the crop's resolution needs.
+"""Decodes crops of JPEG files at no higher resolution than the crop needs.
 
 libjpeg-turbo leaves out high frequencies, and most of the work, when it decodes at 1/2, 1/4 or 1/8 of
-an image's size. What it would have to guess at (damage, CMYK, rotation by EXIF) is left to Pillow.
+an image's size. Special cases (damage, CMYK, rotation by EXIF) are left to Pillow.
 """
 
 from io import BytesIO
@@ -25,17 +25,17 @@ _RESAMPLING: dict[Interpolation, Image.Resampling] = {
 
 
 def is_jpeg(start: bytes) -> bool:
-    """Whether a file that starts so is a JPEG."""
+    """Whether a file with this start is a JPEG."""
     return start.startswith(b"\xff\xd8\xff")
 
 
 def upright_colour_size(data: bytes) -> Pair | None:
-    """The size of an upright picture in colour; None for every other JPEG, and for damage."""
+    """The (height, width) of an upright colour JPEG; None for any other or damaged one."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    # Pillow warns of larger ones, or refuses them.
+    # Pillow warns about larger ones, or refuses them.
     is_huge = Image.MAX_IMAGE_PIXELS is not None and height * width > Image.MAX_IMAGE_PIXELS
     if colours not in ("YCbCr", "RGB") or is_huge or not _is_upright(data):
         return None
@@ -43,15 +43,15 @@ def upright_colour_size(data: bytes) -> Pair | None:
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether any decoder may have a picture of which `upright_colour_size` told the size.
+    """Whether any decoder can decode an image that `upright_colour_size` accepted.
 
-    Its colours are YCbCr, and its end is there.
+    Its colours are YCbCr, and the file is not cut off.
     """
     return data.endswith(b"\xff\xd9") and simplejpeg.decode_jpeg_header(data)[2] == "YCbCr"
 
 
 def _is_upright(data: bytes) -> bool:
-    """Whether neither EXIF nor XMP, which Pillow reads too, turns the picture."""
+    """Whether neither EXIF nor XMP, which Pillow also reads, rotates or mirrors the image."""
     metadata = _before_scan(data)
     if b"Exif\0\0" not in metadata and b"tiff:Orientation" not in metadata:
         return True
@@ -63,7 +63,7 @@ def _is_upright(data: bytes) -> bool:
 
 
 def _before_scan(data: bytes) -> bytes:
-    """The segments before the first scan; everything where they cannot be followed."""
+    """The segments before the first scan; all data if they cannot be parsed."""
     place = 2
     while data[place : place + 1] == b"\xff":
         if data[place + 1 : place + 2] == b"\xda":
@@ -73,7 +73,7 @@ def _before_scan(data: bytes) -> bytes:
 
 
 def decode_whole(data: bytes) -> UInt8[Tensor, "3 h w"]:
-    """All of a picture of which `upright_colour_size` told the size, as Pillow decodes it.
+    """The whole of an image that `upright_colour_size` accepted, as Pillow decodes it.
 
     Raises:
         ValueError: damage of any kind.
@@ -82,7 +82,7 @@ def decode_whole(data: bytes) -> UInt8[Tensor, "3 h w"]:
 
 
 def find_scale(box: Box, size: Pair) -> int:
-    """By how much decoding may divide an image's sides and still leave a crop its resolution."""
+    """The factor by which decoding may shrink an image so that the crop keeps its resolution."""
     for scale in _SCALES:
         if box.height >= scale * size[0] and box.width >= scale * size[1]:
             return scale
@@ -92,7 +92,7 @@ def find_scale(box: Box, size: Pair) -> int:
 def decode_crop(
     data: bytes, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
 ) -> UInt8[Tensor, "3 h w"]:
-    """A part of a picture of which `upright_colour_size` told the size, resized.
+    """A crop of an image that `upright_colour_size` accepted, resized.
 
     Raises:
         ValueError: damage of any kind.
@@ -104,7 +104,7 @@ def decode_crop(
     pixels = simplejpeg.decode_jpeg(
         data, min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
     )
-    # A crop begins and ends within a pixel of the smaller image, which PyTorch does not resize from.
+    # The crop's edges are inside pixels of the smaller image, from which PyTorch cannot resize.
     top, left = box.top // scale, box.left // scale
     bottom, right = (-(-end // scale) for end in (box.top + box.height, box.left + box.width))
     region = Image.fromarray(_cut(pixels, top, left, bottom - top, right - left))
@@ -125,5 +125,5 @@ def _cut(
 
 
 def _to_images(pixels: UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "1 3 h w"]:
-    # PyTorch sees by the strides that channels stand last, and resizes twice as fast.
+    # A channels-last view, which PyTorch recognises by its strides and resizes twice as fast.
     return torch.from_numpy(pixels.reshape(1, *pixels.shape)).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
-"""Images whose pixels are made when it is known which of them are needed.
+"""Images that are decoded only once it is known which pixels are needed.
 
-A crop can be drawn from an image's size alone, which its header tells. What is handed to a transform
-is therefore a `LazyImage`: decoded already, or a file that is decoded to the crop.
+A crop can be drawn from an image's size alone, which is in the file's header. A transform therefore
+gets a `LazyImage`: already decoded, or a file of which only the crop is decoded.
 """
 
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +17,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 
 class Box(NamedTuple):
-    """A rectangle of an image, in its pixels."""
+    """A rectangle of an image, in pixels."""
 
     top: int
     left: int
@@ -27,7 +27,7 @@ class Box(NamedTuple):
 
 @runtime_checkable
 class LazyImage(Protocol):
-    """An image of known size."""
+    """An image of known size that may not be decoded yet."""
 
     @property
     def height(self) -> int:
@@ -38,7 +38,7 @@ class LazyImage(Protocol):
         """Pixels from left to right."""
 
     def decode(self) -> Real[Tensor, "c h w"]:
-        """All of it, at its own size.
+        """The whole image, at its own size.
 
         Raises:
             UserError: it cannot be read.
@@ -47,7 +47,7 @@ class LazyImage(Protocol):
     def crop_resized(
         self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
     ) -> Real[Tensor, "c h2 w2"]:
-        """A part of it, resized to (height, width), antialiased.
+        """A crop, resized to (height, width), antialiased.
 
         Raises:
             UserError: it cannot be read.
@@ -55,7 +55,7 @@ class LazyImage(Protocol):
 
 
 class DecodedImage:
-    """A picture that is decoded already."""
+    """An image that is already decoded."""
 
     def __init__(self, image: Real[Tensor, "c h w"]) -> None:
         self.image = image
@@ -68,7 +68,7 @@ class DecodedImage:
     def crop_resized(
         self, box: Box, size: Pair, interpolation: Interpolation = "bicubic"
     ) -> Real[Tensor, "c h2 w2"]:
-        """A part of it, resized."""
+        """A crop, resized."""
         top, left, height, width = box
         part = self.image[None, :, top : top + height, left : left + width]
         return resize(part, size, interpolation)[0]
@@ -77,7 +77,7 @@ class DecodedImage:
 def resize(
     images: Real[Tensor, "b c h w"], size: Pair, interpolation: Interpolation = "bicubic"
 ) -> Real[Tensor, "b c h2 w2"]:
-    """Antialiased; what torchvision's `resize` gives, without its overhead."""
+    """Resizes with antialiasing, like torchvision's `resize` but without its overhead."""
     if images.shape[2:] == size:
         return images
     return F.interpolate(images, size, mode=interpolation, antialias=True)
@@ -85,10 +85,10 @@ def resize(
 
 @runtime_checkable
 class CroppingTransform(Protocol):
-    """A transform that begins with a crop, and so need not have all of a picture decoded."""
+    """A transform that starts with a crop, so that not all of an image has to be decoded."""
 
     def __call__(self, image: Real[Tensor, "c h w"]) -> Real[Tensor, "c h2 w2"]:
         """Transforms a decoded image."""
 
     def from_picture(self, picture: LazyImage) -> Real[Tensor, "c h2 w2"]:
-        """Does the same to one that may not be decoded yet."""
+        """Transforms an image that may not be decoded yet."""

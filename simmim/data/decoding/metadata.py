@@ -1,8 +1,7 @@
-"""What a file says beside its pixels: how the picture stands, and that nothing else costs it.
+"""Metadata of image files: reads the orientation, and removes metadata that break a reader.
 
-A reader may stumble over metadata and then loses the picture, too: over EXIF that is none, text that
-is too long, a checksum that is wrong. Such a file is read again without all that tells nothing of its
-pixels.
+A reader may fail on metadata (invalid EXIF, too long a text, a wrong checksum) although the pixels
+are intact. Such a file is read again without everything that does not affect its pixels.
 """
 
 import re
@@ -14,16 +13,17 @@ from PIL import ExifTags, Image
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
-# Of bytes of tRNS by colour type: one value for grey, three for RGB, shares of a palette.
+# Valid lengths of tRNS by colour type, in bytes: one value for grey, three for RGB, a palette's
+# alpha.
 _PNG_TRANSPARENCY = {0: range(2, 3), 2: range(6, 7), 3: range(1, 257)}
 
 _WEBP_METADATA = (b"EXIF", b"XMP ", b"ICCP")
-_WEBP_FLAGS = 0b00101100  # that these are there
+_WEBP_FLAGS = 0b00101100  # say that these are there
 
-# JFIF and Adobe's, which tell of colours.
+# JFIF's and Adobe's segments, which describe colours.
 _JPEG_SEGMENTS = (0xE0, 0xEE)
 
-# From NewSubfileType to ReferenceBlackWhite: those that make an image of the bytes.
+# From NewSubfileType to ReferenceBlackWhite: the tags that are needed to decode the image.
 _TIFF_TAGS = frozenset(
     {
         *(254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320),
@@ -33,25 +33,25 @@ _TIFF_TAGS = frozenset(
 
 
 def orientation(image: Image.Image) -> int:
-    """An image's EXIF orientation; 1, upright, where its metadata tell none that can be read."""
+    """An image's EXIF orientation; 1 (upright) if its metadata have none that can be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged metadata show as errors of many kinds
+    except Exception:  # damaged metadata raise many types of errors
         return 1
     return value if isinstance(value, int) else 1
 
 
 def without_metadata(data: bytes) -> bytes | None:
-    """The file without what tells nothing of its pixels; None where that is not known."""
+    """The file without metadata that do not affect its pixels; None if its format is unknown."""
     bare = next((bare for start, bare in _BARE.items() if re.match(start, data, re.DOTALL)), None)
     try:
         return None if bare is None else bare(data)
-    except (struct.error, LookupError):  # too little is there to tell
+    except (struct.error, LookupError):  # the file is too short
         return None
 
 
 def _bare_png(data: bytes) -> bytes:
-    """The chunks that make the default image, each as it stands; broken transparency is none."""
+    """The chunks of the default image, unchanged; damaged transparency is left out."""
     kept = [_PNG_START]
     colours, palette = data[25], 0
     for kind, place, length in _chunks(data, len(_PNG_START)):
@@ -115,7 +115,7 @@ def _bare_webp(data: bytes) -> bytes:
 
 
 def _bare_tiff(data: bytes) -> bytes:
-    """The first page alone, its directory shortened where it stands."""
+    """The first page only, with its directory shortened in place."""
     order = "<" if data.startswith(b"II") else ">"
     (place,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, place)
@@ -127,11 +127,11 @@ def _bare_tiff(data: bytes) -> bytes:
 
 
 def _bare_avif(data: bytes) -> bytes:
-    """With EXIF of a kind that no reader knows."""
+    """Renames the type of EXIF to one that no reader knows."""
     return re.sub(rb"(infe.{8})Exif", rb"\1exiF", data, flags=re.DOTALL)
 
 
-# By how a file starts.
+# By the start of a file.
 _BARE = {
     rb"\x89PNG\r\n\x1a\n": _bare_png,
     rb"\xff\xd8": _bare_jpeg,

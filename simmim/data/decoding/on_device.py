@@ -1,9 +1,10 @@
-"""JPEG files that are trained on, decoded by the device (`data.decode=device`).
+"""Decodes JPEG training images on the device (`data.decode=device`).
 
-A worker reads a file, looks at its header and draws crop and mirror image as ever, but hands on the
-file; where the batch is sent to the device, its files are decoded, cropped and resized there. What is
-no plain JPEG comes decoded from the worker, and what the device cannot decode is made again as a
-worker makes it: replaced and listed as without. Damage that the device's decoder fills in goes unseen.
+A worker reads a file and its header and draws crop and flip as usual, but passes on the encoded
+file; when the batch is sent to the device, its files are decoded, cropped and resized there. Images
+that are not plain JPEGs are decoded by the worker. What the device cannot decode is made again as a
+worker makes it: replaced and listed as usual. Damage that the device's decoder fills in is not
+noticed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,15 +30,15 @@ from simmim.utils.console import warn
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair
 
-# So many are decoded at a time, of 3 bytes each, that a batch of photographs fits beside a model.
+# Pixels decoded at a time (3 bytes each), so that a batch of photographs fits beside a model.
 _MOST_PIXELS = 2**25
-# Decoders differ by less on soft shades: in inverse transform, and in how colours are enlarged.
+# Mean difference in levels. Correct decoders differ by less: in inverse DCT and chroma upsampling.
 _MOST_LEVELS = 4.0
 _MOST_WARNINGS = 10
 
 
 class Part(NamedTuple):
-    """What of a JPEG file a sample shows: the file's name and size, and a box of its picture."""
+    """The part of a JPEG file that a sample shows: the file's name and size, and a box of its image."""
 
     name: str
     bytes: int
@@ -47,19 +48,19 @@ class Part(NamedTuple):
 
 
 class EncodedPart(NamedTuple):
-    """An image that is yet to be decoded."""
+    """An image that is not decoded yet."""
 
     file: bytes
     part: Part
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its values."""
+        """The dtype of its values."""
         return torch.uint8
 
 
 class UndecodedSample(NamedTuple):
-    """What will be a `Sample`, and the key that it can be made again by."""
+    """A future `Sample`, and the key with which it can be made again."""
 
     image: Real[Tensor, "c h w"] | EncodedPart
     label: int
@@ -68,9 +69,9 @@ class UndecodedSample(NamedTuple):
 
 
 class PackedBatch(NamedTuple):
-    """Samples as they come from a worker: few tensors, for each takes a piece of shared memory.
+    """Samples as a worker sends them: in few tensors, as each takes a file in shared memory.
 
-    `files` stand one after another; `parts` has None for an image that is among the `decoded`.
+    `files` are concatenated; `parts` has None for an image that is in `decoded`.
     """
 
     files: UInt8[Tensor, " n"]
@@ -82,9 +83,10 @@ class PackedBatch(NamedTuple):
 
 
 class UndecodedImages(Dataset[UndecodedSample]):
-    """Images whose JPEG files are not decoded, of the very crops that `images` would have.
+    """Images whose JPEG files are not decoded, with exactly the crops that `images` would have.
 
-    `augmentation` is that of `images`, of which `require_crop_alone` has seen no more than a crop.
+    `augmentation` is that of `images`; `require_crop_alone` has checked that it only crops and
+    flips.
     """
 
     def __init__(self, images: TransformedImages | StreamedImages, augmentation: CropFirst) -> None:
@@ -124,10 +126,10 @@ class UndecodedImages(Dataset[UndecodedSample]):
         )
 
     def make_again(self, key: SampleKey, name: str, reason: str) -> Sample:
-        """The sample as a worker makes it, after its file could not be decoded elsewhere.
+        """The sample as a worker makes it, after its file could not be decoded on the device.
 
         Raises:
-            UserError: as `Tolerance.first_readable`.
+            UserError: as `BadImagePolicy.first_readable`.
         """
         if name not in self._told and len(self._told) < _MOST_WARNINGS:
             self._told.add(name)
@@ -137,7 +139,7 @@ class UndecodedImages(Dataset[UndecodedSample]):
 
 
 class UndecodedBatch:
-    """A batch on its way to a device, where it becomes a `Sample`, as often as it is sent there."""
+    """A batch that becomes a `Sample` each time that it is sent to a device."""
 
     def __init__(self, packed: PackedBatch, images: UndecodedImages) -> None:
         self.packed = packed
@@ -146,9 +148,9 @@ class UndecodedBatch:
         self.sample_index = packed.sample_index
 
     def to(self, device: torch.device) -> Sample:
-        """The batch on the device (Lightning calls this for whatever has it)."""
+        """The batch on the device (Lightning calls this for every batch that has it)."""
         packed = self.packed
-        # Others than NVIDIA's have no decoder.
+        # Only NVIDIA's GPUs have a decoder.
         decoding = device if device.type == "cuda" else torch.device("cpu")
         label, sample_index = packed.label.clone(), packed.sample_index.clone()
         decoded = iter(() if packed.decoded is None else packed.decoded.to(decoding))
@@ -169,10 +171,10 @@ class UndecodedBatch:
 
 
 class UndecodedLoader(TimedLoader[UndecodedSample]):
-    """A loader of `UndecodedImages`. Decoding comes after it, and counts as no waiting."""
+    """A loader of `UndecodedImages`; decoding comes after it, and does not count as waiting."""
 
     def __iter__(self) -> Iterator[UndecodedBatch]:  # type: ignore[override]
-        """The batches, each with the images of this process, which can make a sample again."""
+        """The batches, each with this process's dataset, which can make a sample again."""
         assert isinstance(self.dataset, UndecodedImages)
         for packed in super().__iter__():
             yield UndecodedBatch(packed, self.dataset)
@@ -199,7 +201,7 @@ def pack(samples: Sequence[UndecodedSample]) -> PackedBatch:
 def decode_parts(
     files: UInt8[Tensor, " n"], parts: Sequence[Part], device: torch.device
 ) -> Iterator[UInt8[Tensor, "3 _ _"] | str]:
-    """The whole picture of each part's file, or why it cannot be decoded."""
+    """The whole image of each part's file, or why it cannot be decoded."""
     contents = torch.split(files, [part.bytes for part in parts])
     first, pixels = 0, 0
     for place, part in enumerate(parts):
@@ -213,9 +215,10 @@ def decode_parts(
 def decode_files(
     files: Sequence[UInt8[Tensor, " _"]], device: torch.device
 ) -> list[UInt8[Tensor, "3 _ _"] | str]:
-    """Pictures of JPEG files on a device; for one that it cannot decode, the reason."""
+    """Decodes JPEG files on a device; for one that it cannot decode, gives the reason."""
     if device.type == "cuda":
-        # torchvision decodes on a stream of its own, into memory that work under way may still read.
+        # torchvision decodes on its own CUDA stream, into memory that running kernels may still
+        # read.
         torch.cuda.current_stream(device).synchronize()
     try:
         return list(torchvision.io.decode_jpeg(list(files), mode="RGB", device=device))
@@ -234,18 +237,18 @@ def show(
     size: Pair,
     interpolation: Interpolation = "bicubic",
 ) -> UInt8[Tensor, "3 h w"]:
-    """What a sample shows of a decoded picture."""
+    """The part of a decoded image that a sample shows: cropped, resized and flipped."""
     top, left, height, width = part.box
     cropped = picture[None, :, top : top + height, left : left + width]
-    # As floats, as only CPUs resize integers: all devices then do the same.
+    # As floats, since only CPUs resize integers: so all devices do the same.
     image = resize(cropped.float(), size, interpolation)[0].round().clamp(0, 255).to(torch.uint8)
     return image.flip(-1) if part.is_mirrored else image
 
 
 def require_crop_alone(decode: Decode, transform: Transform | None, channels: int) -> None:
-    """Raises UserError for an augmentation, or channels, that JPEG files cannot be left undecoded for.
+    """Raises UserError for an augmentation, or channels, that `decode=device` does not support.
 
-    A `transform` None stands for no training, where nothing is left to the device.
+    A `transform` None means no training, where the device decodes nothing.
     """
     if decode == "workers" or transform is None:
         return
@@ -264,7 +267,7 @@ def require_crop_alone(decode: Decode, transform: Transform | None, channels: in
 
 
 def require_decoder(device: torch.device) -> None:
-    """Raises UserError for a device that does not decode a picture of known shades as it should."""
+    """Raises UserError for a device that does not decode a known image correctly."""
     if not hasattr(torchvision.io, "decode_jpeg"):  # deprecated since 0.29
         raise UserError(
             "data.decode=device needs torchvision.io.decode_jpeg, and torchvision "

@@ -1,4 +1,4 @@
-"""Pictures that Pillow reads: every format but arrays, and TIFF where it reads that rightly."""
+"""Reads images with Pillow: every format but arrays, and TIFF files that it reads correctly."""
 
 import re
 import struct
@@ -16,24 +16,24 @@ from simmim.data.decoding.colours import to_8_bits, to_rgb, upright
 from simmim.data.decoding.metadata import orientation, without_metadata
 from simmim.data.decoding.size_limits import require_size
 
-# Pillow knows more, of which some run other programs (EPS).
+# Pillow knows more formats, some of which run other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "DIB", "PPM", "JPEG2000", "AVIF")
 
-# What readers raise for a damaged file: Pillow's stumble over fields of unexpected types, too.
+# Errors that readers raise for a damaged file; Pillow's also fail on fields of unexpected types.
 DAMAGED = (
     *(OSError, EOFError, SyntaxError, ValueError, MemoryError, Image.DecompressionBombError),
     *(TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, AssertionError),
     *(struct.error, zlib.error, ImportError),
 )
 
-# How Pillow reads the lower bytes of 16-bit samples of which it keeps the upper ones alone.
+# Raw modes that read the lower bytes of 16-bit samples, of which Pillow keeps only the upper ones.
 _LOWER_BYTES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 
 
 def read_picture(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w"]:
-    """The first frame of a picture in RGB, or its grey where one channel is asked for, upright.
+    """The first frame of an image, upright, in RGB or, for one channel, in grey.
 
-    Where it cannot be read, it is tried again without its metadata.
+    If it cannot be read, it is tried again without its metadata.
     """
     try:
         return _read(file, channels)
@@ -51,7 +51,7 @@ def read_picture(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w
 
 
 def _deep_jpeg(data: bytes) -> int | None:
-    """Bits of a JPEG's samples where these are not the 8 that are read."""
+    """Bits per sample of a JPEG if they are not 8, which cannot be read; else None."""
     frame = re.search(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]..(.)", data, re.DOTALL)
     if not data.startswith(b"\xff\xd8") or frame is None or frame[1][0] == 8:
         return None
@@ -70,23 +70,23 @@ def _read(file: OpenFile, channels: int) -> UInt8[Tensor, "{channels} h w"]:
         if channels == 1:
             picture = picture.convert("L")
         pixels = upright(np.asarray(picture), orientation(image))
-    # A copy, for PyTorch wants memory that it may write to.
+    # A copy, because PyTorch needs writable memory.
     if channels == 1:
         return torch.from_numpy(pixels.copy())[None]
     return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1).contiguous()
 
 
 def _read_png(image: PngImagePlugin.PngImageFile, file: OpenFile) -> Image.Image:
-    """A PNG in RGB; what Pillow leaves out, lower bytes and scales of keys, is added."""
+    """A PNG in RGB; adds what Pillow leaves out: lower bytes, and the scale of transparent values."""
     layout = image.tile[0].args if image.tile else ""
     if image.mode == "P" and image.palette is None:
         raise ValueError("it has no palette, and its pixels are numbers of one")
     if layout in ("L;2", "L;4") and "transparency" in image.info:
-        # The key counts shades, of which the picture has been scaled to 8 bits.
+        # The transparent value has 2 or 4 bits, while Pillow scales the image to 8 bits.
         highest = 2 ** int(layout[2:]) - 1
         image.info["transparency"] = (image.info["transparency"] & highest) * (255 // highest)
     if layout == "LA;16B":
-        # As many bytes as four samples of 8 bits: grey and alpha, each an upper and a lower one.
+        # Read as four 8-bit samples: the upper and lower bytes of grey and alpha.
         image.tile = [image.tile[0]._replace(args="RGBA")]
         halves = np.asarray(image)
         return to_rgb(_from_16_bits(halves[..., ::2], halves[..., 1::2]))
@@ -104,7 +104,7 @@ def _from_16_bits(
     lower: UInt8[np.ndarray, "h w c"],
     transparent: tuple[int, ...] | None = None,
 ) -> Image.Image:
-    """A picture of 8 bits of samples of 16; the transparent colour is white."""
+    """An 8-bit image from 16-bit samples; the transparent colour becomes white."""
     values: UInt16[np.ndarray, "h w c"] = upper.astype(np.uint16) << 8 | lower
     shades = to_8_bits(values, 65535)
     if transparent is not None:
@@ -113,10 +113,10 @@ def _from_16_bits(
 
 
 def _read_jpeg2000(image: Jpeg2KImagePlugin.Jpeg2KImageFile, file: OpenFile) -> Image.Image:
-    """A JPEG 2000 in RGB; of colours of more than 8 bits Pillow makes black of white."""
+    """A JPEG 2000 in RGB; of more than 8 bits by imagecodecs, as Pillow turns white into black."""
     file.seek(0)
     data = file.read()
-    # The codestream's first markers, then what SIZ says of each component.
+    # The codestream's first markers, then SIZ's entry for each component.
     place = data.find(b"\xff\x4f\xff\x51")
     (count,) = struct.unpack_from(">H", data, place + 40)
     components = set(data[place + 42 : place + 42 + 3 * count : 3])

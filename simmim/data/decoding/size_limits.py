@@ -1,4 +1,4 @@
-"""What sizes of images are read at all, told from their headers before any pixel is decoded."""
+"""Limits on the sizes of images, checked in their headers before any pixel is decoded."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ class Limits:
     """Sizes that an image may have.
 
     Attributes:
-        max_pixels: height times width; decoding a picture takes about ten bytes for each.
-        min_side: of height and width, in pixels.
-        max_aspect: the longer side over the shorter.
+        max_pixels: height times width; decoding an image takes about ten bytes per pixel.
+        min_side: smallest height or width, in pixels.
+        max_aspect: largest ratio of the longer side to the shorter.
     """
 
-    max_pixels: int = 178_956_970  # where Pillow stops, too
+    max_pixels: int = 178_956_970  # Pillow refuses larger ones, too
     min_side: int = 2
     max_aspect: float = 100.0
 
@@ -33,19 +33,19 @@ class Limits:
             raise UserError(f"data.max_aspect {self.max_aspect} is less than 1, a square; use 100")
 
 
-# Pillow warns beyond its limit, where we stop, and stops at twice that.
+# Beyond its limit, where simmim refuses an image, Pillow only warns; it refuses at twice that.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-# Where none were set: Pillow's own.
+# If none are set: Pillow's own.
 _LENIENT = Limits(min_side=1, max_aspect=float("inf"))
 _LIMITS: ContextVar[Limits] = ContextVar("limits", default=_LENIENT)
 
 
 @contextmanager
 def limited(limits: Limits) -> Iterator[None]:
-    """Images that are read within the block keep to these limits, or cannot be read.
+    """Within the block, images outside of these limits cannot be read.
 
-    The limit of pixels is Pillow's too within the block: it holds for what a file has inside.
+    Pillow's own pixel limit is set, too: it also holds for images embedded in a file.
     """
     token = _LIMITS.set(limits)
     before = Image.MAX_IMAGE_PIXELS
@@ -58,9 +58,9 @@ def limited(limits: Limits) -> Iterator[None]:
 
 
 def require_size(height: int, width: int, channels: int = 3) -> None:
-    """Raises ValueError for an image that is not to be read, before it is.
+    """Raises ValueError for an image whose size is outside of the limits.
 
-    Of more channels than three, correspondingly fewer pixels are read.
+    With more than three channels, correspondingly fewer pixels are allowed.
     """
     limits = _LIMITS.get()
     if height * width * max(channels, 3) > 3 * limits.max_pixels:

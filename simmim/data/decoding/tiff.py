@@ -1,8 +1,8 @@
-"""TIFF files: pictures of any depth, photometry, layout and transparency, and bands of measured values.
+"""TIFF files: images of any depth, photometry, layout and transparency, and bands of measured values.
 
-What a file declares decides, by one table: pictures of unsigned integers of up to 16 bits become RGB
-(or grey); a grey of any type does where RGB is asked for; all else keeps its values. Plain pictures of
-8 bits are Pillow's, all others tifffile's, which reads what Pillow misreads.
+A file's tags decide: images of unsigned integers of up to 16 bits become RGB (or grey); a grey
+image of any type becomes RGB if three channels are requested; all else keeps its values. Plain
+8-bit images are read by Pillow, all others by tifffile, which reads what Pillow misreads.
 """
 
 from collections.abc import Iterable
@@ -23,25 +23,25 @@ from simmim.data.decoding.size_limits import require_size
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INKS, _YCBCR, _CIELAB, _ICCLAB = (
     *(0, 1, 2, 3, 5, 6, 8, 9),
 )
-# Samples of a picture's colour.
+# Samples per pixel of a colour.
 _COLOURS = {
     **dict.fromkeys((_WHITE_IS_ZERO, _BLACK_IS_ZERO, _PALETTE), 1),
     **dict.fromkeys((_RGB, _YCBCR, _CIELAB, _ICCLAB), 3),
     _INKS: 4,
 }
-# What is no picture that can be shown: a mask, a camera's mosaic, logarithms of light.
+# Not images that can be shown: a mask, a camera's mosaic, logarithms of light.
 _NO_PICTURE = {4: "a transparency mask", 32803: "a camera's raw mosaic", 10: "ITU L*a*b*"}
 _NO_PICTURE |= {32844: "LogL", 32845: "LogLuv"}
 
 # Values of ExtraSamples.
 _PREMULTIPLIED, _STRAIGHT = 1, 2
 
-# Of Compression: none, and JPEG's, of which tifffile converts YCbCr.
+# Values of Compression: none, and JPEG's, for which tifffile converts YCbCr to RGB.
 _UNCOMPRESSED, _JPEG = 1, (6, 7, 34892, 33007)
-# Those that every Pillow has: none, CCITT, LZW, JPEG, deflate, PackBits.
+# Those that every build of Pillow has: none, CCITT, LZW, JPEG, deflate, PackBits.
 _PILLOWS = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946})
 
-# Of NewSubfileType: a smaller version of another page, and a mask.
+# Bits of NewSubfileType: a smaller version of another page, and a mask.
 _REDUCED_OR_MASK = 0b101
 
 
@@ -49,10 +49,10 @@ _INSTALL = 'pip install "simmim[tiff]"'
 
 
 def read_tiff(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
-    """The first image of a TIFF file, or the bands that its pages are.
+    """The first image of a TIFF file, or the bands that are stored as its pages.
 
     Raises:
-        ValueError: another number of channels, what cannot be shown as it is meant, or damage.
+        ValueError: another number of channels, an image that cannot be shown correctly, or damage.
         ImportError: the libraries that read it are not installed.
     """
     if channels in (1, 3) and _is_pillows(file, channels):
@@ -64,7 +64,7 @@ def read_tiff(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
     try:
         with tifffile.TiffFile(file) as tiff:
             return _read(tiff, channels)
-    # Damaged tags show as errors of many kinds.
+    # Damaged tags raise many types of errors.
     except Exception as error:
         reason = str(error) or type(error).__name__
         if "requires the 'imagecodecs' package" in reason:
@@ -73,17 +73,17 @@ def read_tiff(file: OpenFile, channels: int) -> Real[Tensor, "{channels} h w"]:
 
 
 def _is_pillows(file: OpenFile, channels: int) -> bool:
-    """Whether a file is of the kinds that Pillow reads as they are meant."""
+    """Whether a file is of a kind that Pillow reads correctly."""
     try:
         start = file.read(8)
-        # Of BigTIFFs Pillow takes some for others.
+        # Pillow misreads some BigTIFF files.
         if not start.startswith((b"II*\0", b"MM\0*")):
             return False
         tags = TiffImagePlugin.ImageFileDirectory_v2(start)
         file.seek(tags.next)
         tags.load(file)
         return _is_plain(tags) and not (channels == 3 and _tells_of_pages(tags))
-    except Exception:  # damaged tags show as errors of many kinds
+    except Exception:  # damaged tags raise many types of errors
         return False
     finally:
         file.seek(0)
@@ -111,7 +111,7 @@ def _is_plain(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
     if photometry == _RGB:
         return (samples, extra) in ((3, ()), (4, ()), (4, (_STRAIGHT,)))
     if photometry == _PALETTE:
-        # Of 16 bits each; some writers leave them 8.
+        # Palette values have 16 bits; some writers store only 8.
         return samples == 1 and not extra and max(tags[320]) > 255
     if photometry == _YCBCR:
         return samples == 3 and not extra and compression in (6, 7)
@@ -119,7 +119,7 @@ def _is_plain(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
 
 
 def _tells_of_pages(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
-    """Whether pages may be bands by a description as tifffile, ImageJ and OME write it."""
+    """Whether pages may be bands, by a description that tifffile, ImageJ or OME wrote."""
     description = str(tags.get(270, ""))
     is_known = description.startswith(('{"shape"', "ImageJ")) or "<OME" in description
     return is_known and tags.get(277, 1) == 1 and (tags.next != 0 or "images=" in description)
@@ -140,7 +140,7 @@ def _read(tiff: Any, channels: int) -> Real[Tensor, "{channels} h w"]:
 
 
 def _full_page(tiff: Any) -> Any:
-    """The first page that is no smaller version of another and no mask; some begin with such."""
+    """The first page that is neither a smaller version of another (some files start so) nor a mask."""
     for page in tiff.pages:
         for candidate in (page, *(page.pages or ())):
             if not candidate.subfiletype & _REDUCED_OR_MASK:
@@ -149,7 +149,7 @@ def _full_page(tiff: Any) -> Any:
 
 
 def _is_picture(page: Any, channels: int) -> bool:
-    """Whether it is shown as RGB or grey, rather than kept as bands of measured values."""
+    """Whether a page is converted to RGB or grey, not kept as bands of measured values."""
     photometry = _photometry(page)
     if photometry in _NO_PICTURE:
         raise ValueError(f"it is {_NO_PICTURE[photometry]}, of which no picture is made")
@@ -164,13 +164,13 @@ def _is_narrow(page: Any) -> bool:
 
 
 def _bits(page: Any) -> int:
-    """Bits of a sample. Samples of different widths are brought to whole bytes as they are read."""
+    """Bits per sample; samples of different widths are read as whole bytes."""
     bits = page.bitspersample
     return bits if isinstance(bits, int) else 8 * page.dtype.itemsize
 
 
 def _photometry(page: Any) -> int:
-    """What is declared; else what libtiff takes such a file for."""
+    """The declared photometric interpretation; else the one that libtiff assumes."""
     if 262 in page.tags or page.compression in _JPEG:
         return int(page.photometric)
     if page.samplesperpixel >= 3:
@@ -179,7 +179,7 @@ def _photometry(page: Any) -> int:
 
 
 def _has_bands(tiff: Any, channels: int) -> bool:
-    """Whether pages of one sample are the bands of an image, as they tell."""
+    """Whether single-sample pages are the bands of an image, by their description."""
     page = tiff.pages[0]
     if channels != 3 or page.samplesperpixel != 1:
         return False
@@ -188,7 +188,7 @@ def _has_bands(tiff: Any, channels: int) -> bool:
     series = tiff.series[0]
     if len(series.shape) != 3:
         return False
-    # Of unknown meaning, channels or samples.
+    # Axes of unknown meaning, channels or samples.
     return any(
         size == 3 and axis in "QCS"
         for size, axis in ((series.shape[0], series.axes[0]), (series.shape[-1], series.axes[-1]))
@@ -196,7 +196,7 @@ def _has_bands(tiff: Any, channels: int) -> bool:
 
 
 def _load(page: Any) -> Real[np.ndarray, "h w samples"]:
-    """A page's samples as they are stored, upright."""
+    """A page's samples with their stored values, turned upright."""
     if page.imagedepth != 1:
         raise ValueError("it is a volume, not an image")
     require_size(page.imagelength, page.imagewidth, page.samplesperpixel)
@@ -208,7 +208,7 @@ def _load(page: Any) -> Real[np.ndarray, "h w samples"]:
 
 
 def _require_all(page: Any, size: int) -> None:
-    """Raises ValueError where a part is missing: some decoders would fill it in."""
+    """Raises ValueError if a part is missing: some decoders would fill it in."""
     ends = (first + n for first, n in zip(page.dataoffsets, page.databytecounts, strict=False))
     if (end := max(ends, default=0)) > size:
         raise ValueError(f"image file is truncated: it ends after {size} of {end} bytes")
@@ -249,10 +249,10 @@ def _image(mode: str, pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
 def _find_alpha(
     page: Any, values: Real[np.ndarray, "h w samples"], colours: int
 ) -> tuple[Real[np.ndarray, "h w"] | None, bool]:
-    """The samples of opacity, and whether colours are multiplied with them already."""
+    """The alpha samples, and whether colours are premultiplied with them."""
     extra = [int(kind) for kind in page.extrasamples]
     if not extra and (colours, page.samplesperpixel) in ((3, 4), (1, 2)):
-        extra = [_STRAIGHT]  # not declared; every other reader takes it so
+        extra = [_STRAIGHT]  # not declared; all other readers assume it
     for kind in (_STRAIGHT, _PREMULTIPLIED):
         if kind in extra:
             return values[..., colours + extra.index(kind)], kind == _PREMULTIPLIED
@@ -265,7 +265,7 @@ def _measured_grey(
     alpha: Real[np.ndarray, "h w"] | None,
     is_premultiplied: bool,
 ) -> Real[Tensor, "1 h w"]:
-    """One band in the file's units, of which more is lighter."""
+    """One band in the file's units, where higher is lighter."""
     is_inverted = _photometry(page) == _WHITE_IS_ZERO
     if (is_inverted or alpha is not None) and values.dtype.kind != "u":
         raise ValueError(
@@ -283,7 +283,7 @@ def _measured_grey(
 
 
 def _to_shades(page: Any, colour: Real[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c2"]:
-    """Grey or RGB of 8 bits."""
+    """Converts a colour's samples to 8-bit grey or RGB."""
     photometry, bits = _photometry(page), _bits(page)
     if photometry == _PALETTE:
         return _look_up(page.colormap, colour[..., 0])
@@ -304,7 +304,7 @@ def _to_shades(page: Any, colour: Real[np.ndarray, "h w c"]) -> UInt8[np.ndarray
 def _look_up(
     colours: Real[np.ndarray, "3 n"], numbers: Real[np.ndarray, "h w"]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Colours of a palette, which are of 16 bits by the standard and of 8 by some writers."""
+    """Looks up palette colours, which have 16 bits by the standard, but 8 from some writers."""
     if colours is None or numbers.max(initial=0) >= colours.shape[1]:
         raise ValueError("its pixels are numbers that its palette does not have")
     eight = colours if colours.max(initial=0) < 256 else colours >> 8
@@ -314,7 +314,7 @@ def _look_up(
 def _lab_to_rgb(
     lab: Real[np.ndarray, "h w 3"], bits: int, is_signed: bool
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """CIE L*a*b*, with a* and b* signed or, as ICC has them, with 128 for zero."""
+    """Converts CIE L*a*b*, with a* and b* signed or, as in ICC, with 128 for zero."""
     if bits != 8 and not (bits == 16 and is_signed):
         raise ValueError(f"L*a*b* of {bits} bits is not read")
     shades = lab.astype(np.uint8)
@@ -328,7 +328,7 @@ def _lab_to_rgb(
 
 
 def _ycbcr_to_rgb(page: Any, shades: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """By the file's coefficients, and the codes that it says are black and white."""
+    """Converts with the file's coefficients and its code values for black and white."""
     if _bits(page) != 8:
         raise ValueError(f"YCbCr of {_bits(page)} bits is not read")
     red, green, blue = _rationals(page, 529) or (0.299, 0.587, 0.114)
@@ -342,7 +342,7 @@ def _ycbcr_to_rgb(page: Any, shades: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.nda
 
 
 def _rationals(page: Any, tag: int) -> list[float] | None:
-    """A tag's fractions, numerator after denominator as tifffile has them."""
+    """A tag's fractions, from tifffile's alternating numerators and denominators."""
     flat: Iterable[int] | None = page.tags.valueof(tag)
     if flat is None:
         return None

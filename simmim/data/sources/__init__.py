@@ -1,1 +1,1 @@
-"""Where images come from."""
+"""Sources and streams of images."""

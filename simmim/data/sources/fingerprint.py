@@ -1,4 +1,4 @@
-"""What tells images from others, wherever they lie: what a resumed run compares, not their paths."""
+"""Fingerprints of image sources, independent of their location, which a resumed run compares."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from simmim.data.dataset import ImageSource
 
-# Of larger sources, so many names stand for all: one image more or less moves those after it.
+# Of larger sources, about this many names are hashed: an added or removed image shifts the others.
 _COMPARED_NAMES = 10_000
 
 
@@ -18,12 +18,12 @@ def describe_source(source: ImageSource) -> str:
 
 
 def describe_names(names: Sequence[str]) -> str:
-    """The same of names alone."""
+    """The number of names, and a digest of them in order."""
     return f"{len(names)} ({_digest(_within(names))})"
 
 
 def _within(names: Sequence[str]) -> list[str]:
-    """What differs in the names; they begin with where all of them lie."""
+    """The names without their common prefix, which is where all of them are stored."""
     shared = 0
     if names:
         pairs = zip(min(names), max(names), strict=False)

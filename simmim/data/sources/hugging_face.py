@@ -1,4 +1,4 @@
-"""Images of a Hugging Face dataset: by index where it is on a disk, else as a stream."""
+"""Images of a Hugging Face dataset: by index if it is on a disk, else as a stream."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,7 @@ from simmim.utils.errors import UnreadableImageError, UserError
 from simmim.utils.rng import derive_seed
 
 _BATCH = 16
-# What save_to_disk writes beside a dataset, and beside the folders of several.
+# Files that save_to_disk writes beside a dataset, and beside the folders of several.
 _STATE = "state.json"
 _SPLITS = "dataset_dict.json"
 
@@ -37,7 +37,7 @@ class Columns(NamedTuple):
 
 
 class HuggingFaceImages:
-    """The images of a `datasets.Dataset`, which lies on a disk and is read at random."""
+    """The images of a `datasets.Dataset`, which is on a disk and has random access."""
 
     def __init__(self, dataset: Any, columns: Columns, classes: tuple[str, ...]) -> None:
         self.dataset = undecoded(dataset, columns.image)
@@ -48,12 +48,12 @@ class HuggingFaceImages:
             self._labels = number_labels(self.dataset[columns.label][:], classes)
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some image here has."""
+        """The classes that occur in these images."""
         labels = {label for label in self._labels or () if label >= 0}
         return tuple(sorted(self.classes[label] for label in labels))
 
     def unlabelled(self) -> list[int]:
-        """The images without a label, where others have one."""
+        """Indices of the images without a label, if there are classes."""
         return [index for index, label in enumerate(self._labels or ()) if label < 0]
 
     def __len__(self) -> int:
@@ -61,18 +61,18 @@ class HuggingFaceImages:
         return len(self.dataset)
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
-        """Decodes one image; UserError names one that cannot be read."""
+        """Decodes one image; a UserError names it if it cannot be read."""
         picture, label = self.open(index)
         return picture.decode(), label
 
     def open(self, index: int) -> tuple[LazyImage, int]:
-        """The same, decoded later if it can be."""
+        """Like `load`, but with decoding deferred if possible."""
         data = self.read(index)
         label = -1 if self._labels is None else self._labels[index]
         return open_encoded(data, self.identifier(index), self.columns.channels), label
 
     def read(self, index: int) -> bytes:
-        """The file of one image; UnreadableImageError where the row has none."""
+        """The encoded file of one image; UnreadableImageError if the row has none."""
         image = self.dataset[index][self.columns.image]
         kind = value_kind(self.dataset.features[self.columns.image])
         return content(image, self.identifier(index), kind)
@@ -83,7 +83,7 @@ class HuggingFaceImages:
         return self.columns.channels
 
     def identifier(self, index: int) -> str:
-        """The dataset and the row."""
+        """The name of the dataset, and the row."""
         return f"{self.columns.name}[{index}]"
 
 
@@ -93,7 +93,7 @@ class HuggingFaceStream:
     Args:
         length: samples that count as an epoch.
         buffer: samples that its shuffle buffer holds, undecoded.
-        splits_by_file: readers share the files out; else each reads all, and they share the rows.
+        splits_by_file: each reader gets its own files; else each reads all, and keeps its own rows.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class HuggingFaceStream:
         self._length = length
 
     def present_classes(self) -> tuple[str, ...]:
-        """All of them, for a stream is not read to find out."""
+        """All classes, because a stream is not read to find out."""
         return self.classes
 
     def __len__(self) -> int:
@@ -125,11 +125,11 @@ class HuggingFaceStream:
         return self._length
 
     def read_part(self, epoch: int, part: int, parts: int) -> Iterator[Encoded]:
-        """The images of every `parts`-th of its files; of every `parts`-th row where it has fewer."""
+        """The images of every `parts`-th file, or of every `parts`-th row if there are fewer files."""
         dataset = self.dataset
         is_split = self.splits_by_file and dataset.num_shards >= parts
         if is_split:
-            # Another part each epoch, so that lanes do not stay with their files.
+            # Another part in each epoch, so that a lane does not always read the same files.
             dataset = dataset.shard(parts, (part + epoch) % parts, contiguous=False)
         key = derive_seed(self.seed, "stream", epoch, part if is_split else 0)
         shuffled = dataset.shuffle(seed=key % 2**32, buffer_size=self.buffer)
@@ -138,13 +138,13 @@ class HuggingFaceStream:
 
 
 def load_saved(root: str | Path, train_split: str) -> dict[str, Any]:
-    """The splits that `save_to_disk` wrote, also one by one into folders beside each other.
+    """The splits that `save_to_disk` wrote, together or each into a folder of its own in `root`.
 
-    A dataset without splits is the one to train on. The format that it was saved with says how its
-    owner's program wants rows, and is left out.
+    A dataset without splits becomes `train_split`. The format that a dataset was saved with is for
+    its owner's program, and is removed.
 
     Raises:
-        UserError: a folder that holds none.
+        UserError: the folder holds none.
     """
     require_datasets()
     folder = Path(root).expanduser()
@@ -164,7 +164,7 @@ def load_saved(root: str | Path, train_split: str) -> dict[str, Any]:
 
 
 def load_split(folder: Path) -> Any:
-    """One `datasets.Dataset` without its format, whose library need not be installed."""
+    """One `datasets.Dataset` without its format, so that the format's library is not needed."""
     datasets = require_datasets()
     try:
         return datasets.load_from_disk(str(folder)).with_format(None)
@@ -180,12 +180,12 @@ def load_named(name: str, subset: str | None, streaming: bool) -> dict[str, Any]
     """The splits of a dataset of the hub, or of a folder that `datasets.load_dataset` takes.
 
     Raises:
-        UserError: one that cannot be loaded.
+        UserError: the dataset cannot be loaded.
     """
     datasets = require_datasets()
     try:
         return dict(datasets.load_dataset(name, subset, streaming=streaming))
-    except Exception as error:  # of as many kinds as there are formats
+    except Exception as error:  # of as many types as there are formats
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"data.name={name} cannot be loaded ({reason}); check the name, data.subset and the network"
@@ -201,7 +201,7 @@ def index_splits(
     val_ratio: float,
     samples_per_epoch: int | None,
 ) -> tuple[HuggingFaceImages, HuggingFaceImages]:
-    """What a run trains on ("": nothing) and holds out of a dataset that lies on a disk.
+    """The training images (`train_split` "": none) and held-out images of a dataset on a disk.
 
     Raises:
         UserError: splits or columns that do not exist, or a ratio that leaves a part empty.
@@ -244,10 +244,10 @@ def stream_splits(
     samples_per_epoch: int | None,
     seed: int,
 ) -> tuple[HuggingFaceStream, FirstImages]:
-    """What a run trains on ("": nothing) and holds out of streams: their first images.
+    """The training stream (`train_split` "": none), and the first images of the held-out stream.
 
     Raises:
-        UserError: splits or columns that do not exist, or an epoch of no known length.
+        UserError: splits or columns that do not exist, or an epoch of unknown length.
     """
     train = _find_split(splits, train_split or str(val_split), "data.train_split")
     known = train.info.splits and train.info.splits.get(train_split)
@@ -276,16 +276,16 @@ def stream_splits(
         length=length,
         buffer=buffer,
         seed=seed,
-        # Of a part of the files, the library would leave out a part of what is held out.
+        # Given some of the files, the library would skip only some of the held-out images.
         splits_by_file=val_split is not None,
     )
     return stream, val
 
 
 def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Iterator[Encoded]:
-    """The rows of a stream as they come, undecoded."""
+    """The rows of a stream in order, undecoded."""
     kind = value_kind(dataset.features[columns.image])
-    # Not by its __iter__, which would share the rows out to the workers a second time.
+    # Not by __iter__, which would distribute the rows to the workers a second time.
     for batch in dataset.iter(_BATCH):
         labels = [-1] * len(batch[columns.image])
         if classes:
@@ -294,15 +294,14 @@ def read_rows(dataset: Any, columns: Columns, classes: tuple[str, ...]) -> Itera
             try:
                 data = content(image, columns.name, kind)
             except UnreadableImageError:
-                data = b""  # which is none, and whoever decodes it says so
+                data = b""  # no image: decoding it raises the error
             yield Encoded(data, f"{columns.name}, {_row_name(image, data)}", label)
 
 
 def undecoded(dataset: Any, image_column: str) -> Any:
-    """The dataset with its images as they are stored; UserError where the column is none of images.
+    """The dataset with its images encoded; UserError if the column does not hold images.
 
-    A format that somebody gave the dataset is left out: it may hide columns, or turn images into
-    other things.
+    The dataset's format is removed: it may hide columns, or convert images.
     """
     datasets = require_datasets()
     dataset = dataset.with_format(None)
@@ -337,7 +336,7 @@ def _holds_files(feature: Any) -> bool:
 
 
 def value_kind(feature: Any) -> str | None:
-    """The type of the values of a column of arrays, two or three levels of numbers; None for others."""
+    """The dtype of a column of arrays (or of numbers in two or three nested lists); None for others."""
     if hasattr(feature, "shape"):
         return str(feature.dtype)
     depth = 0
@@ -349,10 +348,10 @@ def value_kind(feature: Any) -> str | None:
 
 
 def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
-    """The names that the dataset has for its labels; its distinct values where it lies on a disk.
+    """The dataset's own names of its labels; else its distinct values, if it is on a disk.
 
     Raises:
-        UserError: a column that does not exist, or is neither of names nor of numbers.
+        UserError: the column does not exist, or holds neither names nor numbers.
     """
     if label_column is None:
         return ()
@@ -382,16 +381,16 @@ def class_names(dataset: Any, label_column: str | None) -> tuple[str, ...]:
 
 
 def number_labels(values: Iterable[int | str | None], classes: tuple[str, ...]) -> list[int]:
-    """Labels as places in the classes: numbers as they are, names by their place; -1 for others."""
+    """Labels as indices of `classes`: numbers unchanged, names by their index; -1 for others."""
     places: dict[int | str | None, int] = {name: place for place, name in enumerate(classes)}
     places |= {place: place for place in range(len(classes))}
     return [places.get(value, -1) for value in values]
 
 
 def content(image: Any, name: str, kind: str | None = None) -> bytes:
-    """An image's file, from within the dataset or from where it points to.
+    """An image's encoded file, from the dataset or from a path in it.
 
-    Of an array of values of this `kind` it is a `.npy` file; of several images, the first one's.
+    An array with values of this `kind` becomes a `.npy` file; of several images, the first is used.
     """
     if isinstance(image, bytes):
         return image
@@ -413,13 +412,13 @@ def content(image: Any, name: str, kind: str | None = None) -> bytes:
 
 
 def _row_name(image: Any, data: bytes) -> str:
-    """A name that a row of a stream keeps in every epoch and part: its file's, or its content's."""
+    """A row's name, the same in every epoch and part: its file's path, or a digest of its content."""
     path = image.get("path") if isinstance(image, Mapping) else None
     return str(path) if path else f"image {blake2b(data, digest_size=8).hexdigest()}"
 
 
 def require_datasets() -> Any:
-    """The library, or UserError where it is not installed."""
+    """The `datasets` library; UserError if it is not installed."""
     try:
         import datasets
     except ImportError:
@@ -437,7 +436,7 @@ def _find_split(splits: Mapping[str, Any], split: str, option: str) -> Any:
 
 
 def _merge(classes: tuple[str, ...], others: tuple[str, ...]) -> tuple[str, ...]:
-    """The classes of both parts, in the order of the first, where that has all of them."""
+    """The classes of both parts: in the first one's order if it has all of them, else sorted."""
     return classes if set(others) <= set(classes) else tuple(sorted({*classes, *others}))
 
 

@@ -1,4 +1,4 @@
-"""A folder of images: nested as it likes, with or without class folders."""
+"""A folder of images, nested in any way, with or without class folders."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # How many files are tried before a folder is said to hold no readable image.
 _PROBED_FILES = 100
 _FOLDERS_OF_IMAGES = ("images", "image", "imgs", "img", "jpegimages", "data")
-# What a run writes pictures into, or keeps of one before it.
+# Entries that mark a run directory, and its folders, which may hold images.
 _SIGNS_OF_RUNS = (".hydra", "reconstructions")
 _FOLDERS_OF_RUNS = ("reconstructions", "checkpoints", "tensorboard", "earlier")
 
@@ -31,8 +31,8 @@ _FOLDERS_OF_RUNS = ("reconstructions", "checkpoints", "tensorboard", "earlier")
 class ImageFolder:
     """Images below `root`, in the order of their paths.
 
-    Labels are the first folder below `root`; an image that lies in none has the label -1. Without
-    `classes` all labels are.
+    An image's label is the first folder of its path below `root`, or -1 if it is in none. Without
+    `classes`, all labels are -1.
     """
 
     def __init__(
@@ -45,21 +45,21 @@ class ImageFolder:
         self._label_of = {name: label for label, name in enumerate(classes)}
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some image here has."""
+        """The classes that occur in these images."""
         if not self.classes:
             return ()
         return _class_folders(self.paths)
 
     def unlabelled(self) -> list[int]:
-        """The images that lie beside the class folders."""
+        """Indices of the images beside the class folders."""
         return self.loose() if self.classes else []
 
     def loose(self) -> list[int]:
-        """The images that lie in no folder below `root`."""
+        """Indices of the images that are directly in `root`."""
         return [index for index, path in enumerate(self.paths) if "/" not in path]
 
     def labelled(self) -> "ImageFolder":
-        """The others."""
+        """This folder without the images that are directly in `root`."""
         paths = [path for path in self.paths if "/" in path]
         return ImageFolder(self.root, paths, self.classes, self.channels)
 
@@ -68,31 +68,31 @@ class ImageFolder:
         return len(self.paths)
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
-        """Decodes one image; UserError names a file that cannot be read."""
+        """Decodes one image; a UserError names it if it cannot be read."""
         picture, label = self.open(index)
         return picture.decode(), label
 
     def open(self, index: int) -> tuple[LazyImage, int]:
-        """The same, decoded later if it can be."""
+        """Like `load`, but with decoding deferred if possible."""
         path = self.paths[index]
         folder, slash, _ = path.partition("/")
         label = self._label_of.get(folder, -1) if slash else -1
         return open_image(self.root / path, self.channels), label
 
     def read(self, index: int) -> bytes:
-        """The file of one image; UnreadableImageError where it cannot be read."""
+        """The encoded file of one image; UnreadableImageError if it cannot be read."""
         try:
             return (self.root / self.paths[index]).read_bytes()
         except OSError as error:
             raise unreadable(self.identifier(index), error) from error
 
     def identifier(self, index: int) -> str:
-        """The path."""
+        """The image's path."""
         return f"{self.root}/{self.paths[index]}"
 
 
 class FolderSplits(NamedTuple):
-    """What a run trains on, and what it holds out."""
+    """The training images and the held-out images."""
 
     train: ImageFolder
     val: ImageFolder
@@ -104,14 +104,14 @@ def split_folder(
     channels: int = 3,
     val_root: str | Path | None = None,
 ) -> FolderSplits:
-    """Images of `root` and `val_root`, or of the parts of `root`, else `val_ratio` of it held out.
+    """The images of `root` and `val_root`, or of the parts of `root`; else holds out `val_ratio`.
 
     Parts are folders such as `train` and `val` (`find_split_folders`). Without any, which images are
-    held out depends on their paths alone, so that a file added later moves few.
+    held out depends only on their paths, so that a file added later changes few of them.
 
     Raises:
-        UserError: a folder that is missing, empty or without a readable image, a ratio that leaves
-            either part empty, or parts that are not clear.
+        UserError: a folder is missing, empty or without a readable image, the ratio leaves either
+            part empty, or the parts are ambiguous.
     """
     root = _existing(root)
     if val_root is not None:
@@ -120,7 +120,7 @@ def split_folder(
         folders = find_split_folders(root) or SplitFolders(root, None)
     if folders.held_out is not None:
         train, val = open_folder(folders.train, channels), open_folder(folders.held_out, channels)
-        # Numbered together, for either may lack a class that the other has.
+        # Numbered together, as either part may lack a class that the other has.
         both = train.classes and val.classes
         classes = tuple(sorted({*train.classes, *val.classes})) if both else ()
         return FolderSplits(
@@ -155,17 +155,17 @@ def split_folder(
 def held_out_folder(
     root: str | Path, channels: int = 3, val_root: str | Path | None = None
 ) -> ImageFolder:
-    """Every image of `val_root`, of the held-out part of `root`, or of all: for what is not trained.
+    """All images of `val_root`, of the held-out part of `root`, or of `root`: if nothing is trained.
 
     Raises:
-        UserError: a folder that is missing, empty or without a readable image, or unclear parts.
+        UserError: a folder is missing, empty or without a readable image, or parts are ambiguous.
     """
     if val_root is not None:
         return open_folder(_existing(val_root, "data.val_root"), channels)
     root = _existing(root)
     if folders := find_split_folders(root):
         return open_folder(folders.held_out or root, channels)
-    # A val alone, as where the training images are elsewhere.
+    # Only a val folder, for example because the training images are elsewhere.
     named = _folder_names(root)
     alone = [name for name in named if part_of(name) == "val"]
     is_part = len(alone) == 1 and all(part_of(name) for name in named)
@@ -178,7 +178,7 @@ def held_out_folder(
 
 
 def _parts_within_classes(whole: ImageFolder) -> FolderSplits | None:
-    """The parts where each class folder has them, as `cat/train` and `cat/val`."""
+    """The parts if each class folder has them, such as `cat/train` and `cat/val`; else None."""
     folders = [path.split("/")[1] if path.count("/") > 1 else "" for path in whole.paths]
     names = sorted(set(folders))
     parts = find_parts(names, whole.root) if all(part_of(name) for name in names) else None
@@ -201,21 +201,21 @@ def _parts_within_classes(whole: ImageFolder) -> FolderSplits | None:
 
 
 class SplitFolders(NamedTuple):
-    """Where the images to train on and those to hold out are (None: among those to train on)."""
+    """The folders of training and held-out images (None: to be split from the training images)."""
 
     train: Path
     held_out: Path | None
 
 
 def find_split_folders(root: Path, depth: int = 4) -> SplitFolders | None:
-    """The parts of a data set in `root`, or in the folder that all its images are in; if any.
+    """The parts of a data set in `root`, or in the subfolder with all its images; None without parts.
 
-    That is the only one, or `images` beside annotations, and so on for `depth` more. What lies beside
-    the parts is left out, and told.
+    That subfolder is the only one, or `images` beside annotations; up to `depth` levels are
+    searched. Images beside the parts are left out, with a warning.
 
     Raises:
-        UserError: several folders may be the part, or folders beside `train` and `test` may be classes
-            of which these are two.
+        UserError: several folders may be the same part, or `train` and `test` may be classes, like
+            the folders beside them.
     """
     names = _folder_names(root)
     parts = find_parts(names, root)
@@ -259,7 +259,7 @@ def open_folder(root: Path, channels: int = 3) -> ImageFolder:
 
 
 def find_classes(paths: Sequence[str]) -> tuple[str, ...]:
-    """The first folders of the paths, where most images lie in one; the others are strays."""
+    """The first folders of the paths, if most images are in one; the other images are strays."""
     in_folders = sum("/" in path for path in paths)
     return _class_folders(paths) if 2 * in_folders > len(paths) else ()
 
@@ -269,13 +269,13 @@ def _class_folders(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def find_images(root: Path) -> Iterator[str]:
-    """Paths below `root` (with `/`) that end like images, but for hidden files and folders.
+    """Paths below `root` (with `/`) with the suffix of an image, except hidden files and folders.
 
-    Links are followed; a folder that was met before, as in a circle of links, is named and left out.
-    So is what runs have written, where it lies below `root`: their pictures are no data.
+    Links are followed; a folder that was visited before, as with circular links, is left out with a
+    warning. Run directories below `root` are left out, too: their images are not data.
 
     Raises:
-        UserError: a folder that cannot be listed.
+        UserError: a folder cannot be listed.
     """
     seen: dict[str, str] = {}
     waiting = [""]
@@ -305,12 +305,12 @@ def find_images(root: Path) -> Iterator[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether no one put a file or folder there to be looked at (`__MACOSX`: a Mac's archives)."""
+    """Whether a file or folder is hidden, or was added to an archive by macOS (`__MACOSX`)."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a run of simmim, also one called from Python, has written into a folder."""
+    """Whether a folder is a run directory of simmim, also of a run called from Python."""
     return (folder / ".hydra" / "resolved.yaml").exists() or all(
         (folder / name).is_dir() for name in ("checkpoints", "reconstructions")
     )
@@ -322,7 +322,7 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
 
 
 def _folder_names(root: Path) -> list[str]:
-    """The folders in one, but for hidden ones."""
+    """Names of the folders in `root`, except hidden ones."""
     entries = [entry for entry in _list(root) if not _is_hidden(entry.name)]
     return sorted(entry.name for entry in entries if _is_folder(entry))
 
@@ -348,17 +348,17 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError as error:  # as of a link to itself
+    except OSError as error:  # such as a link to itself
         log.warning(f"{entry.path} cannot be followed ({error.strerror}): left out")
         return False
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a file, or a link to one that is gone: no folder, no pipe that waits."""
+    """Whether an entry is a file or a broken link, not a folder or a pipe, which would block."""
     try:
         return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
     except OSError:
-        return True  # whoever reads it says why not
+        return True  # reading it raises the error
 
 
 def _existing(root: str | Path, option: str = "data.root") -> Path:
@@ -366,12 +366,12 @@ def _existing(root: str | Path, option: str = "data.root") -> Path:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"{option} {root} {what}; set {option} to a folder of images")
-    # Lists of images name the same ones wherever a command is started.
+    # Absolute, so that lists of images hold for any working directory.
     return root.absolute()
 
 
 def _require_readable(root: Path, paths: Sequence[str], channels: int) -> None:
-    """Raises UserError if none of the first files can be decoded, with the first one's reason."""
+    """Raises UserError, with the first file's reason, if none of the first files can be decoded."""
     reason: UserError | None = None
     for path in paths[:_PROBED_FILES]:
         try:

@@ -1,16 +1,16 @@
 """Which files of a tar shard are images to train on, and which of them belong together.
 
-By WebDataset's convention the files of a sample stand together and share their name up to the first
-dot. What follows is a part's name and the ending (`7.depth.png`), or more of a file's own name, which
-has dots as well (`shot.2024.03.jpg`): no part is called `2024`. So no image is lost, whichever way the
-shards were made:
+By WebDataset's convention, the files of a sample are adjacent and share their name up to the first
+dot. The rest is a part's name and the ending (`7.depth.png`), or more of the file's own name, if
+that contains dots (`shot.2024.03.jpg`): no part is called `2024`. To lose no images, however the
+shards were made, a sample's images are:
 
-- a file without a part's name (`7.jpg`) is the sample's image, a JPEG before others; maps and masks
-  beside it are left out;
-- else the one that is called a picture (`7.rgb.png`);
-- else each is an image of its own, but for maps beside others (views: `7.left.jpg`, `7.right.jpg`).
+- the file without a part's name (`7.jpg`), a JPEG rather than others; maps and masks beside it are
+  left out;
+- else the file whose part's name says that it is the image (`7.rgb.png`);
+- else every file, except maps beside other images (views: `7.left.jpg`, `7.right.jpg`).
 
-`image_key` chooses in place of all this.
+`image_key` replaces these rules.
 """
 
 import re
@@ -34,7 +34,7 @@ _MAPS = re.compile(
     r"flow|disparity|edges?|alpha|matte|heatmap|thumb|thumbnail|target|gt)(?:_.*|\d*)"
 )
 _PREFERRED = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
-# Of names that share what stands before their first dot, so many are kept in memory together.
+# About this many files with the same name up to the first dot are kept in memory together.
 _MOST_TOGETHER = 64
 
 Content = TypeVar("Content")
@@ -44,9 +44,9 @@ class MemberName(NamedTuple):
     """A file's name within a shard.
 
     Attributes:
-        group: the name up to the first dot of its last part.
-        key: the same with what else is the file's own name.
-        part: what the file is of its sample; "" where its name says nothing.
+        group: the path up to the first dot of the file's name.
+        key: the path without part and ending.
+        part: what the file is in its sample, such as `depth`; "" if its name does not say.
         ending: from the last dot on, in lower case.
     """
 
@@ -57,12 +57,12 @@ class MemberName(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        """Whether it ends as an image's does."""
+        """Whether it has the ending of an image."""
         return self.ending in IMAGE_SUFFIXES
 
     @property
     def is_map(self) -> bool:
-        """Whether it tells something of an image, and is none to learn from."""
+        """Whether it is a map that describes an image, such as depth, not an image to train on."""
         return _MAPS.fullmatch(self.part.lower()) is not None
 
     @property
@@ -72,13 +72,13 @@ class MemberName(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """The first folder of the name; "" where it lies in none."""
+        """The first folder of the path; "" if it has none."""
         return self.key.split("/", 1)[0] if "/" in self.key else ""
 
 
 @dataclass(frozen=True)
 class File(Generic[Content]):
-    """A file of a shard: its name as it is there and taken apart, and what is in it."""
+    """A file of a shard: its path in the shard, its parsed name, and its content."""
 
     path: str
     name: MemberName
@@ -87,19 +87,19 @@ class File(Generic[Content]):
 
 @dataclass(frozen=True)
 class SampleImage(Generic[Content]):
-    """An image, and the label file that is for it, if any."""
+    """An image, and its label file, if any."""
 
     image: File[Content]
     label: File[Content] | None
 
 
 def split_name(name: str) -> MemberName:
-    """Takes a member's name apart."""
+    """Parses a member's name."""
     path = PurePosixPath(name)
     first, *rest = path.name.split(".")
     ending = f".{rest.pop().lower()}" if rest else ""
     parts: list[str] = []
-    # An ending such as .tar.gz has none before it that is a part.
+    # At most one word before the ending is a part.
     while rest and not parts and _PART.fullmatch(rest[-1]):
         parts.append(rest.pop())
     stem = ".".join([first, *rest])
@@ -108,7 +108,7 @@ def split_name(name: str) -> MemberName:
 
 
 def is_needed(name: str) -> bool:
-    """Whether a member is an image or a label: no hidden file, nor what a Mac adds to archives."""
+    """Whether a member is an image or a label, and neither hidden nor added by macOS."""
     path = PurePosixPath(name)
     if path.name.startswith(".") or "__MACOSX" in path.parts:
         return False
@@ -117,10 +117,10 @@ def is_needed(name: str) -> bool:
 
 
 def image_keys(image_key: str | Sequence[str] | None) -> tuple[str, ...]:
-    """What the option names: `jpg`, `jpg;png`, `left.*`, or a list; () for none.
+    """The patterns in `image_key`: `jpg`, `jpg;png`, `left.*`, or a list; () for None.
 
     Raises:
-        UserError: nothing but separators.
+        UserError: there is an empty pattern.
     """
     if image_key is None:
         return ()
@@ -135,7 +135,7 @@ def image_keys(image_key: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def group_files(files: Iterable[File[Content]]) -> Iterator[list[File[Content]]]:
-    """Files that stand together and share their name up to the first dot, not too many at a time."""
+    """Groups of adjacent files that share their name up to the first dot, each of limited size."""
     group: list[File[Content]] = []
     for file in files:
         if group:
@@ -152,7 +152,7 @@ def group_files(files: Iterable[File[Content]]) -> Iterator[list[File[Content]]]
 def choose_images(
     group: Sequence[File[Content]], keys: Sequence[str] = ()
 ) -> list[SampleImage[Content]]:
-    """The images of files that belong together, in their order, each with its label."""
+    """The images among files that belong together, in order, each with its label."""
     images = [file for file in group if file.name.is_image]
     labels = [file for file in group if file.name.ending == LABEL_SUFFIX]
     by_key: dict[str, list[File[Content]]] = {}
@@ -168,7 +168,7 @@ def choose_images(
 
 
 def _by_pattern(images: list[File[Content]], keys: Sequence[str]) -> list[File[Content]]:
-    """Those of the first pattern that any of them has."""
+    """The images that match the first pattern that any of them matches."""
     for key in keys:
         found = [image for image in images if fnmatchcase(image.name.suffixes, key)]
         if found:
@@ -187,7 +187,7 @@ def _by_name(images: list[File[Content]]) -> list[File[Content]]:
 
 
 def _label_of(image: File[Content], labels: Sequence[File[Content]]) -> File[Content] | None:
-    """The label of its very name, or of its sample."""
+    """The label file with exactly the image's name, or that of its sample."""
     wanted = (
         (image.name.key, image.name.part),
         (image.name.key, ""),

@@ -29,19 +29,19 @@ from simmim.utils.rng import derive_seed
 
 log = logging.getLogger(__name__)
 
-# A stream has no length to compare a header's size with.
+# Bytes, because a stream has no length with which to compare a header's size.
 _LARGEST_FILE = 1 << 30
 
 
 class ShardStream:
-    """Shards in a random order and their images through a shuffle buffer, by (seed, epoch).
+    """Shards in a random order, their images shuffled in a buffer, by (seed, epoch).
 
     Args:
-        urls: what the library opens: `https://…`, `s3`-like schemes, `file://…`, `pipe:COMMAND`.
+        urls: what the library can open: `https://…`, `s3`-like schemes, `file://…`, `pipe:COMMAND`.
         length: samples that count as an epoch.
-        buffer: samples that the shuffle buffer holds, encoded; 1 leaves the shards' order.
-        on_error: whether a damaged shard is named and left (`skip`) or stops the run.
-        keys: those of `data.image_key`.
+        buffer: samples that the shuffle buffer holds, encoded; 1 keeps the order in a shard.
+        on_error: whether a damaged shard is skipped with a warning (`skip`) or stops the run.
+        keys: the patterns of `data.image_key`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ShardStream:
         self._length = length
 
     def present_classes(self) -> tuple[str, ...]:
-        """All of them, for a stream is not read to find out."""
+        """All classes, because a stream is not read to find out."""
         return self.classes
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class ShardStream:
             try:
                 for group in group_files(_read_files(shard["stream"])):
                     yield from self._encode(group, shard["url"])
-            except Exception as error:  # of as many kinds as there are ways to open a shard
+            except Exception as error:  # of as many types as there are ways to open a shard
                 error.args = (*error.args, shard["url"])
                 if not handler(error):
                     return
@@ -118,7 +118,7 @@ class ShardStream:
             yield Encoded(image.content, f"{url}/{image.path}", label)
 
     def _tell(self, group: Sequence[File[bytes]], taken: set[str]) -> None:
-        """Says which images of samples are left out, once each, in the run's own processes."""
+        """Logs which images of samples are left out, once each, but not in loader workers."""
         left_out = {
             file.name.suffixes for file in group if file.name.is_image and file.path not in taken
         }
@@ -128,10 +128,10 @@ class ShardStream:
                 say(describe_left_out(left_out))
 
     def _report(self, named: set[str], error: Exception) -> bool:
-        """Whether to go on after a shard that cannot be read, or not to its end."""
+        """Whether to continue after a shard that cannot be read, or only in part."""
         if isinstance(error, UserError):
             raise error
-        # The library adds the shard's address to what the error says.
+        # The library adds the shard's URL to the error's arguments.
         url = next((text for text in reversed(error.args) if text in self.urls), "a shard")
         reason = str(error.args[0]).split(" @ ", 1)[0] if error.args else type(error).__name__
         what = f"{url} is damaged or cannot be read ({reason})"
@@ -155,10 +155,10 @@ def open_streams(
     samples_per_epoch: int | None,
     keys: Sequence[str] = (),
 ) -> tuple[ShardStream, FirstImages]:
-    """What a run trains on and holds out: the first images of `val_urls`, or of a share of `urls`.
+    """The training stream, and held-out images: the first of `val_urls`, or of the last `urls`.
 
     Raises:
-        UserError: an epoch of no known length, or one shard alone.
+        UserError: the length of an epoch is unknown, or there is only one shard.
     """
     everything = [*urls, *val_urls]
     about = describe_url(everything[0])
@@ -200,7 +200,7 @@ def open_streams(
 
 
 def describe_url(url: str) -> dict[str, Any]:
-    """What scripts/make_shards.py wrote beside a shard; nothing where that cannot be told."""
+    """The dataset.json of scripts/make_shards.py beside a shard; empty if it cannot be read."""
     if url.startswith("pipe:"):
         return {}
     try:
@@ -212,9 +212,9 @@ def describe_url(url: str) -> dict[str, Any]:
 
 
 def _read_files(stream: Any) -> Iterator[File[bytes]]:
-    """The images and labels of a file, pipe or response; nothing of a sample that a damage cuts off.
+    """The images and labels of a tar file, pipe or response.
 
-    Nothing else is read: no pickle comes near a decoder, and no member is as large as it likes.
+    Nothing else is read: no pickle reaches a decoder, and the size of a member is limited.
     """
     with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
         while (member := tar.next()) is not None:
@@ -229,7 +229,7 @@ def _read_files(stream: Any) -> Iterator[File[bytes]]:
 
 
 def _place(text: str, classes: tuple[str, ...]) -> int:
-    """A label's place in the classes; UserError for one that they do not have."""
+    """A label's index in `classes`; UserError if it is not one of them."""
     if text in classes:
         return classes.index(text)
     if text.isascii() and text.isdecimal() and int(text) < len(classes):

@@ -1,4 +1,4 @@
-"""Which tar shards there are, by patterns; and what is written beside them."""
+"""Finds tar shards by patterns, and reads the description beside them."""
 
 import json
 import os
@@ -18,17 +18,17 @@ _SHOWN = 5
 
 
 def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> list[str]:
-    """Paths and URLs of shards, in order: of folders, globs, brace lists, or several of them.
+    """Paths and URLs of shards, in order, from folders, globs, brace lists, or several of them.
 
     Raises:
-        UserError: a pattern that matches nothing, or a brace list of which files are missing.
+        UserError: a pattern matches nothing, or files of a brace list are missing.
     """
     require_webdataset()
     from braceexpand import braceexpand
 
     found: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        # A command is no pattern but for its braces.
+        # Of a command, only braces are expanded.
         is_list = "{" in pattern and not Path(pattern).exists()
         names = list(braceexpand(pattern)) if is_list else [pattern]
         missing = []
@@ -38,7 +38,7 @@ def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> lis
                 continue
             path = os.path.expanduser(name)  # noqa: PTH111
             if Path(path).is_dir():
-                # A Mac keeps what it knows of a file in `._NAME`.
+                # macOS stores a file's metadata in `._NAME`.
                 paths = Path(path).glob("*.[tT][aA][rR]")
                 matches = sorted(str(found) for found in paths if not found.name.startswith("."))
             else:
@@ -66,7 +66,7 @@ def find_shards(patterns: str | Sequence[str], option: str = "data.root") -> lis
 def sort_roots(
     root: str | Sequence[str], val_root: str | Sequence[str] | None
 ) -> tuple[str | Sequence[str], str | Sequence[str] | None]:
-    """The two as they are given, or the parts of a folder that has them, as `train` and `val`."""
+    """Both roots as given or, if `root` has parts such as `train` and `val`, these."""
     if val_root is None and isinstance(root, str) and not is_url(root):
         folder = Path(root).expanduser()
         if folder.is_dir():
@@ -78,9 +78,10 @@ def sort_roots(
 
 
 def sort_shards(shards: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Shards to train on and to hold out where the names of all say which they are; else all and none.
+    """Training and held-out shards, if the names of all say which they are; else all and none.
 
-    As `imagenet-train-0001.tar` and `imagenet-validation-0001.tar`, beside each other or in folders.
+    For example `imagenet-train-0001.tar` and `imagenet-validation-0001.tar`, in one folder or
+    several.
     """
     named: dict[Part | None, list[str]] = {}
     for shard in shards:
@@ -103,7 +104,7 @@ def is_url(name: str) -> bool:
 
 
 def require_webdataset() -> Any:
-    """The library, or UserError where it is not installed."""
+    """The `webdataset` library; UserError if it is not installed."""
     try:
         import webdataset
     except ImportError:
@@ -114,7 +115,7 @@ def require_webdataset() -> Any:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What scripts/make_shards.py wrote beside the shards; nothing where it did not make them."""
+    """The dataset.json of scripts/make_shards.py beside the shards; empty if there is none."""
     path = folder / DESCRIPTION
     try:
         description = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Tar shards on a disk: their images by index."""
+"""Tar shards on a disk, with access to their images by index."""
 
 import logging
 import os
@@ -34,7 +34,7 @@ _NONE = np.zeros(0, np.int64)
 
 
 class Shards(NamedTuple):
-    """Shards with their indexes, and the names of the classes that their labels mean."""
+    """Shards with their indexes, and the names of the classes."""
 
     paths: list[Path]
     indexes: list[ShardIndex]
@@ -42,10 +42,10 @@ class Shards(NamedTuple):
 
 
 class ShardImages:
-    """Images of tar shards, in the order of the shards; `kept` are those that belong (None: all).
+    """Images of tar shards, in the order of the shards; `kept` are the indices by shard (None: all).
 
     Attributes:
-        counts: how many of them each shard holds.
+        counts: number of these images in each shard.
         damaged: shards that end early, and why.
     """
 
@@ -71,11 +71,11 @@ class ShardImages:
             [_NONE, *(_number(index.labels[some], shards.classes) for index, some in parts)]
         )
         self._names = [index.names[some] for index, some in parts]
-        # Files that this process has open, those last used at the end.
+        # Files that this process has open, the most recently used at the end.
         self._files: OrderedDict[int, int] = OrderedDict()
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some image here has."""
+        """The classes that occur in these images."""
         return tuple(sorted(self.classes[label] for label in np.unique(self._labels) if label >= 0))
 
     def __len__(self) -> int:
@@ -83,22 +83,22 @@ class ShardImages:
         return len(self._offsets)
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
-        """Reads and decodes one image; UserError names one that cannot be read."""
+        """Reads and decodes one image; a UserError names it if it cannot be read."""
         picture, label = self.open(index)
         return picture.decode(), label
 
     def open(self, index: int) -> tuple[LazyImage, int]:
-        """The same, decoded later if it can be."""
+        """Like `load`, but with decoding deferred if possible."""
         picture = open_encoded(self.read(index), self.identifier(index), self.channels)
         return picture, int(self._labels[index])
 
     def read(self, index: int) -> bytes:
-        """The file of one image; UnreadableImageError where the shard does not give it."""
+        """The encoded file of one image; UnreadableImageError if it cannot be read."""
         shard, size = self._shard(index), int(self._sizes[index])
         try:
             data = os.pread(self._file(shard), size, int(self._offsets[index]))
         except OSError as error:
-            if shard in self._files:  # stale, it may be, and another attempt opens it anew
+            if shard in self._files:  # it may be stale; the next attempt opens it again
                 os.close(self._files.pop(shard))
             raise unreadable(self.identifier(index), error) from error
         if len(data) != size:
@@ -112,14 +112,14 @@ class ShardImages:
         return f"{self.paths[shard]}/{os.fsdecode(name)}"
 
     def order(self, buffer: int) -> Order:
-        """Shards in a random order, images shuffled among `buffer` neighbours."""
+        """Shards in a random order, their images shuffled in a buffer of `buffer` images."""
         return partial(shuffle_nearby, self.counts, buffer)
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self._last, index, side="right"))
 
     def _file(self, shard: int) -> int:
-        """An open file of the shard; those not used for longest are closed."""
+        """The shard's open file; if too many are open, closes the least recently used."""
         if shard not in self._files:
             self._files[shard] = os.open(self.paths[shard], os.O_RDONLY)
             if len(self._files) > _MOST_OPEN_FILES:
@@ -128,7 +128,7 @@ class ShardImages:
         return self._files[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, which are this process's own."""
+        """The state without open files, which belong to this process."""
         return self.__dict__ | {"_files": OrderedDict()}
 
 
@@ -142,18 +142,18 @@ def open_shards(
     samples_per_epoch: int | None,
     keys: Sequence[str] = (),
 ) -> tuple[ShardImages, ShardImages]:
-    """What a run trains on and holds out: of `val_paths` all, or a share of the images of `paths`.
+    """The training and held-out images: all of `val_paths`, or a fraction `val_ratio` of `paths`.
 
     Raises:
-        UserError: shards that are damaged where `on_error` is `raise`, that hold no image, or whose
-            labels mean no classes; a length of the epoch, which is all images.
+        UserError: shards are damaged (if `on_error` is `raise`), hold no image, or have labels that
+            are not classes; or `samples_per_epoch` is set, though an epoch is all images.
     """
     if samples_per_epoch is not None:
         raise UserError(
             f"data.samples_per_epoch={samples_per_epoch} is for streamed shards and these are on "
             "a disk, where an epoch is all images; use data.samples_per_epoch=null"
         )
-    # Lists of images name the same ones wherever a command is started.
+    # Absolute, so that lists of images hold for any working directory.
     everything = [Path(path).absolute() for path in (*paths, *val_paths)]
     indexes = index_shards(everything, on_error, keys)
     classes = name_classes(indexes, everything[0].parent)
@@ -170,13 +170,13 @@ def open_shards(
 def index_shards(
     paths: Sequence[Path], on_error: OnError, keys: Sequence[str] = ()
 ) -> list[ShardIndex]:
-    """Indexes of shards that are on a disk; says which are damaged, and what is left out of samples.
+    """Indexes of shards on a disk; logs which are damaged, and which images of samples are left out.
 
-    `keys` are those of `data.image_key`.
+    `keys` are the patterns of `data.image_key`.
 
     Raises:
-        UserError: a compressed shard, one that is damaged where `on_error` is `raise`, or none that
-            holds an image.
+        UserError: a shard is compressed, or damaged (if `on_error` is `raise`), or none holds an
+            image.
     """
     try:
         for path in paths:
@@ -213,9 +213,10 @@ def index_shards(
 
 
 def name_classes(indexes: Sequence[ShardIndex], folder: Path) -> tuple[str, ...]:
-    """The classes' names, in the order of their labels; none where an image has no label.
+    """The classes' names, in the order of their labels; empty if an image has no label.
 
-    Labels that are numbers are places in `classes` of the folder's dataset.json, or their own names.
+    Labels that are numbers are indices in `classes` of the folder's dataset.json; without it, they
+    are the names.
     """
     found = {label for index in indexes for label in np.unique(index.labels).tolist()}
     if b"" in found:
@@ -230,14 +231,14 @@ def name_classes(indexes: Sequence[ShardIndex], folder: Path) -> tuple[str, ...]
             f"{folder / DESCRIPTION} names {len(described)} classes and a label is {highest}; "
             "correct the file, or remove it"
         )
-    # A label far beyond the number of images is no place in a list.
+    # A label far beyond the number of images is not the index of a class.
     if highest >= max(100_000, sum(map(len, indexes))):
         raise UserError(f"a label in {folder} is {highest}, which is no number of a class")
     return described or tuple(map(str, range(highest + 1)))
 
 
 def require_same_classes(folder: Path, val_folder: Path) -> None:
-    """Raises UserError where a number is one class to train on and another held out."""
+    """Raises UserError if a number means different classes in training and held-out shards."""
     one, other = (describe(place).get("classes") for place in (folder, val_folder))
     if one and other and one != other:
         raise UserError(
@@ -249,10 +250,10 @@ def require_same_classes(folder: Path, val_folder: Path) -> None:
 def split_shards(
     shards: Shards, val_ratio: float, channels: int
 ) -> tuple[ShardImages, ShardImages]:
-    """A share of the images held out, chosen by their shards' names and places alone.
+    """Holds out a fraction of the images, chosen only by their shards' names and their indices.
 
     Raises:
-        UserError: a ratio that is none, or that leaves either part empty.
+        UserError: the ratio is not between 0 and 1, or there is only one image.
     """
     total = sum(map(len, shards.indexes))
     if not 0 < val_ratio < 1:
@@ -281,12 +282,12 @@ def split_shards(
 
 @rank_zero_only
 def _say(write: Callable[[str], None], message: str) -> None:
-    """Once, however many devices there are."""
+    """Logs a message, on rank 0 only."""
     write(message)
 
 
 def _number(labels: Shaped[np.ndarray, " n"], classes: tuple[str, ...]) -> Int[np.ndarray, " n"]:
-    """Labels as places in the classes; -1 without any."""
+    """Labels as indices of `classes`; all -1 without classes."""
     if not classes:
         return np.full(len(labels), -1, np.int64)
     places = {os.fsencode(name): place for place, name in enumerate(classes)}

@@ -1,9 +1,9 @@
-"""Images that can only be read one after another: streams, and what makes batches of them.
+"""Streams, whose images can only be read one after another, and the dataset that reads them.
 
-A batch is read from one of several lanes, which the batches of a rank take in turn, and a worker
-opens the lanes of the batches that it is given. So the content of a batch is a function of (seed,
-epoch, its number, rank, number of ranks and of lanes), and a resumed run finds its place by passing
-over what comes before, undecoded.
+A rank's part of a stream consists of lanes. Its batches are read from the lanes in turn, and a
+worker opens the lanes of the batches that it is given. So the content of a batch is a function of
+(seed, epoch, its number, rank, number of ranks and of lanes), and a resumed run finds its place by
+skipping the images before it, undecoded.
 """
 
 from collections import deque
@@ -25,18 +25,18 @@ from simmim.utils.rng import derive_seed
 
 
 class Encoded(NamedTuple):
-    """An image as a file's content, what names it to a person, and its label (-1: none)."""
+    """An encoded image file's content, its readable name, and its label (-1: none)."""
 
     data: bytes
     name: str
     label: int
 
     def decode(self, channels: int) -> Real[Tensor, "c h w"]:
-        """The image; UserError names one that cannot be read."""
+        """Decodes the image; a UserError names it if it cannot be read."""
         return self.open(channels).decode()
 
     def open(self, channels: int) -> LazyImage:
-        """The same, decoded later if it can be."""
+        """Like `decode`, but with decoding deferred if possible."""
         return open_encoded(self.data, self.name, channels)
 
 
@@ -53,7 +53,7 @@ class ImageStream(Protocol):
         """Channels of each image."""
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some image of this stream may have."""
+        """The classes that may occur in this stream."""
 
     def __len__(self) -> int:
         """Samples that count as an epoch."""
@@ -63,7 +63,7 @@ class ImageStream(Protocol):
 
 
 class FirstImages:
-    """The first images of a stream, kept in memory undecoded: what is held out of one."""
+    """The first images of a stream, kept in memory undecoded: its held-out images."""
 
     def __init__(
         self, images: Iterator[Encoded], limit: int, classes: tuple[str, ...], channels: int
@@ -73,12 +73,12 @@ class FirstImages:
         self.channels = channels
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some image here has."""
+        """The classes that occur in these images."""
         labels = sorted({image.label for image in self.images if image.label >= 0})
         return tuple(self.classes[label] for label in labels)
 
     def unlabelled(self) -> list[int]:
-        """The images without a label, where others have one."""
+        """Indices of the images without a label, if there are classes."""
         if not self.classes:
             return []
         return [index for index, image in enumerate(self.images) if image.label < 0]
@@ -88,25 +88,25 @@ class FirstImages:
         return len(self.images)
 
     def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
-        """Decodes one image; UserError names one that cannot be read."""
+        """Decodes one image; a UserError names it if it cannot be read."""
         return self.images[index].decode(self.channels), self.images[index].label
 
     def open(self, index: int) -> tuple[LazyImage, int]:
-        """The same, decoded later if it can be."""
+        """Like `load`, but with decoding deferred if possible."""
         return self.images[index].open(self.channels), self.images[index].label
 
     def identifier(self, index: int) -> str:
-        """Its place in the stream."""
+        """The image's name in the stream."""
         return self.images[index].name
 
 
 class StreamedImages(Dataset[Sample]):
-    """A stream seen through a transform, by keys that ask for places of the epoch in turn.
+    """A stream with a transform, read by keys that request places of the epoch in order.
 
-    The key's index is the sample's place in the epoch over all ranks, as `TrainSampler` deals them.
-    Randomness depends on (seed, epoch, index). An unreadable image is replaced by the next of its
-    lane; one that replaces another, or comes again because its share of the stream is shorter than
-    the epoch, is marked as a repeat.
+    A key's index is the sample's place in the epoch over all ranks, as `TrainSampler` distributes
+    them. Randomness depends on (seed, epoch, index). An unreadable image is replaced by the next of
+    its lane; an image that replaces another, or is read again because its part of the stream is
+    shorter than the epoch, is marked as a repeat.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class StreamedImages(Dataset[Sample]):
         self._open: dict[int, _Lane] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker, which opens lanes of its own."""
+        """The state for a worker, which opens its own lanes."""
         return self.__dict__ | {"_open": {}}
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class StreamedImages(Dataset[Sample]):
     def read(
         self, key: SampleKey, transform: Callable[[LazyImage], Image]
     ) -> tuple[Image, int, int]:
-        """The same by another transform: what it makes of the picture, its label and index."""
+        """Like `__getitem__` with another transform: the transformed image, its label and index."""
         batch, place = divmod(key.sample_index, self.batch_size * self.world_size)
         turn, lane = divmod(batch, self.lanes)
         self._advance(key.epoch, lane, turn * self.batch_size + place % self.batch_size)
@@ -157,8 +157,9 @@ class StreamedImages(Dataset[Sample]):
         return chosen.image, chosen.label, -1 if is_repeat else key.sample_index
 
     def _advance(self, epoch: int, number: int, position: int) -> None:
-        """Brings a lane to a position: forwards where it can, anew for another epoch."""
-        # Another epoch may give this worker other lanes, and each keeps a buffer of images.
+        """Moves a lane to a position: forwards if possible, else from its start."""
+        # In another epoch, this worker may get other lanes, and each open one holds a buffer of
+        # images.
         self._open = {number: lane for number, lane in self._open.items() if lane.epoch == epoch}
         lane = self._open.get(number)
         if lane is None or lane.position > position:
@@ -183,7 +184,7 @@ class StreamedImages(Dataset[Sample]):
 
 
 class _Lane:
-    """A part of the epoch's stream, begun again when it ends before the epoch does."""
+    """A part of the epoch's stream, which starts again if it ends before the epoch does."""
 
     def __init__(self, epoch: int, stream: ImageStream, part: int, parts: int) -> None:
         self.epoch = epoch
@@ -192,7 +193,7 @@ class _Lane:
         self._images = _endless(lambda: stream.read_part(epoch, part, parts))
 
     def pass_to(self, position: int) -> None:
-        """Leaves out what comes before a position."""
+        """Skips the images before a position."""
         while self.position < position:
             if self._ahead:
                 self._ahead.popleft()
@@ -201,7 +202,7 @@ class _Lane:
             self.position += 1
 
     def look_ahead(self, distance: int) -> tuple[Encoded, bool]:
-        """What comes so many images later, and whether it has come before."""
+        """The image at this distance ahead, and whether it is a repeat."""
         while len(self._ahead) <= distance:
             self._ahead.append(next(self._images))
         return self._ahead[distance]

@@ -1,8 +1,9 @@
-"""Where the images of a tar shard are: so that a shard is read at random, like a folder.
+"""Indexes of the images in tar shards, for random access as in a folder.
 
-Which files are images is told in `shard_samples`; an image's label is a `.cls`, or the folder that the
-name begins with. An index is kept beside the shards in `.simmim-index` (where that can be written) and
-made anew when a shard's size or time, or what is asked of it, has changed.
+`shard_samples` decides which files are images; an image's label is in a `.cls` file, or is the
+first folder of its path. An index is stored beside the shards in `.simmim-index` (if that is
+writable), and made again when a shard's size or modification time, or `data.image_key`, has
+changed.
 """
 
 import os
@@ -29,14 +30,14 @@ from simmim.data.sources.shard_samples import (
 from simmim.utils.errors import UserError
 
 INDEX_FOLDER = ".simmim-index"
-# Longer labels are none.
+# Bytes; longer contents are not labels.
 _LONGEST_LABEL = 256
 _NO_LABEL = b"-1"
-# Longer names are damage: an index has as many bytes for each as for the longest.
+# Longer names count as damage: an index takes as many bytes for each name as for the longest.
 _LONGEST_NAME = 1024
-# Of a header that holds a long name or other attributes; ordinary ones have some hundred bytes.
+# Bytes of a header with a long name or other attributes; usual ones have a few hundred.
 _LONGEST_HEADER = 1 << 14
-# Of all members, each of which keeps a copy.
+# Global attributes, of which each member keeps a copy.
 _MOST_ATTRIBUTES = 100
 _HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
@@ -46,7 +47,7 @@ _HEADERS = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _COLUMNS = ("offsets", "sizes", "names", "labels")
-# What the readers raise for a damaged file.
+# Errors that the readers raise for a damaged file.
 _DAMAGED = (
     *(
         tarfile.TarError,
@@ -59,16 +60,16 @@ _DAMAGED = (
     ),
     *(TypeError, AttributeError),
 )
-# Of indexes of other kinds, nothing is believed.
+# Indexes of other versions are not used.
 _VERSION = 2
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
 class Member(tarfile.TarInfo):
-    """A member whose header is not believed: none makes the reader take more than a little memory."""
+    """A member whose header is checked first, so that no header makes the reader take much memory."""
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        """Reads what belongs to the header (tarfile calls this, and means it to be overridden)."""
+        """Reads what belongs to the header (tarfile calls this; it is meant to be overridden)."""
         if self.size < 0 or (self.type in _HEADERS and self.size > _LONGEST_HEADER):
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         if self.type == tarfile.GNUTYPE_SPARSE:
@@ -85,10 +86,10 @@ class Member(tarfile.TarInfo):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The images of one shard in their order; `damage` is why it ends early ("" where it is whole).
+    """The images of one shard in order; `damage` is why the shard ends early ("" if it does not).
 
-    `labels` are what `.cls` or the folder says ("" for none), as bytes like the names. `left_out` are
-    endings of other images of the same samples, `;` between them.
+    `labels` are from `.cls` files or folders (empty for none), as bytes, like the names. `left_out`
+    has the endings of the samples' other images, separated by `;`.
     """
 
     offsets: Int[np.ndarray, " n"]
@@ -104,9 +105,9 @@ class ShardIndex:
 
 
 def index_shard(path: Path, keys: Sequence[str] = ()) -> ShardIndex:
-    """The index of a shard: the one that was kept, if it is still true, else a new one.
+    """The index of a shard: the stored one, if it is up to date, else a new one.
 
-    `keys` are those of `data.image_key`.
+    `keys` are the patterns of `data.image_key`.
     """
     kept = path.parent / INDEX_FOLDER / f"{path.name}.npz"
     status = path.stat()
@@ -116,29 +117,29 @@ def index_shard(path: Path, keys: Sequence[str] = ()) -> ShardIndex:
         index = _read_index(kept, stamp, asked)
         if index is not None:
             return index
-    # There is none, or it was cut off; what else is wrong with it shows in many ways.
+    # There is none, or it is cut off or damaged, which raises many types of errors.
     except (*_DAMAGED, OSError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
         pass
     index = scan_shard(path, keys)
     if index.damage:
-        return index  # it may be mended without another size or time
+        return index  # it may be repaired without a new size or time
     try:
         kept.parent.mkdir(exist_ok=True)
-        # Written beside and renamed: other processes and machines may do the same.
+        # Written to a temporary file and renamed: other processes and machines may do the same.
         with NamedTemporaryFile(dir=kept.parent, delete=False) as file:
             np.savez(file, **vars(index), stamp=stamp, asked=np.array(asked))
         Path(file.name).chmod(0o644)
         Path(file.name).replace(kept)
     except OSError:
-        pass  # a folder that is only read is indexed by every run
+        pass  # every run indexes a read-only folder again
     return index
 
 
 def _read_index(path: Path, stamp: Int[np.ndarray, "2"], asked: str) -> ShardIndex | None:
-    """An index that was kept; None if its shard has changed since, or it cannot be of that shard."""
+    """A stored index; None if its shard has changed since, or it cannot be of this shard."""
     length = int(stamp[0])
     with np.load(path, allow_pickle=False) as file:
-        # A sample takes two blocks of the shard at least, and a name and a label here.
+        # A sample takes at least two blocks of the shard, and a name and a label of the index.
         most = (length // tarfile.BLOCKSIZE + 1) * (_LONGEST_NAME + _LONGEST_LABEL) + (1 << 16)
         if sum(entry.file_size for entry in file.zip.infolist()) > most:
             return None
@@ -156,7 +157,7 @@ def _read_index(path: Path, stamp: Int[np.ndarray, "2"], asked: str) -> ShardInd
 
 
 class _Stored(NamedTuple):
-    """Where a file's content is; of a label, what it says."""
+    """Where a file's content is, in bytes, and the label of a label file."""
 
     offset: int
     size: int
@@ -164,10 +165,10 @@ class _Stored(NamedTuple):
 
 
 def scan_shard(path: Path, keys: Sequence[str] = ()) -> ShardIndex:
-    """Reads the headers of an uncompressed tar file. Nothing after a damage is kept.
+    """Reads the headers of an uncompressed tar file, up to the first damage.
 
     Raises:
-        OSError: it cannot be read just now.
+        OSError: the file cannot be read at the moment.
     """
     files, damage = _read_files(path)
     chosen, left_out = [], set()
@@ -194,9 +195,9 @@ def scan_shard(path: Path, keys: Sequence[str] = ()) -> ShardIndex:
 
 
 def _read_files(path: Path) -> tuple[list[File[_Stored]], str]:
-    """Images and labels of a shard in their order, and why it ends early ("": it does not)."""
+    """Images and labels of a shard in order, and why it ends early ("" if it does not)."""
     files: list[File[_Stored]] = []
-    # Whether or not it is needed: what stands before a damage may lack a part.
+    # Key of the last file, needed or not: the sample just before a damage may lack a part.
     last = ""
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
@@ -226,13 +227,13 @@ def _read_files(path: Path) -> tuple[list[File[_Stored]], str]:
 
 
 def parse_label(content: bytes) -> bytes:
-    """What a `.cls` file says; nothing where that is -1, or too long to be a label."""
+    """The label in a `.cls` file; empty if it is -1, or too long to be a label."""
     label = content.strip()
     return b"" if label == _NO_LABEL or len(content) > _LONGEST_LABEL else label
 
 
 def require_tar(path: Path) -> None:
-    """Raises UserError for a compressed shard, which cannot be read at random."""
+    """Raises UserError for a compressed shard, which has no random access."""
     with path.open("rb") as file:
         start = file.read(6)
     compressed = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")

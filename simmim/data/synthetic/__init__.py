@@ -1,1 +1,1 @@
-"""The demo's images, drawn."""
+"""The images of the demo data, which simmim draws itself."""

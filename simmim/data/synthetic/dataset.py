@@ -1,12 +1,12 @@
 """The ``demo`` data: pictures that simmim draws itself, with no file and no network.
 
-A picture shows a textured ground, whose texture is its class, with things lying on it. Colours,
-scale, tilt, light and clutter are drawn independently of the class. Sample ``i`` of a
-split depends on nothing but the seed, the name of the split and ``i``; the same arguments give
-the same bytes on the same machine and NumPy release.
+A picture shows a textured ground, whose texture is its class, with objects on it. Colours, scale,
+tilt, light and clutter are random and independent of the class. Sample ``i`` of a split depends
+only on the seed, the name of the split and ``i``; the same arguments give the same bytes on the
+same machine and NumPy release.
 
-A scene is first composed in relative units and then drawn at the wanted size: the origin is the
-middle of the picture, x points to the right, y upwards, and the shorter side runs from -1 to 1.
+A scene is first composed in relative units and then drawn at the requested size: the origin is the
+centre of the picture, x points to the right, y upwards, and the shorter side runs from -1 to 1.
 """
 
 import math
@@ -39,8 +39,8 @@ Matrix = list[list[float]]
 class Surface:
     """A texture in two colours (RGB, 0 to 1).
 
-    ``to_texture`` and then ``phase`` take a point of the picture to the texture's coordinates,
-    in which one period is 1.
+    ``to_texture`` and then ``phase`` map a point of the picture to the texture's coordinates, in
+    which one period is 1.
     """
 
     texture: str
@@ -53,10 +53,10 @@ class Surface:
 class Figure:
     """A shape with its surface.
 
-    ``to_shape`` takes a point of the picture, seen from the figure's middle, to the plane of the
-    shape; ``half_extent`` is half the width and height of a box around it. ``place`` (-1 to 1 in
-    x and y) is the fraction of the way from the middle of the picture to ``margin`` before its
-    borders, so a scene spreads over a picture of any proportions.
+    ``to_shape`` maps a point of the picture, relative to the figure's centre, to the plane of the
+    shape; ``half_extent`` is half the width and height of a box around it. ``place`` (-1 to 1 in x
+    and y) is the fraction of the way from the centre of the picture to ``margin`` before its
+    borders, so that a scene spreads over a picture of any aspect ratio.
     """
 
     shape: str
@@ -72,8 +72,8 @@ class Figure:
 class Scene:
     """What a picture shows, in relative units, whatever its size in pixels.
 
-    Each figure's shadow falls along ``shadow``, in proportion to its height over the ground, and
-    takes the share ``shading`` of the light. ``dimming`` is how fast the light fades along
+    Each figure's shadow falls along ``shadow``, in proportion to its height above the ground, and
+    takes away the fraction ``shading`` of the light. ``dimming`` is how fast the light fades along
     ``light_slope`` and away from ``light_centre``.
     """
 
@@ -99,12 +99,12 @@ BAR = Kind(sizes=(0.5, 1.6), tilt=math.pi, kept_whole=False)
 SMALL = Kind(sizes=(0.1, 0.2), tilt=math.pi, kept_whole=False)
 # The tilt stays below that at which a square stands on its corner or an arrow lies down.
 LARGE = Kind(sizes=(0.2, 0.4), tilt=0.6, kept_whole=True)
-# About two periods show, each several patches wide: enough to fill in what is hidden between.
+# About two periods are visible, each several patches wide: enough to fill in masked patches.
 GROUND_PERIODS, GROUND_TILT = (0.75, 1.1), 0.5
 FIGURE_PERIODS = (0.26, 0.44)
 SURFACES = TEXTURES | {"ramp": ramp}
 THINGS = [name for name in SHAPES if name != "bar"]
-# Where on the wheel of hues red, green and blue are.
+# Positions of red, green and blue on the wheel of hues.
 WHEEL = np.array([0, 1 / 3, 2 / 3], np.float32)
 
 
@@ -113,7 +113,7 @@ def render(
 ) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """Draw sample ``index`` of a split at ``image_size`` (height, width), with its label.
 
-    The label is a place in `DEMO_CLASSES`; each block of as many samples as there are classes
+    The label is an index in `DEMO_CLASSES`; each block of as many samples as there are classes
     holds every class once. The seed and the index are 0 or more. The ground's texture is
     ``detail`` times finer.
     """
@@ -140,7 +140,7 @@ def _compose(rng: np.random.Generator, texture: str, detail: float) -> Scene:
     ground_colours[1] = _standing_out(_colours(rng, 1, 8), ground_colours[:1])[0]
     figure_colours = np.empty((count, 2, 3), np.float32)
     figure_colours[:, 0] = _standing_out(_colours(rng, count, 8), ground_colours)
-    # The second colour is a shade of the first: a figure has to read as one thing.
+    # The second colour is a shade of the first: a figure has to look like one object.
     black_or_white = rng.integers(2, size=(count, 1))
     share = rng.uniform(0.3, 0.6, (count, 1))
     figure_colours[:, 1] = figure_colours[:, 0] * (1 - share) + black_or_white * share
@@ -193,7 +193,7 @@ def _colours(rng: np.random.Generator, *shape: int) -> Float[np.ndarray, "*shape
 def _standing_out(
     candidates: Float[np.ndarray, "n candidates 3"], ground: Float[np.ndarray, "colours 3"]
 ) -> Float[np.ndarray, "n 3"]:
-    """Of each row of colours, the one that differs most from all of the ground's."""
+    """The colour of each row that differs most from all of the ground's."""
     difference = np.abs(candidates[:, :, None] - ground).sum(axis=-1).min(axis=-1)
     return candidates[range(len(candidates)), difference.argmax(axis=1)]
 
@@ -204,7 +204,7 @@ def _rotations(angles: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 2 2"]:
 
 
 def _distortions(rng: np.random.Generator, count: int) -> Float[np.ndarray, "n 2 2"]:
-    """Stretch, shear and mirror, which leave the size of an area as it is."""
+    """Random stretch, shear and mirroring, which preserve areas."""
     stretch, shear = rng.uniform(0.85, 1.18, count), rng.uniform(-0.2, 0.2, count)
     mirror = 2 * rng.integers(2, size=count) - 1
     rows = [[mirror * stretch, shear], [np.zeros(count), 1 / stretch]]
@@ -242,9 +242,9 @@ def _draw(scene: Scene, image_size: tuple[int, int]) -> UInt8[np.ndarray, "h w 3
 def _stamp(
     figure: Figure, x: Row, y: Column, blur: float
 ) -> tuple[slice, slice, Float[np.ndarray, "rows columns"]]:
-    """The rows and columns a figure touches, and what share of each pixel there it covers.
+    """The rows and columns that a figure touches, and the fraction of each pixel that it covers.
 
-    ``x`` and ``y`` are seen from the middle of the figure; its outline is ``blur`` wide.
+    ``x`` and ``y`` are relative to the centre of the figure; its outline is ``blur`` wide.
     """
     columns = _within(x[0], figure.half_extent[0] + blur)
     rows = _within(-y[:, 0], figure.half_extent[1] + blur)
@@ -255,7 +255,7 @@ def _stamp(
 
 
 def _within(rising: Float[np.ndarray, " n"], reach: float) -> slice:
-    """Where rising values lie between ``-reach`` and ``reach``."""
+    """The slice of increasing values that are between ``-reach`` and ``reach``."""
     start, stop = rising.searchsorted((-reach, reach)).tolist()
     return slice(start, stop)
 
@@ -269,7 +269,7 @@ def _paint(surface: Surface, x: Row, y: Column, pixel: float) -> Float[np.ndarra
 
 
 def _light(scene: Scene, x: Row, y: Column) -> Plane:
-    """The light (0 to 1) at points given as fractions of the way from middle to borders."""
+    """The light (0 to 1) at points given as fractions of the way from centre to borders."""
     along = (scene.light_slope[0] * x + scene.light_slope[1] * y) / math.sqrt(2)
     away = (x - scene.light_centre[0]) ** 2 + (y - scene.light_centre[1]) ** 2
     return 1 / (1 + scene.dimming * (1 + along + away / 2))
@@ -278,9 +278,9 @@ def _light(scene: Scene, x: Row, y: Column) -> Plane:
 class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     """The first ``size`` demo pictures of a split, at ``image_size`` (height, width) in pixels.
 
-    ``pictures`` are ``textures``, as here, or ``mosaics``, as in `mosaics.py`. At ``detail`` 1
-    every picture shows as many periods of its texture, or as many tiles, whatever its size; at
-    ``detail`` 3 three times as many: as a photograph of three times the size shows more.
+    ``pictures`` are ``textures``, as here, or ``mosaics``, as in `mosaics.py`. At ``detail`` 1,
+    pictures of all sizes show the same number of periods of their texture, or of tiles; at
+    ``detail`` 3, three times as many, as a photograph of three times the size shows more.
 
     Raises `UserError` (a ValueError) for unknown pictures, and for a size, an image size, a seed or a
     detail that is too small.
@@ -333,12 +333,12 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
         return self.load(index)
 
     def present_classes(self) -> tuple[str, ...]:
-        """The classes that some picture here shows."""
+        """The classes that occur in these pictures."""
         labels = {self.load(index)[1] for index in range(min(len(self), 2 * len(self.classes)))}
         return tuple(self.classes[label] for label in sorted(labels))
 
     def load(self, index: int) -> tuple[UInt8[torch.Tensor, "3 h w"], int]:
-        """The picture and its label, a place in `classes`; IndexError where there is none."""
+        """The picture and its label, an index in `classes`; IndexError if there is none."""
         self._check(index)
         picture, label = self._render(
             self._seed, self._split, index, self._image_size, self._detail
@@ -346,7 +346,7 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), label
 
     def identifier(self, index: int) -> str:
-        """A name for a sample, such as ``demo/train/17``; IndexError where there is none."""
+        """A name for a sample, such as ``demo/train/17``; IndexError if there is none."""
         self._check(index)
         return f"demo/{self._split}/{index}"
 

@@ -77,7 +77,7 @@ def _convex(*corners: tuple[float, float]) -> Outline:
 
 
 def _star() -> Outline:
-    """The five-pointed star: what lies behind at least four of five lines."""
+    """The five-pointed star: the points behind at least four of five lines."""
     turns = 2 * np.pi * (np.arange(5) / 5 + 0.1)
     lines = np.array([np.sin(turns), np.cos(turns), np.full(5, 0.34)], np.float32)[..., None, None]
 
@@ -103,7 +103,7 @@ def _union(first: Outline, second: Outline) -> Outline:
     return distance
 
 
-#: The outlines of the things that lie about in a demo picture.
+#: The outlines of the objects in a demo picture.
 SHAPES: dict[str, Outline] = {
     "arrow": _union(
         _convex((0.0, 1.0), (0.8, 0.0), (-0.8, 0.0)),

@@ -1,7 +1,7 @@
-"""The textures of the demo pictures: how much of a second colour shows at a point.
+"""The textures of the demo pictures: how much of a second colour is visible at a point.
 
 Each function takes coordinates ``u`` and ``v`` in periods and the width of a pixel in periods, and
-returns the share of the second colour, 0 to 1; edges are as wide as a pixel.
+returns the fraction of the second colour, 0 to 1; edges are as wide as a pixel.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ Texture: TypeAlias = Callable[[Plane, Plane, float], Plane]
 
 
 def coverage(distance: Plane, blur: float) -> Plane:
-    """How much of a pixel lies inside an outline ``blur`` wide at this signed distance."""
+    """The fraction of a pixel inside an outline that is ``blur`` wide, at this signed distance."""
     return np.minimum(np.maximum(0.5 - distance * (1 / blur), 0), 1)
 
 
 def ramp(u: Plane, v: Plane, pixel: float) -> Plane:
-    """From one colour to the other, evenly."""
+    """A linear gradient from one colour to the other."""
     return np.minimum(np.maximum(0.5 + 0.3 * u, 0), 1)
 
 
@@ -89,7 +89,7 @@ def _scales(u: Plane, v: Plane, pixel: float) -> Plane:
     return coverage(np.abs(length(across, _from_middle(v) + 0.25) - 0.45) - 0.1, pixel)
 
 
-#: The textures that a demo picture can be about, by the name of their class.
+#: The textures of the demo pictures' classes, by the name of the class.
 TEXTURES: dict[str, Texture] = {
     "bricks": _bricks,
     "checks": _checks,

@@ -1,1 +1,1 @@
-"""What becomes of images that cannot be read."""
+"""Handling of images that cannot be read."""

@@ -1,4 +1,4 @@
-"""What becomes of images that cannot be read: another takes the place of each, or the run stops."""
+"""What happens to images that cannot be read: each is replaced by another, or the run stops."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from simmim.utils.errors import UnreadableImageError, UserError
 OnError = Literal["skip", "raise"]
 Decode = Literal["workers", "device"]
 
-# A source with so many unreadable images in a row is no source.
+# After this many unreadable images in a row, the run stops.
 _MOST_REPLACEMENTS = 100
-# Of fewer images, one is too large a share to judge all by.
+# With fewer images, a single unreadable one would be too large a fraction.
 _FEW = 100
 
 
@@ -34,11 +34,11 @@ class ReadingOptions(TypedDict, total=False):
 
 @runtime_checkable
 class Typed(Protocol):
-    """An image: a tensor, or what will be one."""
+    """An image: a tensor, or something that will be decoded to one."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of its values."""
+        """The dtype of its values."""
 
 
 Image = TypeVar("Image", bound=Typed)
@@ -54,7 +54,7 @@ class Candidate(Generic[Image]):
 
 @dataclass(frozen=True)
 class Chosen(Generic[Image]):
-    """An image and label, and whether others came before it that could not be read."""
+    """An image and its label, and whether it replaces others that could not be read."""
 
     image: Image
     label: int
@@ -62,11 +62,11 @@ class Chosen(Generic[Image]):
 
 
 class BadImagePolicy:
-    """How much is put up with, and what was.
+    """How many unreadable images are tolerated, and which were found.
 
     Attributes:
         skipped: the images that could not be read.
-        value_type: of all images (None: any), so that a batch has one.
+        value_type: dtype that all images must have (None: any), so that batches can be stacked.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class BadImagePolicy:
         self.value_type = value_type
 
     def first_readable(self, candidates: Iterator[Candidate[Image]], epoch: int) -> Chosen[Image]:
-        """The first that can be read; those before it are noted.
+        """The first candidate that can be read; unreadable ones before it are listed.
 
         Raises:
-            UnreadableImageError: one cannot, where `on_error` is `raise`.
-            UserError: too many cannot: in a row, or of the whole run.
+            UnreadableImageError: one cannot be read, and `on_error` is `raise`.
+            UserError: too many cannot be read: in a row, or in the whole run.
         """
         failed, passed_over, last = 0, 0, "all are in data.exclude"
         for turn, candidate in enumerate(candidates):
             if candidate.name in self.excluded:
                 passed_over += 1
-                if passed_over > len(self.excluded):  # a stream that has come round
+                if passed_over > len(self.excluded):  # a stream that has started again
                     break
                 continue
             try:
@@ -111,7 +111,7 @@ class BadImagePolicy:
         raise UserError(f"no image can be read, {failed} in a row were tried: {last}")
 
     def read(self, candidate: Candidate[Image]) -> tuple[Image, int]:
-        """One image and its label, within the limits and of the type of all.
+        """One image and its label, within the size limits and of the dtype of all images.
 
         Raises:
             UnreadableImageError: it cannot be read.
@@ -133,15 +133,15 @@ class Reading:
     """`ReadingOptions` with their defaults, checked.
 
     Attributes:
-        on_error: `skip`: the next image takes the place of one that cannot be read; or `raise`.
-        max_bad_fraction: of all images, or of 100 where there are fewer; with more that cannot be
-            read, the run stops.
-        max_pixels: see `Limits`, as the next two.
-        exclude: a list of images that are not tried (`skipped.read_names`).
-        decode: who decodes the JPEG files that are trained on (`device_decoding`).
+        on_error: `skip`: an image that cannot be read is replaced by the next one; or `raise`.
+        max_bad_fraction: of all images, or of 100 if there are fewer; if more cannot be read, the
+            run stops.
+        max_pixels: see `Limits`, as for the next two.
+        exclude: a file that lists images to leave out (`skipped_list.read_names`).
+        decode: who decodes JPEG training images, `workers` or `device` (`decoding.on_device`).
 
     Raises:
-        UserError: a value that cannot be, or no such list.
+        UserError: an invalid value, or no such file.
     """
 
     on_error: OnError = "skip"
@@ -160,11 +160,11 @@ class Reading:
         self.limits()
 
     def limits(self) -> Limits:
-        """The sizes that are read."""
+        """The limits on image sizes."""
         return Limits(self.max_pixels, self.min_side, self.max_aspect)
 
     def tolerance(self, images: int) -> BadImagePolicy:
-        """What it comes to for so many images."""
+        """The policy for this total number of `images`."""
         excluded = read_names(self.exclude)
         most = int(self.max_bad_fraction * max(images, _FEW))
         skipped = SkippedImages(most, images, excluded=excluded)

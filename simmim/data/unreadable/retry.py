@@ -1,4 +1,4 @@
-"""Why an image cannot be read, in words; and errors that pass, for which it is read again."""
+"""Explains why an image cannot be read, and retries after errors that may be temporary."""
 
 import errno
 import logging
@@ -14,7 +14,7 @@ Read = TypeVar("Read")
 
 log = logging.getLogger(__name__)
 
-# What a network file system says while its server is away or restarts.
+# Errors of a network file system while its server is down or restarts.
 _PASSING = frozenset(
     getattr(errno, name)
     for name in (
@@ -30,15 +30,15 @@ WAITS = (0.2, 1.0, 5.0)
 
 
 def unreadable(name: str, error: BaseException | str) -> UnreadableImageError:
-    """The error for an image of this name, with what its reader raised, or a reason, in words.
+    """The error for an image of this name; `error` is what its reader raised, or a reason in words.
 
     Raises:
-        UserError: `error` itself, where it is one: what has to be mended is not this image.
+        UserError: `error` itself, if it is one, because the fault is not in this image.
     """
     if isinstance(error, UserError):
         raise error
     reason = error if isinstance(error, str) else _explain(error)
-    # What a library is missing for is no fault of the image's, and the reason says which.
+    # A missing library is not the image's fault, and the reason names it.
     way_out = "" if isinstance(error, ImportError) else "; remove or replace it"
     return UnreadableImageError(f"cannot read image {name} ({reason}){way_out}", reason)
 
@@ -56,9 +56,9 @@ def _explain(error: BaseException) -> str:
 
 
 def retry_transient_io(read: Callable[[], Read]) -> Read:
-    """What `read` returns; after an error that may pass it is called again, up to three times.
+    """Returns the result of `read`; after a temporary error it is called again, up to three times.
 
-    Errors pass by their `errno`, which is looked for in the error and in what caused it.
+    Whether an error is temporary is decided by the `errno` of the error or of its causes.
     """
     for wait in WAITS:
         try:

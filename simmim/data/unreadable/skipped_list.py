@@ -1,4 +1,4 @@
-"""`skipped.jsonl`: the images that a run could not read, each once, whichever process met them."""
+"""`skipped.jsonl`: the images that a run could not read, each once, whichever process found it."""
 
 import json
 import logging
@@ -10,21 +10,21 @@ from simmim.utils.errors import UserError
 
 SKIPPED = "skipped.jsonl"
 
-# More are in the file alone.
+# Further ones are in the file only.
 _MOST_WARNINGS = 10
 
 log = logging.getLogger(__name__)
 
 
 class SkippedImages:
-    """The list of a run, shared by its loader workers and ranks through the file, and by its resumes.
+    """A run's list, shared through the file by its loader workers and ranks, and when it is resumed.
 
-    A line is written with the file locked, after those that others have written were read: so each
-    image stands there once. Without a `path`, each process keeps its own list.
+    A line is written while the file is locked, after reading the lines that others have written, so
+    that each image is listed once. Without a `path`, each process keeps its own list.
 
     Attributes:
-        most: so many images may be unreadable; one more stops the run.
-        of: how many images there are.
+        most: number of images that may be unreadable; one more stops the run.
+        of: number of all images.
         path: of the list.
         excluded: names that do not count.
     """
@@ -46,10 +46,10 @@ class SkippedImages:
         self._warnings = 0
 
     def note(self, name: str, reason: str, epoch: int) -> None:
-        """Takes down an image, unless it is known.
+        """Adds an image to the list, unless it is there.
 
         Raises:
-            UserError: there are more than may be.
+            UserError: there are more unreadable images than allowed.
         """
         entry = {"image": name, "reason": reason, "epoch": epoch}
         is_new = self._append(entry) if name not in self._names else False
@@ -72,7 +72,7 @@ class SkippedImages:
         return len(self._names)
 
     def _append(self, entry: dict[str, Any]) -> bool:
-        """Whether it was new to all processes."""
+        """Adds an entry to the list; returns whether it was new to all processes."""
         if self.path is None:
             self._names.add(entry["image"])
             return True
@@ -83,7 +83,7 @@ class SkippedImages:
                 if entry["image"] in self._names:
                     return False
                 line = json.dumps(entry) + "\n"
-                # What a killed process began is ended, so that it spoils no other line.
+                # Ends a line that a killed process left incomplete, so that this one can be read.
                 file.write(("\n" + line if is_cut_off else line).encode())
                 file.flush()
                 self._read_to = file.tell()
@@ -93,7 +93,7 @@ class SkippedImages:
         return True
 
     def _catch_up(self, file: Any) -> bool:
-        """Reads the lines that were added since; whether the last one has no end."""
+        """Reads the lines that were added since; returns whether the last one is incomplete."""
         file.seek(self._read_to)
         added = file.read()
         whole, _, rest = added.rpartition(b"\n")
@@ -112,7 +112,7 @@ class SkippedImages:
             log.warning(f"further images that cannot be read are in {self.path} alone")
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker, which reads the file for itself."""
+        """The state for a worker, which reads the file itself."""
         return (
             self.__dict__
             | {"_names": set(self._names) if self.path is None else set()}
@@ -124,7 +124,7 @@ def read_names(path: str | Path | None) -> frozenset[str]:
     """The images that a list names: a `skipped.jsonl`, or the `bad.jsonl` of `simmim.check`.
 
     Raises:
-        UserError: no such list.
+        UserError: the list cannot be read.
     """
     if path is None:
         return frozenset()
@@ -144,7 +144,7 @@ def read_names(path: str | Path | None) -> frozenset[str]:
 
 
 def require_named(path: str | None, excluded: Collection[str], names: Iterable[str]) -> None:
-    """Raises UserError where a list that excludes images has not one of these: it is of others."""
+    """Raises UserError if an exclusion list has none of these names: it is of other data."""
     other = None
     for name in names:
         if name in excluded:
@@ -168,7 +168,7 @@ def _image_of(line: bytes) -> str | None:
 
 
 def _lock(descriptor: int) -> None:
-    """For this process alone until the file is closed, where the file system has locks."""
+    """Locks a file for this process until it is closed, if the file system supports locks."""
     try:
         import fcntl
 
