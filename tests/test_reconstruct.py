@@ -17,8 +17,8 @@ from simmim.models.masking import enlarge
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import SwinTransformer
 from simmim.reconstruct.contact_sheet import TILES
-from simmim.reconstruct.fit import Fitted, fit_image
 from simmim.reconstruct.image_files import find_named
+from simmim.reconstruct.resize_to_model import Fitted, fit_image
 from simmim.reconstruct.stage import Filler, choose_bands
 from simmim.utils.errors import UserError
 from simmim.utils.normalization import Normalisation

@@ -1,9 +1,9 @@
-"""Looking inside an encoder: pure functions of an encoder and images, of features and of answers.
+"""Analysis of encoders: pure functions of an encoder and images, or of features.
 
-Images are normalised, `b c h w`, and go through in one batch. Nothing here trains, reads files or knows
-data; `plots` makes pictures, and `python -m simmim.analysis` does all of it for a run.
+Images are normalised, `b c h w`, and processed in one batch. These functions do not train or read
+files; `plots` draws figures, and `python -m simmim.analysis` does all of it for a run.
 
-Names load on first use, so that the command line answers without importing torch.
+Names are imported lazily, so that the command line responds without importing torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m simmim.analysis`: looks inside an encoder, and leaves pictures and tables."""
+"""`python -m simmim.analysis`: analyses an encoder and writes figures and tables."""
 
 from simmim.cli.main import run_command
 

@@ -1,7 +1,7 @@
-"""How large activations are by depth: Swin Transformer V2 (arXiv 2111.09883), figure 2.
+"""Activation amplitude by depth: Swin Transformer V2 (arXiv 2111.09883), figure 2.
 
-With pre-norm, what a block adds to the main branch is as large as its weights make it, and amplitudes
-grow with depth; with res-post-norm each branch is normalised before it is added (section 3.2).
+With pre-norm, branch outputs are added to the main branch without normalisation, and amplitudes
+grow with depth; with res-post-norm, each branch is normalised before it is added (section 3.2).
 """
 
 import math
@@ -22,13 +22,13 @@ from simmim.models.swin.hooks import (
 
 
 class BlockAmplitude(NamedTuple):
-    """Of one block, variances as `feature_variance` takes them, in squared units of activations.
+    """The variances of one block's activations, computed by `feature_variance`.
 
     Attributes:
-        name: `stage1_block1`.
-        output: of the main branch after the block.
-        attention: of what its attention branch adds to the main branch.
-        mlp: of what its MLP branch adds.
+        name: for example `stage1_block1`.
+        output: variance of the main branch after the block.
+        attention: variance of what the attention branch adds to the main branch.
+        mlp: variance of what the MLP branch adds to the main branch.
     """
 
     name: str
@@ -40,7 +40,7 @@ class BlockAmplitude(NamedTuple):
 def activation_amplitudes(
     encoder: SwinTransformer, images: Float[Tensor, "b c H W"]
 ) -> list[BlockAmplitude]:
-    """The amplitudes of every block in order, of normalised images that go through in one batch."""
+    """The amplitudes of every block in order, for one batch of normalised images."""
     outputs: dict[str, float] = {}
     branches: dict[str, list[float]] = {name: [] for name in named_blocks(encoder)}
 
@@ -50,7 +50,7 @@ def activation_amplitudes(
     def see_branch(name: str, branch: Tensor) -> None:
         branches[name].append(float(feature_variance(branch)))
 
-    # Drop path is the last that a branch passes through: first attention's, then the MLP's.
+    # Drop path is the last module of a branch; it runs for attention first, then for the MLP.
     drop_paths = {name: block.drop_path for name, block in named_blocks(encoder).items()}
     with (
         eval_mode(encoder),
@@ -62,6 +62,6 @@ def activation_amplitudes(
 
 
 def amplitude_ratio(blocks: Sequence[BlockAmplitude]) -> float:
-    """The largest of the blocks' outputs over the smallest: 10⁴ for pre-norm Swin-L in the paper."""
+    """The largest output amplitude of the blocks over the smallest; 10⁴ for pre-norm Swin-L (paper)."""
     outputs = [block.output for block in blocks]
     return max(outputs) / min(outputs) if min(outputs) > 0 else math.inf

@@ -1,7 +1,7 @@
-"""What tokens attend to: attention weights, maps of one token's attention, and mean distances.
+"""Attention analysis: attention weights, attention maps of one token, and mean distances.
 
-Weights of window attention are those of Swin Transformer V2 (arXiv 2111.09883, section 3.2) or V1, as
-the encoder's own modules compute them. Distances are those of ViT (arXiv 2010.11929, section 4.5).
+Weights are those of Swin Transformer V2 (arXiv 2111.09883, section 3.2) or V1, computed with the
+encoder's own modules. Attention distances are as in ViT (arXiv 2010.11929, section 4.5).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +24,13 @@ Mask = Bool[Tensor, "windows tokens tokens"] | None
 
 
 class BlockDistance(NamedTuple):
-    """How far the heads of one block look, in pixels of the image.
+    """The mean attention distance of one block's heads, in pixels of the image.
 
     Attributes:
-        name: `stage1_block1`.
-        heads: of each head, the distance between a token and what it attends to, weighted by attention,
-            in the mean over tokens and images.
-        uniform: the same of attention that is equal to all tokens that it may go to.
+        name: for example `stage1_block1`.
+        heads: for each head, the distance between query and key token, weighted by attention and
+            averaged over queries and images.
+        uniform: the distance for uniform attention to all tokens that are not masked.
     """
 
     name: str
@@ -39,7 +39,7 @@ class BlockDistance(NamedTuple):
 
 
 class BlockMap(NamedTuple):
-    """Where one token of each image looks in one block: weights on the feature map, 1 in the sum."""
+    """The attention map of one token of each image in one block; the weights sum to 1."""
 
     name: str
     weights: Float[Tensor, "b heads h w"]
@@ -50,10 +50,10 @@ def attention_weights(
     windows: Float[Tensor, "b windows tokens c"],
     mask: Mask = None,
 ) -> Float[Tensor, "b windows heads tokens tokens"]:
-    """The softmax of the module's logits, float32: a row a query, which sums to 1.
+    """The softmax of the module's logits in float32; each row is a query and sums to 1.
 
-    `windows` and `mask` are what the `attention` module's `forward` takes. Memory is that of the
-    whole result.
+    `windows` and `mask` are as in the `attention` module's `forward`. The whole result is held in
+    memory at once.
     """
     qkv = attention.project(windows)
     batch, count, tokens, _ = windows.shape
@@ -68,9 +68,9 @@ def attention_weights(
 def token_places(
     grid: WindowGrid, device: torch.device | None = None
 ) -> Int[Tensor, "windows tokens"]:
-    """Which token of the map, numbered row by row, stands where in the windows; -1 is padding."""
+    """The index in the map (row by row) of each token of the windows; -1 is padding."""
     height, width = grid.feature_size
-    # Counted from 1, for padding is filled with 0.
+    # Counted from 1, because padding is filled with 0.
     numbers = torch.arange(1, height * width + 1, dtype=torch.float64, device=device)
     return partition_windows(numbers.view(1, height, width, 1), grid)[0, :, :, 0].long() - 1
 
@@ -78,9 +78,9 @@ def token_places(
 def attention_distances(
     encoder: SwinTransformer, images: Float[Tensor, "b c H W"]
 ) -> list[BlockDistance]:
-    """The mean attention distance of every head, block by block, of normalised images.
+    """The mean attention distance of every head, by block, for normalised images.
 
-    Attention is computed an image at a time, so that its memory is that of one.
+    Attention is computed for one image at a time to limit memory.
     """
     distances: list[BlockDistance] = []
 
@@ -103,12 +103,12 @@ def attention_distances(
 def attention_maps(
     encoder: SwinTransformer, images: Float[Tensor, "b c H W"], query: Pair
 ) -> list[BlockMap]:
-    """Where the token at `query`, pixels from the top and from the left, looks in every block.
+    """The attention map in every block of the token at `query`, `(y, x)` in pixels.
 
     A map is zero outside the token's window.
 
     Raises:
-        UserError: a place outside the images.
+        UserError: `query` is outside the images.
     """
     image_size = (images.shape[-2], images.shape[-1])
     if not all(0 <= place < side for place, side in zip(query, image_size, strict=True)):
@@ -136,7 +136,7 @@ def attention_maps(
 
 
 class _Seen(NamedTuple):
-    """What a block's attention is given, and where it is on the feature map."""
+    """The inputs of a block's attention, and the positions of their tokens on the feature map."""
 
     attention: WindowAttention
     windows: Float[Tensor, "b windows tokens c"]
@@ -149,7 +149,7 @@ class _Seen(NamedTuple):
 def _observe_attention(
     encoder: SwinTransformer, see: Callable[[str, _Seen], None]
 ) -> Iterator[None]:
-    """Within the block, `see` is called with what the attention of each block that runs is given."""
+    """Context manager that calls `see` with the attention inputs of each block that runs."""
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, Tensor | None]], None]:
         return lambda block, inputs: see(name, _look(block, inputs[0]))
@@ -169,7 +169,7 @@ def _look(block: nn.Module, features: Float[Tensor, "b h w c"]) -> _Seen:
     assert isinstance(block, SwinBlock)
     if block.pre_norm:
         features = block.norm1(features)
-    # It may be another map than the block was built for.
+    # The map may differ in size from the one that the block was built for.
     grid = block.grid._replace(feature_size=(features.shape[1], features.shape[2]))
     return _Seen(
         block.attention,
@@ -181,7 +181,7 @@ def _look(block: nn.Module, features: Float[Tensor, "b h w c"]) -> _Seen:
 
 
 def _tokens_apart(seen: _Seen) -> Float[Tensor, "windows tokens tokens"]:
-    """Distances between the tokens of each window, in tokens; those of padding mean nothing."""
+    """Distances between the tokens of each window, in tokens; meaningless for padding."""
     columns = seen.grid.feature_size[1]
     places = torch.stack((seen.places // columns, seen.places % columns), dim=-1).float()
     return torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
@@ -192,6 +192,6 @@ def _mean_distance(
     apart: Float[Tensor, "windows tokens tokens"],
     queries: Bool[Tensor, "windows tokens"],
 ) -> Float[Tensor, " heads"]:
-    """The distance to what is attended to, in the mean over the tokens that are no padding."""
+    """The attention-weighted distance, averaged over the queries that are not padding."""
     by_query = (weights * apart.unsqueeze(1)).sum(dim=-1)
     return by_query.transpose(1, 2)[queries].mean(dim=0)

@@ -1,6 +1,6 @@
-"""How alike two representations are: linear CKA (Kornblith et al., arXiv 1905.00414).
+"""Similarity of representations: linear CKA (Kornblith et al., arXiv 1905.00414).
 
-Layers of one encoder with each other, or with those of another encoder or checkpoint.
+Compares layers within one encoder, or with those of another encoder or checkpoint.
 """
 
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from simmim.models.swin.hooks import block_outputs, eval_mode, observe
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair
 
-# Fewer examples leave nothing of the estimate without bias.
+# The debiased estimate is not defined for fewer examples.
 _FEWEST = 4
 
 
 def linear_cka(
     first: Float[Tensor, "n c1"], second: Float[Tensor, "n c2"], *, debiased: bool = True
 ) -> float:
-    """How alike two features of the same n examples are: 1 is the same up to rotation and scale.
+    """Similarity of two features of the same n examples; 1 means equal up to rotation and scale.
 
-    ‖Y'X‖² / (‖X'X‖ · ‖Y'Y‖) in Frobenius norms, of centred features; 0 where one never varies.
+    ‖Y'X‖² / (‖X'X‖ · ‖Y'Y‖) with Frobenius norms of centred features; 0 if one of them is constant.
 
-    With few examples for many channels that is high for features that have nothing in common. With
-    `debiased`, each of the three is estimated without that bias (HSIC₁ of Song et al., as Nguyen et
-    al., arXiv 2010.15327, use it): about 0 for such features, and a little below by chance.
+    With few examples and many channels, this is high even for unrelated features. With `debiased`,
+    each of the three terms is estimated without that bias (HSIC₁ of Song et al., as in Nguyen et
+    al., arXiv 2010.15327): about 0 for unrelated features, possibly slightly negative.
 
     Raises:
         UserError: fewer than 4 examples.
@@ -39,10 +39,10 @@ def linear_cka(
 def layer_features(
     encoder: SwinTransformer, images: Float[Tensor, "b c H W"], grid: Pair
 ) -> dict[str, Float[Tensor, "n _c"]]:
-    """The output of every block by its name, and `last`, what the encoder gives after its last norm.
+    """The output of every block by name, and the encoder's output after its last norm as `last`.
 
-    Examples are the places of all images on a `grid` of `(height, width)`, to which finer maps are
-    averaged: the same ones whatever the layer. Normalised images go through in one batch.
+    Examples are the positions of all images on a `grid` of `(height, width)`, to which finer maps
+    are average-pooled, so that all layers have the same ones. Takes one batch of normalised images.
     """
     layers: dict[str, Tensor] = {}
 
@@ -63,7 +63,7 @@ def layer_similarity(
 ) -> Float[Tensor, "layers others"]:
     """`linear_cka` of every layer of one encoder (rows) with every layer of the other (columns).
 
-    `debiased`: by the estimate without bias, which few examples and many channels do not raise.
+    `debiased` is as in `linear_cka`.
 
     Raises:
         UserError: fewer than 4 examples.
@@ -76,7 +76,7 @@ def layer_similarity(
         torch.stack([_alignment(layer, layer, debiased) for layer in layers])
         for layers in (rows, columns)
     )
-    # What never varies has no length; without bias it may be estimated to be negative.
+    # The norm of constant features is 0; its debiased estimate may be negative.
     lengths = of_rows.clamp(min=0).sqrt()[:, None] * of_columns.clamp(min=0).sqrt()[None, :]
     return torch.where(lengths > 0, aligned / lengths, 0).float()
 
@@ -94,7 +94,7 @@ def _alignment(
     product = (y.T @ x).square().sum()
     if not debiased:
         return product
-    # Without the diagonals of the Gram matrices, whose rows then no longer sum to 0.
+    # Excludes the diagonals of the Gram matrices, and corrects for rows that no longer sum to 0.
     n = len(x)
     x_lengths, y_lengths = x.square().sum(dim=1), y.square().sum(dim=1)
     totals = x_lengths.sum() * y_lengths.sum()

@@ -1,4 +1,4 @@
-"""What can be found out about an encoder, each by one function: from what is seen to figures."""
+"""The diagnostics of an encoder: each function maps a `View` to a `Finding`."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ Diagnostic = Literal["amplitude", "attention", "position_bias", "cka", "probe", 
 
 
 class Subject(NamedTuple):
-    """An encoder that is looked at, what to call it, and the images as it takes them."""
+    """An encoder to analyse, its name, and the images normalised for it."""
 
     name: str
     encoder: SwinTransformer
@@ -41,9 +41,9 @@ class Subject(NamedTuple):
 
 
 class Probing(NamedTuple):
-    """How features are judged: by which images, how many of them at most, and of which checkpoints.
+    """The settings for probing features: the data, the maximum number of images and the probes.
 
-    `checkpoints` are a run's, by step; none where the encoder is no run's.
+    `checkpoints` are those of a run, by step; empty if the encoder is not from a run.
     """
 
     data: ImageDataModule
@@ -56,14 +56,14 @@ class Probing(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the diagnostics see.
+    """The input of the diagnostics.
 
     Attributes:
-        subjects: the encoder, and the other one where there is one.
-        pictures: the images as a person sees them.
-        query: the place whose attention is drawn, `(y, x)` in pixels.
-        scales: of the windows that position biases are read at.
-        probing: what the probes take.
+        subjects: the encoder, and the one to compare with, if any.
+        pictures: the images for display.
+        query: the pixel `(y, x)` whose attention is drawn.
+        scales: the window scales at which position biases are evaluated.
+        probing: the settings of the probes.
     """
 
     subjects: Sequence[Subject]
@@ -74,7 +74,7 @@ class View(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What a diagnostic came to: a line on it, rows of a table, and what draws it, by picture."""
+    """The result of a diagnostic: a headline, table rows, and drawing functions by figure name."""
 
     headline: str
     rows: Sequence[Mapping[str, Any]]
@@ -96,7 +96,7 @@ def find_amplitude(view: View) -> Finding:
 
 
 def find_attention(view: View) -> Finding:
-    """Mean attention distances, and where one token looks."""
+    """Mean attention distances, and the attention maps of one token."""
     found = {
         subject.name: attention_distances(subject.encoder, subject.images)
         for subject in view.subjects
@@ -158,7 +158,7 @@ def find_position_bias(view: View) -> Finding:
 
 
 def find_similarity(view: View) -> Finding:
-    """Linear CKA between layers, of the encoder with itself or with the other one."""
+    """Linear CKA between the layers of the encoder and its own or those of the other encoder."""
     first, second = view.subjects[0], view.subjects[-1]
     sizes = [
         (subject.images.shape[-2] // stride, subject.images.shape[-1] // stride)
@@ -189,7 +189,7 @@ def find_similarity(view: View) -> Finding:
 
 
 def find_probes(view: View) -> Finding:
-    """What features of every checkpoint tell of classes, beside those of an untrained encoder."""
+    """Probe accuracy of the features of every checkpoint, compared with an untrained encoder."""
     probing, subject = view.probing, view.subjects[0]
     torch.manual_seed(probing.seed)
     untrained = SwinTransformer(**subject.encoder.arguments).to(subject.images.device)
@@ -242,7 +242,7 @@ DIAGNOSTICS: Mapping[Diagnostic, Callable[[View], Finding]] = {
 
 
 def probe_encoder(encoder: SwinTransformer, probing: Probing) -> Probe:
-    """Judges an encoder's features of held-out images by those of training images."""
+    """Probes an encoder's features: fitted on training images, evaluated on held-out images."""
     data = probing.data
 
     def see(source: ImageSource) -> LabelledFeatures:
@@ -264,7 +264,7 @@ def probe_encoder(encoder: SwinTransformer, probing: Probing) -> Probe:
 
 
 def choose_images(count: int, most: int, seed: int) -> list[int]:
-    """Places of at most so many images, at random: a folder lists one class after another."""
+    """Indices of at most `most` random images; random because folders list images by class."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "analysis") % 2**63)
     return sorted(torch.randperm(count, generator=generator)[:most].tolist())
 

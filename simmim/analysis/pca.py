@@ -1,4 +1,4 @@
-"""Principal components of features, and feature maps as pictures of the first three."""
+"""Principal components of features, and feature maps coloured by the first three."""
 
 from typing import NamedTuple
 
@@ -10,17 +10,17 @@ from simmim.models.swin import SwinTransformer
 from simmim.models.swin.hooks import eval_mode
 from simmim.utils.errors import UserError
 
-# So much of the values at either end is cut off, so that a few tokens do not make all others grey.
+# The share of values clipped at either end, so that outliers do not make all other tokens grey.
 _TAIL = 0.01
 
 
 class PrincipalComponents(NamedTuple):
-    """The directions in which features differ most, the most telling first.
+    """The principal components of features, by decreasing variance.
 
     Attributes:
-        mean: of the features.
-        directions: of unit length, each with its largest entry positive.
-        shares: of the whole variance, by direction.
+        mean: the mean of the features.
+        directions: unit vectors, each with its largest entry (in magnitude) positive.
+        shares: the share of the total variance, by direction.
     """
 
     mean: Float[Tensor, " c"]
@@ -33,7 +33,7 @@ class PrincipalComponents(NamedTuple):
 
 
 class FeaturePictures(NamedTuple):
-    """Feature maps as red, green and blue from 0 to 1, and the shares of variance that these have."""
+    """Feature maps as RGB `colours` from 0 to 1; `shares` of the total variance by colour channel."""
 
     colours: Float[Tensor, "b h w 3"]
     shares: Float[Tensor, " 3"]
@@ -52,11 +52,11 @@ def principal_components(features: Float[Tensor, "n c"], count: int = 3) -> Prin
         )
     mean = features.double().mean(dim=0)
     centred = features.double() - mean
-    # Channels are few and examples many: their covariance is the smaller problem.
+    # There are usually fewer channels than examples: the channel covariance is the smaller matrix.
     variances, vectors = torch.linalg.eigh(centred.T @ centred)
     variances, directions = variances.flip(0).clamp(min=0), vectors.T.flip(0)[:count]
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    # Where nothing differs, no direction has a share.
+    # If all features are equal, all shares are 0.
     shares = variances[:count] / variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
     return PrincipalComponents(mean.float(), (directions * largest.sign()).float(), shares.float())
 
@@ -64,9 +64,9 @@ def principal_components(features: Float[Tensor, "n c"], count: int = 3) -> Prin
 def feature_pictures(
     encoder: SwinTransformer, images: Float[Tensor, "b c H W"]
 ) -> list[FeaturePictures]:
-    """Each stage's feature maps, finest first, by three components that all images share.
+    """Each stage's feature maps, finest first, coloured by three components shared by all images.
 
-    Like colours are like features, across the images of a stage. The images are normalised.
+    Within a stage, similar colours mean similar features, also across the (normalised) images.
     """
     with eval_mode(encoder):
         pyramid = encoder.feature_pyramid(images)

@@ -1,6 +1,6 @@
-"""Pictures of what the diagnostics find: light PNGs whose colours colour-blind readers tell apart.
+"""Figures of the diagnostics: PNGs on a light background with a colour-blind-safe palette.
 
-Each says what it shows in its metadata (`Description`), for those who do not see it.
+Each has a text alternative in its metadata (`Description`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Of Okabe and Ito (2008), but for yellow, which is too light for lines.
+# The palette of Okabe and Ito (2008) without yellow, which is too light for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#767676"
 _DPI = 100
 _SHOWN_IMAGES = 4
 _SHOWN_HEADS = 3
-# Logits that the colours of a bias span at least: less makes little difference to attention.
+# The minimum logit range of a bias's colour scale: smaller differences hardly affect attention.
 _LEAST_SPAN = 1.0
 
 
 def draw_amplitudes(path: Path, models: Mapping[str, Sequence[BlockAmplitude]]) -> None:
-    """Amplitudes by depth on a logarithmic axis, as figure 2 of Swin V2, and those of branches."""
+    """Amplitudes of blocks and branches by depth, on a logarithmic axis, as in figure 2 of Swin V2."""
     title = "Activation amplitude by depth"
     says = (
         f"Variance of the main branch and of both residual branches by block: {', '.join(models)}"
@@ -49,7 +49,7 @@ def draw_amplitudes(path: Path, models: Mapping[str, Sequence[BlockAmplitude]]) 
         ):
             for number, (model, blocks) in enumerate(models.items()):
                 values = [getattr(block, branch) for block in blocks]
-                # A branch that adds nothing, as of a V2 block at its first values, has no logarithm.
+                # A branch that is 0, as in a newly initialised V2 block, has no logarithm.
                 shown = [value if value > 0 else float("nan") for value in values]
                 depths = range(1, len(blocks) + 1)
                 axes.plot(depths, shown, **_line(number), label=model)
@@ -60,7 +60,7 @@ def draw_amplitudes(path: Path, models: Mapping[str, Sequence[BlockAmplitude]]) 
 
 
 def draw_distances(path: Path, models: Mapping[str, Sequence[BlockDistance]]) -> None:
-    """Mean attention distances: a dot a head, a line through their mean, beside equal attention's."""
+    """Mean attention distances: a dot per head, a line for the mean, and one for uniform attention."""
     title = "How far heads look"
     says = f"Mean attention distance in pixels by block and head: {', '.join(models)}"
     with _figure(path, title, says, size=(4.5 * len(models), 3.6)) as figure:
@@ -86,7 +86,7 @@ def draw_attention_maps(
     maps: Sequence[BlockMap],
     query: tuple[int, int],
 ) -> None:
-    """Where the token at `query` (a cross) looks in each block, in the mean over heads, by image."""
+    """Attention maps of the token at `query` (a cross) by block and image, averaged over heads."""
     shown = min(_SHOWN_IMAGES, len(images))
     title = "Where one token looks (mean over heads; bright: much)"
     says = f"Attention of the token at {query} in {', '.join(block.name for block in maps)}"
@@ -106,10 +106,10 @@ def draw_attention_maps(
 
 
 def draw_position_biases(path: Path, scales: Mapping[float, Sequence[BlockAttention]]) -> None:
-    """Biases of the first and the last block at several windows, a row a head: figure 4 of Swin V2.
+    """Biases of the first and last block at several windows, a row per head: figure 4 of Swin V2.
 
-    `scales` has the blocks by how many times the encoder's own windows they are read at. A row has
-    one range of colours, so that a bias that a larger window changes looks different there.
+    `scales` maps window scales (1 is the encoder's own window) to blocks. Each row has a common
+    colour scale, so that changes of the bias with the window size are visible.
     """
     first, *_ = scales.values()
     places = sorted({0, len(first) - 1})
@@ -144,7 +144,7 @@ def draw_similarity(
     columns: Sequence[str],
     names: tuple[str, str],
 ) -> None:
-    """Linear CKA of every layer of one encoder with every layer of another, 0 dark to 1 bright."""
+    """Linear CKA between all layers of two encoders, from 0 (dark) to 1 (bright)."""
     says = f"A {len(rows)} by {len(columns)} matrix: layers of {names[0]} by layers of {names[1]}"
     with _figure(path, "Similarity of layers (linear CKA)", says, size=(5.2, 4.4)) as figure:
         axes = figure.subplots()
@@ -157,7 +157,7 @@ def draw_similarity(
 
 
 def draw_probes(path: Path, probes: Mapping[int, Probe], untrained: Probe) -> None:
-    """Top-1 of neighbours and of a linear layer by training step, beside an encoder's at random."""
+    """Top-1 of k-NN and of a linear probe by training step, compared with a random encoder."""
     title = "What features tell of classes, as they are"
     says = f"k-NN and linear top-1 at steps {', '.join(map(str, probes))}"
     with _figure(path, title, says, size=(5.5, 3.6)) as figure:
@@ -178,7 +178,7 @@ def draw_probes(path: Path, probes: Mapping[int, Probe], untrained: Probe) -> No
 def draw_features(
     path: Path, images: UInt8[Tensor, "b c H W"], stages: Sequence[FeaturePictures]
 ) -> None:
-    """Each image beside its feature maps by stage, coloured by their first three components."""
+    """Each image next to its feature maps by stage, coloured by their first three components."""
     shown = min(_SHOWN_IMAGES, len(images))
     title = "Features by stage: like colours, like features"
     says = f"{shown} images beside the first three principal components of {len(stages)} stages"
@@ -198,7 +198,7 @@ def draw_features(
 def _figure(
     path: Path, title: str, description: str, *, size: tuple[float, float]
 ) -> Iterator["Figure"]:
-    """A figure that is written to the path at the end of the block, whatever the backend is."""
+    """Context manager for a figure, saved to the path on exit, with any matplotlib backend."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -210,7 +210,7 @@ def _figure(
 
 
 def _by_block(axes: "Axes", title: str) -> None:
-    """What axes have in common that show a figure of each block."""
+    """Sets up axes that show a value for each block."""
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("block")
     axes.locator_params(axis="x", integer=True)
@@ -218,7 +218,7 @@ def _by_block(axes: "Axes", title: str) -> None:
 
 
 def _line(number: int) -> dict[str, Any]:
-    """A line's colour and markers: either tells it from the others."""
+    """A line's colour and marker, each of which distinguishes it from other lines."""
     return {
         "color": _COLOURS[number % len(_COLOURS)],
         "marker": _MARKERS[number % len(_MARKERS)],
@@ -227,7 +227,7 @@ def _line(number: int) -> dict[str, Any]:
 
 
 def _as_picture(image: UInt8[Tensor, "c H W"]) -> Any:
-    """As matplotlib takes it: the first three channels, or the first one as grey."""
+    """The image for matplotlib: the first three channels, or the first one as greyscale."""
     channels = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     return channels.permute(1, 2, 0).numpy()
 
@@ -237,5 +237,5 @@ def _spoken(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """`1.2` for stage1_block2."""
+    """Shortens `stage1_block2` to `1.2`."""
     return name.replace("stage", "").replace("_block", ".")

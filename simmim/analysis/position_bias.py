@@ -1,6 +1,6 @@
-"""Position bias and logit scale of an encoder, block by block, at its own windows or at others.
+"""Position bias and logit scale of an encoder by block, at its own or other window sizes.
 
-The maps of Swin Transformer V2 (arXiv 2111.09883), figure 4. From weights alone: no image is seen.
+The maps of Swin Transformer V2 (arXiv 2111.09883), figure 4. Computed from weights, without images.
 """
 
 import re
@@ -26,7 +26,7 @@ _OF_A_BLOCK = re.compile(
 class BlockAttention(NamedTuple):
     """One block: `bias` for every offset between two tokens of a window, by head.
 
-    `scale` is what a cosine is multiplied by, of each head; None for dot products.
+    `scale` is the factor of each head's cosines; None for dot products.
     """
 
     stage: int
@@ -36,12 +36,12 @@ class BlockAttention(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Counted from 1, as people do."""
+        """A name like `stage1_block1`, counted from 1."""
         return f"stage {self.stage + 1}, block {self.block + 1}"
 
 
 def is_of_attention(name: str) -> bool:
-    """Whether an encoder's tensor of this name is one that `describe_attention` reads."""
+    """Whether `describe_attention` reads the encoder parameter of this name."""
     return _OF_A_BLOCK.fullmatch(name) is not None
 
 
@@ -54,8 +54,8 @@ def describe_attention(
 ) -> list[BlockAttention]:
     """The blocks in order, from an encoder's weights and its description.
 
-    `arguments` rebuild the encoder; `window_sizes` are `[height, width]` by stage. `scale` is how many
-    times larger windows the bias is read at: a table is resized bicubically, a network evaluated.
+    `arguments` rebuild the encoder; `window_sizes` are `[height, width]` by stage. The bias is for
+    windows `scale` times as large: a table is resized bicubically, a network evaluated.
     """
     by_block: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, tensor in weights.items():
@@ -85,10 +85,10 @@ def describe_attention(
 
 
 def position_biases(encoder: SwinTransformer, scale: float = 1.0) -> list[BlockAttention]:
-    """Each block's bias for every offset within a window `scale` times the encoder's own, by head.
+    """Each block's bias by head, for every offset within a window `scale` times the encoder's own.
 
-    What the encoder would add there before any training at that window: figure 4 of Swin V2 compares
-    windows of 8 and 16. Zero offset stands in the middle of a map, offsets are query less key.
+    This is the bias before any training at that window; figure 4 of Swin V2 compares windows of 8
+    and 16. Offset zero is in the middle of a map; offsets are query minus key.
 
     Raises:
         UserError: a scale that is not positive.
@@ -103,7 +103,7 @@ def position_biases(encoder: SwinTransformer, scale: float = 1.0) -> list[BlockA
 def _continuous_bias(
     own: Mapping[str, Tensor], window: Pair, trained: Pair, *, log_spaced: bool
 ) -> Float[Tensor, "offsets heads"]:
-    """`16 · sigmoid(mlp(offset))`, as the block's own module computes it."""
+    """`16 · sigmoid(mlp(offset))`, as in `ContinuousPositionBias`."""
     offsets = normalised_offsets(window, trained, log_spaced=log_spaced).view(-1, 2)
     weight, bias = own["position_bias.mlp.0.weight"], own["position_bias.mlp.0.bias"]
     hidden = F.relu(F.linear(offsets, weight, bias))

@@ -1,4 +1,4 @@
-"""The analysis stage: what goes on inside an encoder, as pictures and tables."""
+"""The analysis stage: diagnostics of an encoder as figures and tables."""
 
 import csv
 import re
@@ -58,10 +58,10 @@ def analysis(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Leaves pictures and a CSV file of each diagnostic, and `analysis.json`. Returns its content.
+    """Writes figures and a CSV file per diagnostic, and `analysis.json`; returns its content.
 
     Raises:
-        UserError: an encoder, images or options with which there is nothing to see.
+        UserError: an encoder, images or options that cannot be analysed.
     """
     started = time.monotonic()
     require_options(what, images, window_scales, probe_images)
@@ -122,7 +122,7 @@ def require_options(
     window_scales: Sequence[float],
     probe_images: int,
 ) -> None:
-    """Raises UserError for what cannot be looked at, before anything is read."""
+    """Raises UserError for invalid options, before anything is read."""
     if what is not None and not what:
         raise UserError(f"what=[] asks for nothing; use null, or some of {', '.join(DIAGNOSTICS)}")
     if images < 1:
@@ -134,7 +134,7 @@ def require_options(
 
 
 def find_query(query: Sequence[int] | None, image_size: Pair, patch_size: int) -> Pair:
-    """The place whose attention is drawn; by default the token right below the middle of the image."""
+    """The pixel whose attention is drawn; by default in the token below and right of the centre."""
     middle = image_size[0] // 2 + patch_size // 2, image_size[1] // 2 + patch_size // 2
     if query is None:
         return middle
@@ -149,7 +149,7 @@ def find_query(query: Sequence[int] | None, image_size: Pair, patch_size: int) -
 
 
 def start_other(model: DictConfig, other: str, planned: SwinTransformer) -> ModelInit:
-    """The encoder to compare with, a checkpoint's or an architecture's, for the same images."""
+    """The encoder to compare with, from a checkpoint or an architecture name, for the same images."""
     if other in ARCHITECTURES:
         named = OmegaConf.create(
             {
@@ -179,7 +179,7 @@ def choose(
     vote: NeighbourVote,
     probe_images: int,
 ) -> list[Diagnostic]:
-    """The diagnostics to make: those asked for, or all that the data allow."""
+    """The diagnostics to compute: the requested ones, or all that the data allow."""
     wanted = list(DIAGNOSTICS) if what is None else list(dict.fromkeys(what))
     if "probe" in wanted:
         try:
@@ -195,7 +195,7 @@ def choose(
 
 
 def load_images(data: ImageDataModule, count: int, seed: int) -> Real[Tensor, "b c H W"]:
-    """So many held-out images, or all that there are, as they are stored."""
+    """Loads `count` random held-out images (at most all of them), not normalised."""
     chosen = choose_images(len(data.val), count, seed)
     batches = [
         batch.image[is_counted(batch)] for batch in data.evaluation_dataloader(data.val, chosen)
@@ -214,10 +214,10 @@ def create_subject(
     device: torch.device,
     seed: int,
 ) -> Subject:
-    """The encoder with its weights, initial ones by the seed, and the images as it takes them.
+    """Creates the encoder with its weights (random ones use the seed) and normalises the images.
 
     Raises:
-        UserError: its features are no numbers, and so all figures would be none.
+        UserError: the encoder's features are not finite.
     """
     torch.manual_seed(seed)
     encoder = start.create_encoder().to(device)
@@ -230,7 +230,7 @@ def create_subject(
 
 
 def find_checkpoints(checkpoint: str | None) -> dict[int, Path]:
-    """The checkpoints that a run kept, by step; none where it is no run's directory."""
+    """The checkpoints that a run kept, by step; empty if `checkpoint` is not a run directory."""
     if checkpoint is None:
         return {}
     kept = Path(checkpoint, "checkpoints").glob("step-*.ckpt")
@@ -242,7 +242,7 @@ def find_checkpoints(checkpoint: str | None) -> dict[int, Path]:
 
 
 def name_both(first: str, other: str | None) -> list[str]:
-    """What to call the encoders: architectures by name, checkpoints by the end of their path."""
+    """Names for the encoders: architectures by name, checkpoints by the end of their path."""
     names = [
         name if name in ARCHITECTURES else "/".join(Path(name).absolute().parts[-2:])
         for name in (first, other)
@@ -254,7 +254,7 @@ def name_both(first: str, other: str | None) -> list[str]:
 
 
 def find_all(chosen: Sequence[Diagnostic], view: View, folder: Path) -> dict[str, Any]:
-    """Makes each diagnostic and writes its files; returns their figures by its name."""
+    """Computes each diagnostic and writes its files; returns the results by diagnostic."""
     figures: dict[str, Any] = {}
     for name in chosen:
         finding = DIAGNOSTICS[name](view)
@@ -268,7 +268,7 @@ def find_all(chosen: Sequence[Diagnostic], view: View, folder: Path) -> dict[str
 
 
 def write_finding(finding: Finding, name: str, folder: Path) -> list[str]:
-    """Writes the rows as CSV and draws the pictures; returns the files' names."""
+    """Writes the rows as CSV and draws the figures; returns the file names."""
     with (folder / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(finding.rows[0]))
         writer.writeheader()
@@ -279,7 +279,7 @@ def write_finding(finding: Finding, name: str, folder: Path) -> list[str]:
 
 
 def show_figures(figures: dict[str, Any]) -> None:
-    """A line on each diagnostic, and its files."""
+    """Prints a table with the headline and the files of each diagnostic."""
     table = Table(min_width=60)
     table.add_column("diagnostic", no_wrap=True)
     table.add_column("found")

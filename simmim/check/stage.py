@@ -18,7 +18,7 @@ from rich.table import Table
 
 from simmim.check.inspection import FileSource, Finding, inspect
 from simmim.data import ImageDataModule
-from simmim.data.node import available_cores
+from simmim.data.host_resources import available_cores
 from simmim.data.sources.shards import ShardImages
 from simmim.data.sources.streams import ImageStream
 from simmim.data.transforms import CenterCrop

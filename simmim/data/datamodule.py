@@ -16,9 +16,7 @@ from torch.utils.data import DataLoader
 
 from simmim.data.dataset import ImageSource, Sample, Transform, TransformedImages
 from simmim.data.decoding.on_device import UndecodedImages, UndecodedLoader, pack, require_decoder
-from simmim.data.labels import keep_labelled, require_labels
-from simmim.data.loader import TimedLoader, describe_wait
-from simmim.data.node import (
+from simmim.data.host_resources import (
     PREFETCH,
     cores_of_rank,
     default_workers,
@@ -26,6 +24,8 @@ from simmim.data.node import (
     launched_ranks,
     shared_bytes,
 )
+from simmim.data.labels import keep_labelled, require_labels
+from simmim.data.loader import TimedLoader, describe_wait
 from simmim.data.samplers import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.sources.fingerprint import describe_names, describe_source
 from simmim.data.sources.image_folder import ImageFolder
@@ -36,7 +36,7 @@ from simmim.data.unreadable.policy import Candidate, Reading
 from simmim.data.unreadable.skipped_list import SKIPPED, require_named
 from simmim.utils.console import say, warn
 from simmim.utils.errors import UnreadableImageError, UserError
-from simmim.utils.failures import CANNOT_HAND_OVER, SHARED_MEMORY, SharedMemory
+from simmim.utils.failure_messages import CANNOT_HAND_OVER, SHARED_MEMORY, SharedMemory
 from simmim.utils.held_out_crop import HeldOutCrop
 from simmim.utils.normalization import Normalisation
 from simmim.utils.signals import ignore_signals

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
 
-from simmim.utils.failures import explained_workers
+from simmim.utils.failure_messages import explained_workers
 
 # A run that waits for a smaller share of its time would hardly be faster.
 MUCH = 0.1

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from simmim.data.auto_augment import create_policy
 from simmim.data.dataset import Transform
-from simmim.data.decoding.lazy_image import Box, DecodedImage, Interpolation, LazyImage, resize
+from simmim.data.decoding.lazy_image import Box, DecodedImage, LazyImage
+from simmim.data.decoding.resize import Interpolation, resize
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair, Size, as_pair
 

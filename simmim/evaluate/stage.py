@@ -32,7 +32,7 @@ from simmim.training.run_dir.summary import write_summary
 from simmim.utils.console import say
 from simmim.utils.devices import peak_memory_bytes
 from simmim.utils.errors import UserError
-from simmim.utils.failures import explained_workers
+from simmim.utils.failure_messages import explained_workers
 from simmim.utils.sizes import show
 
 EvaluationMode = Literal["classify", "knn", "linear"]

@@ -1,1 +1,1 @@
-"""Modules: encoders, and what stands around them in training."""
+"""Modules: encoders, the heads and masks for training them, and the losses."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from simmim.models.heads import ClassificationHead
 from simmim.models.swin import SwinTransformer
 
-# What fine-tuning trains of a classifier: all of it, or the head alone.
+# What fine-tuning trains: the whole classifier, or only its head.
 Mode = Literal["full", "linear"]
 
 
@@ -21,7 +21,7 @@ class Classifier(nn.Module):
         self.head = ClassificationHead(encoder.channels[-1], num_classes)
 
     def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b classes"]:
-        """Logits of each class."""
+        """The class logits."""
         features = self.encoder.encode(self.encoder.embed(images))
         logits: Tensor = self.head(features)
         return logits

@@ -1,6 +1,6 @@
-"""What stands on the encoder: pixels for SimMIM, classes for a classifier.
+"""Heads on top of the encoder: pixel reconstruction for SimMIM, and classification.
 
-SimMIM: arXiv 2111.09886; classification as Swin's: arXiv 2103.14030.
+SimMIM: arXiv 2111.09886; classification as in Swin: arXiv 2103.14030.
 """
 
 from collections.abc import Collection
@@ -18,9 +18,9 @@ HeadKind = Literal["linear", "mlp", "inverse_swin"]
 
 
 class ReconstructionHead(nn.Module):
-    """One linear layer a token, its outputs laid out as the token's pixels (SimMIM, section 3.4).
+    """A linear layer per token with a pixel shuffle (SimMIM, section 3.4).
 
-    `stride` is the side of those in pixels, `out_channels` the image's.
+    Each token predicts `stride × stride` pixels of `out_channels` channels.
     """
 
     def __init__(self, channels: int, stride: int, out_channels: int) -> None:
@@ -31,24 +31,24 @@ class ReconstructionHead(nn.Module):
     def forward(
         self, features: Float[Tensor, "b h w c"], tokens: Int[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "_images out_c _H _W"]:
-        """The image that the tokens predict, at `stride` pixels a token.
+        """The whole predicted image, or only the squares that the given `tokens` predict.
 
-        Or, of each image, the squares of `stride` pixels that these `tokens` (numbered row by row)
-        predict, as `b · n` images.
+        `tokens` are numbered row by row. Their squares of `stride × stride` pixels are returned as
+        `b · n` images.
         """
         pixels: Tensor = self.shuffle(self.linear(_pick(features, tokens)).permute(0, 3, 1, 2))
         return pixels
 
 
 class MlpReconstructionHead(nn.Module):
-    """Two layers a token with a GELU between them, else as `ReconstructionHead`.
+    """Like `ReconstructionHead`, with two linear layers per token and a GELU between them.
 
-    `stride` is the side of a token's pixels, `out_channels` the image's.
+    Each token predicts `stride × stride` pixels of `out_channels` channels.
     """
 
     def __init__(self, channels: int, stride: int, out_channels: int) -> None:
         super().__init__()
-        # Under other names than the linear head's, which files of other programs are written with.
+        # Not named like the linear head's layer: other programs' checkpoints map to that name.
         self.layers = nn.Sequential(
             nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, stride**2 * out_channels)
         )
@@ -57,13 +57,13 @@ class MlpReconstructionHead(nn.Module):
     def forward(
         self, features: Float[Tensor, "b h w c"], tokens: Int[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "_images out_c _H _W"]:
-        """As `ReconstructionHead`."""
+        """Predicts images or squares, as `ReconstructionHead` does."""
         pixels: Tensor = self.shuffle(self.layers(_pick(features, tokens)).permute(0, 3, 1, 2))
         return pixels
 
 
 class PatchSplitting(nn.Module):
-    """Makes 2×2 tokens of half the channels of each one: patch merging the other way round."""
+    """Splits each token into 2×2 tokens with half the channels: the inverse of patch merging."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class PatchSplitting(nn.Module):
 
 
 class InverseSwinHead(nn.Module):
-    """The encoder's stages from the last to the first, tokens split between them; then a linear layer.
+    """The encoder's stages in reverse order with patch splitting between them, then a linear layer.
 
-    The heaviest of the heads that SimMIM compares; as many blocks as the encoder, without drop path.
-    `model.checkpoint_blocks`, `compile` and FSDP's sharding by block act on the encoder alone.
-    A token's pixels depend on its neighbours: the whole image is predicted, whatever is asked for.
+    The heaviest head that SimMIM compares: as many blocks as the encoder, without drop path.
+    `model.checkpoint_blocks`, `compile` and FSDP's per-block sharding apply only to the encoder.
+    A token's pixels depend on its neighbours, so the whole image is always computed.
     """
 
     def __init__(self, encoder: SwinTransformer) -> None:
@@ -102,7 +102,7 @@ class InverseSwinHead(nn.Module):
     def forward(
         self, features: Float[Tensor, "b h w c"], tokens: Int[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "_images out_c _H _W"]:
-        """As `ReconstructionHead`."""
+        """Predicts images or squares, as `ReconstructionHead` does."""
         split = self.pixels(self.norm(self.levels(features)))
         image: Tensor = self.shuffle(split.permute(0, 3, 1, 2))
         return image if tokens is None else cut_squares(image, tokens, self.stride)
@@ -111,7 +111,7 @@ class InverseSwinHead(nn.Module):
 def create_reconstruction_head(
     kind: HeadKind, encoder: SwinTransformer
 ) -> ReconstructionHead | MlpReconstructionHead | InverseSwinHead:
-    """The head of this kind that fits the encoder."""
+    """Creates the head of this kind, sized for the encoder."""
     if kind == "inverse_swin":
         return InverseSwinHead(encoder)
     per_token: type[ReconstructionHead] | type[MlpReconstructionHead]
@@ -120,7 +120,7 @@ def create_reconstruction_head(
 
 
 def reconstruction_head_kind(names: Collection[str]) -> HeadKind | None:
-    """The kind of head that has weights of these names; None: no reconstruction head has."""
+    """The kind of reconstruction head with weights of these names; None if there is none."""
     tells: dict[HeadKind, set[str]] = {
         "linear": {"linear.weight", "linear.bias"},
         "mlp": {"layers.0.weight", "layers.2.weight"},
@@ -132,7 +132,7 @@ def reconstruction_head_kind(names: Collection[str]) -> HeadKind | None:
 def _pick(
     features: Float[Tensor, "b h w c"], tokens: Int[Tensor, "b n"] | None
 ) -> Float[Tensor, "_images _h _w c"]:
-    """All features, or those of these tokens of each image, each as a map of one."""
+    """All features, or those of the given tokens of each image, each as a 1×1 feature map."""
     if tokens is None:
         return features
     rows = torch.arange(len(features), device=features.device).unsqueeze(1)
@@ -149,6 +149,6 @@ class ClassificationHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b classes"]:
-        """Logits of each class."""
+        """The class logits."""
         logits: Tensor = self.linear(features.mean(dim=(1, 2)))
         return logits

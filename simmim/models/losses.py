@@ -1,4 +1,4 @@
-"""SimMIM's loss and its targets (arXiv 2111.09886, section 3.4). All in float32."""
+"""SimMIM's loss and its targets (arXiv 2111.09886, section 3.4), all in float32."""
 
 from typing import Literal, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from simmim.utils.errors import UserError
 
-# Whose pixels' difference a model learns from: the masked ones, or all of the image.
+# The pixels that the loss covers: the masked ones, or the whole image.
 LossRegion = Literal["masked", "image"]
 
 
@@ -28,7 +28,7 @@ def masked_l1_by_image(
     target: Float[Tensor, "b c H W"],
     mask: Bool[Tensor, "b H W"],
 ) -> Float[Tensor, " b"]:
-    """The same of each image by itself."""
+    """Mean absolute difference over the masked pixels and channels, per image."""
     difference = (prediction.float() - target.float()).abs() * mask.unsqueeze(1)
     return difference.sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2)) * target.shape[1])
 
@@ -36,18 +36,18 @@ def masked_l1_by_image(
 def image_l1(
     prediction: Float[Tensor, "b c H W"], target: Float[Tensor, "b c H W"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference over all pixels, the visible ones too, and their channels."""
+    """Mean absolute difference over all pixels, including visible ones, and their channels."""
     return (prediction.float() - target.float()).abs().mean()
 
 
 class LocalStatistics(NamedTuple):
-    """Mean and standard deviation around each pixel, by channel."""
+    """Mean and standard deviation of each pixel's neighbourhood, per channel."""
 
     mean: Float[Tensor, "b c H W"]
     std: Float[Tensor, "b c H W"]
 
     def normalise(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
-        """Images in units of their own neighbourhoods."""
+        """Images normalised by the mean and standard deviation of each pixel's neighbourhood."""
         return (images - self.mean) / self.std
 
     def invert(self, normalised: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
@@ -56,9 +56,9 @@ class LocalStatistics(NamedTuple):
 
 
 def local_statistics(images: Float[Tensor, "b c H W"], window: int) -> LocalStatistics:
-    """Statistics over `window × window` pixels (odd), fewer at the border, for normalised targets.
+    """Statistics over `window × window` pixels, fewer at the border, for normalised targets.
 
-    The variance is unbiased and gets 1e-6 added, as in the official SwinV2 recipe (window 47).
+    The variance is unbiased, plus 1e-6, as in the official SwinV2 recipe (window 47).
 
     Raises:
         UserError: an even window, or one under 3.
@@ -83,7 +83,7 @@ def check_target_window(window: int) -> None:
 def _box_mean(
     images: Float[Tensor, "b c H W"], window: int, *, include_padding: bool = False
 ) -> Float[Tensor, "b c H W"]:
-    """Mean over a square, one axis after the other: 2 · window reads a pixel, not window²."""
+    """Mean over a square, separably by axis: 2 · window reads per pixel instead of window²."""
     half = window // 2
     rows = F.avg_pool2d(
         images, (window, 1), stride=1, padding=(half, 0), count_include_pad=include_padding
@@ -97,7 +97,7 @@ def _box_mean(
 def visible_mean(
     images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b H W"]
 ) -> Float[Tensor, "b c H W"]:
-    """The baseline that a model must beat: each image's mean over its visible pixels, everywhere."""
+    """The baseline that a model must beat: every pixel is the mean of the image's visible pixels."""
     visible = ~mask.unsqueeze(1)
     total = (images.float() * visible).sum(dim=(2, 3), keepdim=True)
     return (total / visible.sum(dim=(2, 3), keepdim=True).clamp(min=1)).expand_as(images)
@@ -107,14 +107,14 @@ def visible_mean(
 def nearest_visible(
     images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b H W"]
 ) -> Float[Tensor, "b c H W"]:
-    """The baseline of copying: each masked pixel is the visible one nearest to it, exactly.
+    """The copying baseline: each masked pixel takes the value of its exact nearest visible pixel.
 
-    Visible pixels are themselves; an image without any is 0. Takes one pass for each pixel of the
-    farthest distance, whatever the number of visible pixels.
+    Visible pixels keep their value; an image without visible pixels becomes 0. The number of passes
+    is the largest such distance in pixels, whatever the number of visible pixels.
     """
     batch, height, width = mask.shape
     rows = torch.arange(height, device=mask.device).view(1, -1, 1).expand_as(mask)
-    # The nearest visible row of each pixel's own column, then the nearest among the columns.
+    # First the nearest visible row within each pixel's column, then the nearest over the columns.
     far = height + width
     above = rows.masked_fill(mask, -far).cummax(dim=1).values
     below = rows.masked_fill(mask, height + far).flip(1).cummin(dim=1).values.flip(1)

@@ -12,19 +12,19 @@ from simmim.utils.sizes import Pair, Size, as_pair, show
 
 
 class RandomMaskGenerator:
-    """Masks a share of the image's square patches, chosen without replacement in each image.
+    """Masks a fixed ratio of each image's square patches, sampled without replacement.
 
-    A mask is a function of (seed, step, place in the global batch) alone: how many devices share
-    the batch, and which device draws, changes nothing.
+    A mask depends only on (seed, step, index in the global batch), not on the number of devices
+    or on which device draws it.
 
     Args:
         image_size: pixels, an int or `(height, width)`.
         patch_size: side of a mask patch in pixels (the paper: 32).
-        token_size: side of the encoder's patch in pixels; masks have one entry a token.
-        ratio: share of patches to mask, in (0, 1); their number is rounded up.
+        token_size: side of the encoder's patch in pixels; masks have one entry per token.
+        ratio: share of patches to mask, in (0, 1); the number of patches is rounded up.
 
     Raises:
-        UserError: sizes or a ratio that do not fit.
+        UserError: sizes that do not divide each other, or an invalid ratio.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RandomMaskGenerator:
         self.num_masked = self._count_masked(patch_size)
 
     def __call__(self, places: Int[Tensor, " b"], *, step: int) -> Bool[Tensor, "b h w"]:
-        """Masks (True is masked), one entry a token, for these places in the batch of `step`."""
+        """Masks (True is masked, one entry per token) for these batch indices (`places`) at `step`."""
         patches = torch.arange(self.num_patches, device=places.device)
         counters = places[:, None] * self.num_patches + patches[None, :]
         scores = random_bits(derive_seed(self.seed, "mask", step), counters)
@@ -58,9 +58,9 @@ class RandomMaskGenerator:
         return enlarge(mask, self.patch_size // self.token_size)
 
     def most_tokens(self, stride: int) -> int:
-        """How many squares of `stride` pixels of an image can have a masked pixel, at most."""
+        """The most squares of side `stride` pixels in an image that can contain a masked pixel."""
         tokens = (self.image_size[0] // stride) * (self.image_size[1] // stride)
-        # A patch that lies across squares touches one more along each side.
+        # A patch that is not aligned with the squares touches one more along each side.
         across = 0 if self.patch_size % stride == 0 or stride % self.patch_size == 0 else 1
         touched = -(-self.patch_size // stride) + across
         return min(tokens, self.num_masked * touched**2)
@@ -87,7 +87,7 @@ class RandomMaskGenerator:
             )
         patches = self._count_patches(self.patch_size)
         if self._count_masked(self.patch_size) == patches:
-            # In hundredths rounded down, so that what is suggested leaves a patch visible.
+            # Rounded down to hundredths, so that the suggested ratio leaves a patch visible.
             highest = 100 * (patches - 1) // patches / 100
             raise UserError(
                 f"mask ratio {self.ratio} masks all {patches} patches of {self.patch_size} px; use "
@@ -99,11 +99,11 @@ class RandomMaskGenerator:
         return (self.image_size[0] // patch_size) * (self.image_size[1] // patch_size)
 
     def _count_masked(self, patch_size: int) -> int:
-        # Rounded first, that 0.55 of 100 (55.00000000000001 in floats) is 55.
+        # Rounded first, so that 0.55 · 100 (55.00000000000001 in floats) gives 55.
         return math.ceil(round(self.ratio * self._count_patches(patch_size), 9))
 
     def _fitting_patches(self) -> str:
-        """Up to three mask patches that fit the image, the encoder and the ratio, as advice."""
+        """Up to three mask patch sizes that fit the image, the encoder and the ratio, as advice."""
         fitting = [
             size
             for size in range(self.token_size, min(self.image_size) + 1, self.token_size)
@@ -120,9 +120,10 @@ def enlarge(mask: Bool[Tensor, "b h w"], factor: int) -> Bool[Tensor, "b H W"]:
 
 
 def masked_tokens(mask: Bool[Tensor, "b h w"], factor: int, count: int) -> Int[Tensor, "b count"]:
-    """Of each image `count` squares of `factor × factor` entries, those with a masked one first.
+    """Indices of `count` squares of `factor × factor` entries per image, masked squares first.
 
-    Numbered row by row. Their number is given and not read from the mask: a GPU need not wait for it.
+    A square is masked if any of its entries is; squares are numbered row by row. `count` is an
+    argument rather than read from the mask, which avoids a GPU synchronisation.
     """
     batch, height, width = mask.shape
     squares = mask.view(batch, height // factor, factor, width // factor, factor)
@@ -133,7 +134,7 @@ def masked_tokens(mask: Bool[Tensor, "b h w"], factor: int, count: int) -> Int[T
 def cut_squares(
     images: Shaped[Tensor, "b *c H W"], tokens: Int[Tensor, "b n"], side: int
 ) -> Shaped[Tensor, "_squares *c {side} {side}"]:
-    """These squares of `side` pixels (numbered row by row) of each image, as `b · n` images."""
+    """Crops these squares of `side` pixels (numbered row by row) from each image: `b · n` images."""
     *others, height, width = images.shape
     squares = images.view(*others, height // side, side, width // side, side)
     squares = squares.movedim((-4, -2), (1, 2)).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Images with a part hidden, and what a model fills in: in training and for pictures alike."""
+"""Masking images and reconstructing them with a model, for training and for figures."""
 
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from simmim.utils.normalization import Normalisation
 
 
 class Hidden(NamedTuple):
-    """One batch before the model: normalised images, which tokens are masked, and the targets."""
+    """A batch before the model: normalised images, the token mask and the targets."""
 
     images: Float[Tensor, "b c H W"]
     mask: Bool[Tensor, "b h w"]
@@ -29,9 +29,9 @@ class Hidden(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """One batch through the model: normalised images, what was hidden, and what was predicted.
+    """A batch after the model: normalised images, the pixel mask, the targets and the prediction.
 
-    Where `statistics` is given, `target` and `prediction` are in units of each pixel's
+    If `statistics` is given, `target` and `prediction` are normalised by each pixel's
     neighbourhood.
     """
 
@@ -43,12 +43,12 @@ class Reconstruction(NamedTuple):
 
     @property
     def loss(self) -> Float[Tensor, ""]:
-        """Masked L1."""
+        """The masked L1 loss."""
         return masked_l1(self.prediction, self.target, self.mask)
 
     @property
     def predicted_images(self) -> Float[Tensor, "b c H W"]:
-        """The prediction as normalised images, pasted into the visible pixels."""
+        """The normalised images, with the prediction pasted into the masked pixels."""
         prediction = self.prediction.float()
         if self.statistics is not None:
             prediction = self.statistics.invert(prediction)
@@ -61,9 +61,10 @@ def hide(
     normalisation: Normalisation,
     target_window: int | None,
 ) -> Hidden:
-    """Normalises the images and sets the targets: plain pixels, or in units of their neighbourhood.
+    """Normalises the images and computes the targets.
 
-    `target_window` is that neighbourhood's side in pixels (None: plain pixels).
+    The targets are the normalised pixels, or those normalised again by each pixel's neighbourhood
+    of `target_window` pixels a side (None: not normalised again).
     """
     normalised = normalisation.normalise(images)
     if target_window is None:
@@ -73,14 +74,14 @@ def hide(
 
 
 def fill_in(model: SimMIM, hidden: Hidden) -> Reconstruction:
-    """Has the `model` predict the hidden part, and with it the whole of the images."""
+    """Makes the `model` predict the whole images from the visible part of the `hidden` batch."""
     prediction = model(hidden.images, hidden.mask)
     pixels = enlarge(hidden.mask, model.encoder.patch_size)
     return Reconstruction(hidden.images, pixels, hidden.target, prediction, hidden.statistics)
 
 
 class MaskedL1(NamedTuple):
-    """Masked L1 of each image: of what was filled in, and of what needs no learning."""
+    """Masked L1 of each image, for the model and for the two baselines."""
 
     model: Float[Tensor, " b"]
     visible_mean: Float[Tensor, " b"]
@@ -88,12 +89,12 @@ class MaskedL1(NamedTuple):
 
 
 def masked_l1_as_trained(result: Reconstruction) -> MaskedL1:
-    """In the units of the loss: of normalised images, or of normalised targets."""
+    """Masked L1 in the units of the loss: normalised images, or normalised targets."""
     return _compare(result.prediction, result.target, result.mask)
 
 
 def masked_l1_of_pictures(result: Reconstruction, unit: Float[Tensor, " c"]) -> MaskedL1:
-    """In the pictures' own units, of which each channel's standard deviation is so many."""
+    """Masked L1 in the units of the raw images; `unit` is the standard deviation of each channel."""
     scale = unit.view(-1, 1, 1)
     return _compare(result.predicted_images * scale, result.images * scale, result.mask)
 
@@ -114,7 +115,7 @@ def loss_of_masked(
     target: Float[Tensor, "b c H W"],
     most_tokens: int,
 ) -> Float[Tensor, ""]:
-    """Masked L1, of which only squares with a masked pixel are predicted: at most so many an image."""
+    """Masked L1 that predicts only squares with a masked pixel, at most `most_tokens` per image."""
     encoder = model.encoder
     tokens = masked_tokens(mask, encoder.stride // encoder.patch_size, most_tokens)
     pixels = enlarge(mask, encoder.patch_size)

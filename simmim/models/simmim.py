@@ -30,7 +30,7 @@ class SimMIM(nn.Module):
     ) -> Float[Tensor, "_images c _H _W"]:
         """Predicts the whole image from its visible part; `mask` has one entry a token.
 
-        With `tokens` of the last stage, what they predict alone: see `ReconstructionHead`.
+        With `tokens` (of the last stage), predicts only their pixels; see `ReconstructionHead`.
         """
         features = self.encoder.encode(self.embed(images, mask))
         prediction: Tensor = self.head(features, tokens)
@@ -39,6 +39,6 @@ class SimMIM(nn.Module):
     def embed(
         self, images: Float[Tensor, "b c H W"], mask: Bool[Tensor, "b h w"]
     ) -> Float[Tensor, "b h w embed_c"]:
-        """One token a patch of the image; those that are True in `mask` become the mask token."""
+        """Embeds each image patch as a token; those True in `mask` become the mask token."""
         tokens = self.encoder.embed(images)
         return torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)

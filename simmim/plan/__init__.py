@@ -1,1 +1,1 @@
-"""What a training step takes: memory by part and moment, and arithmetic; found without running it."""
+"""Predicts a training step's memory, by part, and its FLOPs without running it."""

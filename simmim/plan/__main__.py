@@ -1,4 +1,4 @@
-"""`python -m simmim.plan`: what a run would take, without running it."""
+"""`python -m simmim.plan`: the memory and time that a run would need, without running it."""
 
 from simmim.cli.main import run_command
 

@@ -1,4 +1,4 @@
-"""What a device has: memory and arithmetic, by name, or as this machine is."""
+"""Memory and peak FLOPs of devices, by name or of this machine."""
 
 import re
 from pathlib import Path
@@ -14,18 +14,18 @@ from simmim.utils.errors import UserError
 _UNITS = {"": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
-# Of a GPU's memory, left for CUDA's context, libraries' workspaces and gaps between tensors.
+# Share of a GPU's memory reserved for the CUDA context, library workspaces and fragmentation.
 _GPU_RESERVE = 0.05
 
 
 class Device(NamedTuple):
-    """What a plan needs to know of a device.
+    """What a plan needs to know about a device.
 
     Attributes:
-        memory: bytes that a run may take. Processes on a CPU share those of their machine.
-        peak_flops: floating-point operations a second, by precision; empty: not known.
-        process: bytes that the process has taken already, besides what trains.
-        has_bf16: whether it is a GPU that computes in bf16, which `trainer.precision=auto` asks for.
+        memory: bytes that a run may use. Processes on a CPU share the memory of their machine.
+        peak_flops: floating-point operations per second, by precision; empty if not known.
+        process: bytes that the process already uses, besides training.
+        has_bf16: whether it is a GPU with bf16 support, which `trainer.precision=auto` then uses.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Device(NamedTuple):
 
 
 def _gpu(name: str, gigabytes: float, bf16: float, float32: float) -> Device:
-    """Memory and dense arithmetic as in NVIDIA's data sheets, in TFLOP/s."""
+    """A GPU with memory in GB and dense TFLOP/s as in NVIDIA's data sheets."""
     flops = {"bf16-mixed": bf16 * 1e12, "16-mixed": bf16 * 1e12, "32-true": float32 * 1e12}
     return Device(name, "cuda", int(gigabytes * 1e9 * (1 - _GPU_RESERVE)), flops, has_bf16=True)
 
@@ -54,7 +54,7 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """The named device; `auto` is what this machine has.
+    """The named device; `auto` is this machine's GPU, or else its CPU.
 
     Raises:
         UserError: an unknown name.
@@ -70,7 +70,7 @@ def find_device(name: str) -> Device:
 
 
 def this_gpu(index: int = 0) -> Device:
-    """A GPU here, and its arithmetic where its name tells."""
+    """A GPU of this machine, with its peak FLOPs if its name is known."""
     properties = torch.cuda.get_device_properties(index)
     known = next(
         (device for name, device in DEVICES.items() if name in properties.name.lower()), None
@@ -81,7 +81,7 @@ def this_gpu(index: int = 0) -> Device:
 
 
 def this_machine() -> Device:
-    """The CPU: what memory is free or this process has already, within the limits of its cgroup."""
+    """The CPU, with the memory that is free or in use by this process, within its cgroup's limits."""
     process: int = psutil.Process().memory_info().rss
     available = min([psutil.virtual_memory().available, *_cgroup_room()])
     return Device("CPU", "cpu", available + process, {}, process)
@@ -90,7 +90,7 @@ def this_machine() -> Device:
 def _cgroup_room(
     root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
-    """Bytes that this process's cgroups may still take (version 2, then 1); none where unlimited."""
+    """Bytes still available in this process's cgroups (version 2, then 1); empty if unlimited."""
     room = []
     for folder, limit, usage in (
         *((folder, "memory.max", "memory.current") for folder in _cgroup_folders(root, own)),
@@ -98,7 +98,7 @@ def _cgroup_room(
     ):
         try:
             most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
-            # Pages of files that were read give way.
+            # The page cache of files is reclaimable.
             stat = (folder / "memory.stat").read_text()
         except OSError:
             continue
@@ -109,7 +109,7 @@ def _cgroup_room(
 
 
 def _cgroup_folders(root: Path, own: Path) -> list[Path]:
-    """The folder of this process's cgroup and of those around it, up to the root: all limit it."""
+    """The folders of this process's cgroup and its parents up to the root, all of which limit it."""
     try:
         named = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE)
     except OSError:
@@ -119,10 +119,10 @@ def _cgroup_folders(root: Path, own: Path) -> list[Path]:
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of `80GB` (10⁹), `80GiB` (2³⁰) or a number.
+    """Parses `80GB` (10⁹), `80GiB` (2³⁰) or a number as bytes.
 
     Raises:
-        UserError: something else, or nothing at all.
+        UserError: any other text, or less than one byte.
     """
     parts = re.fullmatch(r"([0-9.]+)\s*([kKMGT]?i?B)?", str(text).strip())
     try:
@@ -135,5 +135,5 @@ def parse_bytes(text: str | int) -> int:
 
 
 def show_bytes(count: int) -> str:
-    """`12.3 GB`, `450 MB`."""
+    """Formats bytes as `12.3 GB` or `450 MB`."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

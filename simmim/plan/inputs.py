@@ -1,4 +1,4 @@
-"""A run as it is planned: its model without weights, and its setting, from its options."""
+"""The inputs of a plan from a run's options: its model without weights, and its setting."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -20,7 +20,7 @@ CreateModel: TypeAlias = Callable[[SwinTransformer], SimMIM | Classifier]
 
 
 def simmim_with(head: HeadKind) -> CreateModel:
-    """The model with this head that pretraining trains."""
+    """A function that creates the pretraining model with this head."""
 
     def create_simmim(encoder: SwinTransformer) -> SimMIM:
         return SimMIM(encoder, head)
@@ -29,7 +29,10 @@ def simmim_with(head: HeadKind) -> CreateModel:
 
 
 def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:
-    """The model of so many classes that fine-tuning and transfer train; frozen: its head alone."""
+    """A function that creates the classifier of `classes` classes for fine-tuning and transfer.
+
+    With `is_frozen`, only its head is trained.
+    """
 
     def create_classifier(encoder: SwinTransformer) -> Classifier:
         if is_frozen:
@@ -47,7 +50,7 @@ def create_planner(
     *,
     has_average: bool,
 ) -> Planner:
-    """Plans settings of the model that a run starts from."""
+    """Creates a planner for the model that a run starts from."""
 
     def build(name: str | None) -> SimMIM | Classifier:
         encoder = start.planned
@@ -69,7 +72,7 @@ def create_setting(
     devices: int,
     nodes: int,
 ) -> Setting:
-    """What the options of data and trainer come to on so many devices.
+    """Resolves the options of data and trainer to a setting on this number of devices.
 
     Raises:
         UserError: an unknown precision or strategy, or a batch without images.
@@ -98,7 +101,7 @@ def create_setting(
 
 
 def describe_setting(setting: Setting) -> str:
-    """`at data.batch_size=32 on 1 device, accumulation 1, 32-true, strategy none`."""
+    """For example `at data.batch_size=32 on 1 device, accumulation 1, 32-true, strategy none`."""
     return (
         f"at data.batch_size={setting.batch_size} on {setting.world_size} "
         f"device{'s' if setting.world_size > 1 else ''}, accumulation {setting.accumulation}, "

@@ -1,4 +1,4 @@
-"""What one device holds of a model whatever the batch: as each strategy shares it out."""
+"""Memory of a model on one device that does not depend on the batch, for each sharding strategy."""
 
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ Sharing = Literal["none", "ddp", "fsdp", "deepspeed_zero1"]
 
 _FLOAT32 = 4
 
-# Elements of a bucket of gradients that DeepSpeed reduces at a time: its default.
+# Elements of a gradient bucket that DeepSpeed reduces at a time (its default).
 _DEEPSPEED_BUCKET = 500_000_000
 
 
@@ -24,9 +24,9 @@ class StaticMemory(NamedTuple):
         gradients: of all trained parameters.
         optimizer_states: AdamW's two moments; with ZeRO also its own copy of the weights.
         average: the moving average of the weights.
-        buffers: what the strategy needs to bring shared-out parts together.
-        optimizer_step: what AdamW makes while it steps.
-        checkpoint: in the machine's memory, before it is written.
+        buffers: what the strategy needs to gather or reduce sharded parts.
+        optimizer_step: temporaries of AdamW's step.
+        checkpoint: a checkpoint in host memory before it is written.
     """
 
     weights: int
@@ -47,14 +47,14 @@ def static_memory(
     is_fused: bool,
     has_average: bool,
 ) -> StaticMemory:
-    """What each of `world_size` devices holds; weights are float32 under every strategy.
+    """The memory on each of `world_size` devices; weights are float32 under every strategy.
 
     Args:
         model: on the meta device.
-        sharing: who holds what.
-        world_size: devices of all nodes.
-        largest_group: numbers in the largest of the optimiser's parameter groups.
-        is_fused: AdamW steps on a whole group at once, as on CUDA, not one parameter after the other.
+        sharing: the sharding strategy.
+        world_size: number of devices over all nodes.
+        largest_group: number of elements in the optimiser's largest parameter group.
+        is_fused: AdamW updates a whole group at once, as on CUDA, not one parameter at a time.
         has_average: a moving average of the weights is kept.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -64,15 +64,15 @@ def static_memory(
     shares = world_size if sharing == "fsdp" else 1
     states, buffers = 2 * trained, 0
     if sharing == "fsdp":
-        # Whole at a time: the block that computes, the next one on its way and where it arrives; and
-        # the block's gradients as they leave.
+        # Unsharded at the same time: the block being computed, the next one's communication buffer
+        # and gathered weights, and the block's gradients while they are reduced.
         buffers = 4 * largest_block(model)
     elif sharing == "deepspeed_zero1":
         states = 3 * trained
-        # One bucket fills while the other is reduced.
+        # One bucket is filled while the other is reduced.
         buffers = 2 * _DEEPSPEED_BUCKET
     owners = world_size if sharing in ("fsdp", "deepspeed_zero1") else 1
-    # One root of the second moments for each number, or two temporaries of a parameter at a time.
+    # The square roots of a whole group's second moments, or two temporaries for one parameter.
     step = largest_group if is_fused else 2 * max(sizes, default=0)
     return StaticMemory(
         weights=-(-parameters // shares) * _FLOAT32 + tables,
@@ -81,13 +81,13 @@ def static_memory(
         average=-(-parameters // shares) * _FLOAT32 if has_average else 0,
         buffers=buffers * _FLOAT32,
         optimizer_step=-(-step // owners) * _FLOAT32,
-        # Lightning writes it into memory first; the weights of a finished run are whole on one device.
+        # Lightning serialises it in memory first; a finished run gathers all weights on one device.
         checkpoint=max(-(-(parameters + 2 * trained) // shares), parameters) * _FLOAT32,
     )
 
 
 def largest_block(model: SimMIM | Classifier) -> int:
-    """Numbers in the largest part that FSDP makes whole at once."""
+    """The number of elements in the largest part that FSDP unshards at once."""
     parts: list[nn.Module] = [model.encoder.patch_embedding, model.head]
     for stage in model.encoder.stages:
         assert isinstance(stage, Stage)

@@ -1,4 +1,4 @@
-"""A plan: what a setting takes on a device, whether it fits, and the largest batch that does."""
+"""Plans: a setting's memory and FLOPs on a device, whether it fits, and the largest batch that does."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,25 +17,26 @@ from simmim.training.optim.param_groups import parameter_groups
 
 _AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
-# What the C library keeps of freed memory, in pieces too small for the next tensors: measured on the
-# CPU for SwinV2-T and B with and without recomputation as 1.8 to 2.2 times what the largest block holds
-# (scripts/plan_accuracy.py). MALLOC_MMAP_THRESHOLD_=65536 gives it back, at 1.8 times the time.
+# Fragmentation of the C heap: freed memory in pieces too small for the next tensors. On the CPU, it
+# was 1.8 to 2.2 times the memory of the largest block for SwinV2-T and B, with and without
+# recomputation (scripts/plan_accuracy.py). MALLOC_MMAP_THRESHOLD_=65536 avoids it, but takes 1.8
+# times as long.
 _HEAP_PIECES = 2
 
-# No one trains with more images on one device.
+# Upper bound of the search for the largest batch on one device.
 _MOST_IMAGES = 2**16
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be changed to make a run fit.
+    """The options that can be changed to make a run fit.
 
     Attributes:
-        model: an architecture's name; None: the one that was asked for.
-        checkpoint_blocks: blocks that are recomputed, by stage; None: as was asked for.
+        model: an architecture's name; None: the requested one.
+        checkpoint_blocks: number of recomputed blocks, by stage; None: as requested.
         batch_size: images per device and forward pass.
-        accumulation: forward passes a step.
-        devices: of each node.
+        accumulation: forward passes per step.
+        devices: devices per node.
     """
 
     batch_size: int
@@ -49,20 +50,20 @@ class Setting:
 
     @property
     def world_size(self) -> int:
-        """Devices of all nodes."""
+        """The number of devices over all nodes."""
         return self.devices * self.nodes
 
     @property
     def effective_batch(self) -> int:
-        """Images a step."""
+        """Images per step."""
         return self.batch_size * self.accumulation * self.world_size
 
 
 class Plan(NamedTuple):
-    """What a setting takes on each device, in bytes, and per image, in floating-point operations.
+    """The memory that a setting needs on each device, and its FLOPs per image.
 
     Attributes:
-        step: what one forward and backward pass takes.
+        step: the needs of one forward and backward pass.
     """
 
     setting: Setting
@@ -73,7 +74,7 @@ class Plan(NamedTuple):
 
     @property
     def parts(self) -> dict[str, int]:
-        """What the peak is made of, by name: the worst moment of forward, backward and step."""
+        """The peak memory by part, over forward, backward and the optimiser step."""
         held = self.holdings
         parts = {
             "weights": held.weights,
@@ -93,32 +94,32 @@ class Plan(NamedTuple):
 
     @property
     def needed(self) -> int:
-        """Bytes on one device at the worst moment."""
+        """Peak bytes on one device."""
         return sum(self.parts.values())
 
     @property
     def available(self) -> int:
-        """Bytes that one process may take; those on the CPU share their machine's."""
+        """Bytes that one process may use; CPU processes share their machine's memory."""
         processes = self.setting.devices if self.device.backend == "cpu" else 1
         return self.device.memory // processes
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether the needed memory is available."""
         return self.needed <= self.available
 
     @property
     def flops(self) -> float:
-        """Of one image forward and backward, as its model has it: recomputation does not count."""
+        """Model FLOPs of one image, forward and backward, not counting recomputation."""
         return self.step.forward_flops + self.step.backward_flops
 
 
 @dataclass
 class Planner:
-    """Plans settings of one model on one device; what was traced once is not traced again.
+    """Plans settings of one model on one device and caches what it traced.
 
     Attributes:
-        build: the model, or another of that name, on the meta device.
+        build: creates the model (or the one of the given name) on the meta device.
         has_average: a moving average of the weights is kept.
     """
 
@@ -132,7 +133,7 @@ class Planner:
     _holdings: dict[object, StaticMemory] = field(default_factory=dict)
 
     def plan(self, setting: Setting) -> Plan:
-        """What this setting takes."""
+        """Plans this setting."""
         model = self.model(setting)
         return Plan(
             setting,
@@ -143,12 +144,12 @@ class Planner:
         )
 
     def fits(self, setting: Setting) -> bool:
-        """Whether a setting fits; traced only where less than a step does not tell that it does not."""
+        """Whether a setting fits; traces it only if a lower bound of its memory fits."""
         least = Plan(setting, self.device, 0, self._hold(setting), self._least_step(setting))
         return least.fits and self.plan(setting).fits
 
     def largest_batch(self, setting: Setting) -> int:
-        """The most images on one device that fit, all else as it is; 0 where not one does."""
+        """The largest batch per device that fits with all else unchanged; 0 if no image fits."""
 
         def room(batch_size: int) -> int:
             plan = self.plan(replace(setting, batch_size=batch_size))
@@ -156,7 +157,7 @@ class Planner:
 
         if not self.fits(replace(setting, batch_size=1)):
             return 0
-        # Memory grows with the batch along a line, or along several, each steeper than the last.
+        # Memory is linear in the batch, or piecewise linear with increasing slopes.
         fits, beyond = 1, 2
         while room(beyond) >= 0:
             if beyond >= _MOST_IMAGES:
@@ -214,11 +215,12 @@ class Planner:
         return traced[setting.batch_size]
 
     def _least_step(self, setting: Setting) -> StepNeeds:
-        """What a step takes at least, by those of larger batches that were traced.
+        """A lower bound of a step's needs, from traces of larger batches.
 
-        At each moment of a step some bytes are there whatever the batch, and the others grow with it:
-        half of the images take at least half of all. What `activations` lack where gradients are yet
-        to come is there whatever the batch. Attention in two chunks counts images in twos.
+        At each moment, memory is a constant plus a part proportional to the batch, so that half of
+        the images need at least half of the memory. Gradients that do not exist yet are subtracted
+        from `activations`; they do not depend on the batch, and are added back before scaling.
+        Batch sizes are rounded to multiples of two because planned attention runs in two chunks.
         """
         gradients = self._hold(setting).gradients
         traced = self._steps.get((_alike(setting), setting.checkpoint_blocks), {})
@@ -232,11 +234,11 @@ class Planner:
 
 
 def _alike(setting: Setting) -> tuple[object, ...]:
-    """Settings for which this is the same are traced by the same tracer."""
+    """A key of the tracer: settings with equal keys share a tracer."""
     return setting.model, setting.precision, setting.accumulation > 1 or setting.sharing != "none"
 
 
 def training_days(plan: Plan, *, images: float, peak_flops: float, mfu: float) -> float:
-    """Days for so many images in all, at a share `mfu` of the peak of all devices."""
+    """Days to train on this total number of images at a share `mfu` of all devices' peak FLOPs."""
     rate = mfu * peak_flops * plan.setting.world_size
     return images * plan.flops / rate / 86400

@@ -1,4 +1,4 @@
-"""Before weights are allocated: whether a run fits into memory, and ways that would."""
+"""The check before weights are allocated: whether a run fits into memory, and what would fit."""
 
 from collections.abc import Sequence
 
@@ -20,18 +20,18 @@ def require_memory(
     *,
     has_average: bool = False,
 ) -> None:
-    """Plans the run on the devices that it was given; with `preflight=warn` says what it found.
+    """Checks that the run fits on its devices; with `preflight=warn`, only logs if it does not.
 
     Raises:
-        DoesNotFitError: it needs more memory than there is.
-        UserError: a kernel was named that these devices do not run.
+        DoesNotFitError: the run needs more memory than there is.
+        UserError: the selected attention kernel does not run on these devices.
     """
     trainer, options = run.trainer, run.options
     device = trainer.strategy.root_device
     if start.planned.attention_backend == "triton":
         require_device(device)
     on_gpu = device.type == "cuda"
-    # Processes of one machine share its memory, of which the first may hold a part by now.
+    # CPU processes share their machine's memory, and the first may already use a part of it.
     if not on_gpu and trainer.local_rank:
         return
     planner = create_planner(
@@ -61,7 +61,7 @@ def require_memory(
 
 
 def describe_shortage(plan: Plan, ways: Sequence[Suggestion]) -> str:
-    """What is needed by part, what there is, and the ways that would fit."""
+    """The memory needed by part, the memory available, and the suggestions that would fit."""
     lines = [
         f"this run does not fit: each device needs {show_bytes(plan.needed)}, and "
         f"{plan.device.name} has {show_bytes(plan.available)}"

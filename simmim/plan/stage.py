@@ -1,4 +1,4 @@
-"""The planning stage: what a run would take, on this machine's devices or on others."""
+"""The planning stage: the memory and time that a run would need on this machine or another device."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,22 +30,22 @@ from simmim.utils.console import say
 from simmim.utils.errors import UserError
 from simmim.utils.files import as_json
 
-# Bytes of a run's process before its model, on a CPU: a plan imports less than a run. What a plan's own
-# process held (933 MB) when it imported all that a run does; these imports alone come to 878 MB.
+# Bytes of a run's process on a CPU before its model is created; a plan imports less than a run.
+# A plan's process used 933 MB with all of a run's imports; these imports alone use 878 MB.
 _RUN_PROCESS = 930_000_000
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What a plan is made for, beside the options of the stage.
+    """The options of a plan besides those of the run.
 
     Attributes:
-        device: a name, or `auto` for what this machine has.
-        device_memory: of one device instead of what it has (None), e.g. `80GB`.
-        peak_flops: floating-point operations a second of one device (None: the named device's).
-        mfu: model FLOPs utilisation, the share of that peak that training reaches.
-        images: in an epoch.
-        classes: of a classifier.
+        device: a name, or `auto` for this machine's device.
+        device_memory: memory of one device, e.g. `80GB` (None: the device's own).
+        peak_flops: floating-point operations per second of one device (None: the named device's).
+        mfu: model FLOPs utilisation, the share of the peak that training reaches.
+        images: images per epoch.
+        classes: classes of a classifier.
 
     Raises:
         UserError: a value out of its range.
@@ -68,7 +68,7 @@ class PlanOptions:
                 raise UserError(f"plan.{name} {value} is not positive; use 1000")
 
     def find_device(self) -> Device:
-        """The device that is planned for, with the memory that it is said to have."""
+        """The device to plan for, with `device_memory` if given."""
         device = find_device(self.device)
         if device.backend == "cpu":
             device = device._replace(process=max(device.process, _RUN_PROCESS))
@@ -78,13 +78,13 @@ class PlanOptions:
 
 
 class DataOptions(TypedDict):
-    """What a plan reads of `data`, which it does not build."""
+    """What a plan reads of `data` without instantiating it."""
 
     batch_size: int
 
 
 class TrainerOptions(TypedDict):
-    """What a plan reads of `trainer`, which it does not build."""
+    """What a plan reads of `trainer` without instantiating it."""
 
     devices: int | str | Sequence[int]
     num_nodes: int | str
@@ -96,17 +96,20 @@ class TrainerOptions(TypedDict):
 
 
 class AverageOptions(TypedDict):
-    """What a plan reads of `ema`, which it does not build."""
+    """What a plan reads of `ema` without instantiating it."""
 
     decay: float | None
 
 
 class Unread(TypedDict):
-    """A node that a plan does not depend on."""
+    """A config node that a plan does not depend on."""
 
 
 class StageOptions(TypedDict, total=False):
-    """Options that not all stages have, or no plan depends on: a run's command line is its plan's."""
+    """Options that only some stages have or that no plan depends on.
+
+    They are accepted so that a run's command line also works for its plan.
+    """
 
     ema: AverageOptions
     target_window: int | None
@@ -142,9 +145,9 @@ def plan(
     mode: Mode = "full",
     **options: Unpack[StageOptions],
 ) -> dict[str, Any]:
-    """Memory by part, whether it fits, the largest batch that does, days. Returns what it writes.
+    """Plans memory by part, whether it fits, the largest batch and the days; returns what it writes.
 
-    Nothing is allocated and no data is read.
+    No weights are allocated and no data is read.
     """
     wanted: PlanOptions = instantiate(plan)
     device = wanted.find_device()
@@ -189,7 +192,7 @@ def plan(
 
 
 def count_devices(devices: int | str | Sequence[int], *, is_here: bool) -> int:
-    """Devices of one node; `auto` is this machine's GPUs where the plan is for them, else one."""
+    """The number of devices per node; `auto` is this machine's GPUs if `is_here`, else one."""
     if str(devices) in ("auto", "-1"):
         return max(1, torch.cuda.device_count()) if is_here else 1
     if isinstance(devices, str) and not devices.isdigit():
@@ -203,7 +206,7 @@ def count_devices(devices: int | str | Sequence[int], *, is_here: bool) -> int:
 def describe(
     planned: Plan, planner: Planner, trainer: TrainerOptions, wanted: PlanOptions
 ) -> dict[str, Any]:
-    """The plan's figures: bytes on one device, floating-point operations of one image, days."""
+    """The plan's numbers: bytes per device, FLOPs per image and days."""
     setting, step = planned.setting, planned.step
     images = run_images(trainer, wanted.images, setting.effective_batch)
     peak = wanted.peak_flops or planned.device.peak_flops.get(setting.precision)
@@ -232,7 +235,7 @@ def describe(
 
 
 def run_images(trainer: TrainerOptions, images: int, effective_batch: int) -> int:
-    """Images that a run sees, by its epochs or its steps, whichever ends it first."""
+    """The total number of images of a run, limited by its epochs or steps, whichever ends first."""
     epochs, steps = trainer["max_epochs"], trainer["max_steps"]
     ends = [epochs * images] if epochs and epochs > 0 else []
     if steps >= 0:
@@ -245,7 +248,7 @@ def run_images(trainer: TrainerOptions, images: int, effective_batch: int) -> in
 
 
 def show(planned: Plan, figures: dict[str, Any]) -> None:
-    """The figures as a table on the console."""
+    """Prints the plan's numbers as a table on the console."""
     flops = figures["flops_per_image"]
     table = Table(
         title=describe_setting(planned.setting),

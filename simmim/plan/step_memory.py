@@ -1,4 +1,4 @@
-"""A training step of a whole model, put together from its segments: the most bytes at any moment."""
+"""The peak memory of a whole model's training step, combined from traces of its segments."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +16,17 @@ from simmim.models.simmim import SimMIM
 from simmim.models.swin.blocks import Stage, SwinBlock
 from simmim.plan.tracer import Arithmetic, Passed, Segment, SegmentTrace, trace_segment
 
-# One number of an image: as it was loaded, and as the model takes it.
+# Bytes per image value: uint8 as loaded, and float32 as the model takes it.
 _IMAGE_BYTES = 1 + 4
 
 
 class StepNeeds(NamedTuple):
-    """What one forward and backward pass takes beside weights, optimiser states and all gradients.
+    """What one forward and backward pass needs besides weights, optimiser states and all gradients.
 
     Attributes:
-        activations: bytes at the worst moment.
-        largest_segment: bytes that the largest block alone holds at its worst.
-        forward_flops, backward_flops, recomputed_flops: of one image.
+        activations: peak bytes.
+        largest_segment: peak bytes of the largest segment by itself.
+        forward_flops, backward_flops, recomputed_flops: per image.
     """
 
     activations: int
@@ -38,10 +38,10 @@ class StepNeeds(NamedTuple):
 
 @dataclass
 class StepTracer:
-    """Traces steps of one model, on the meta device; a segment that is known is not traced again.
+    """Traces steps of one model on the meta device; equal segments are traced only once.
 
-    Gradients of the step before are there until the forward pass is over, as Lightning has it; with
-    `keeps_gradients` they are always there.
+    As in Lightning, gradients of the previous step exist until the forward pass is over; with
+    `keeps_gradients`, gradients always exist.
     """
 
     model: SimMIM | Classifier
@@ -50,9 +50,9 @@ class StepTracer:
     _known: dict[tuple[object, ...], SegmentTrace] = field(default_factory=dict)
 
     def trace(self, batch_size: int, checkpointed_blocks: Sequence[int] | None = None) -> StepNeeds:
-        """What a step with this many images on one device takes.
+        """Traces a step with this many images on one device.
 
-        `checkpointed_blocks` of each stage are recomputed; None: as many as the model says.
+        `checkpointed_blocks` of each stage are recomputed (None: as set in the model).
         """
         traces = []
         encoder = self.model.encoder
@@ -94,11 +94,11 @@ def _add_up(
         moments.append(held + trace.forward_peak)
         held += trace.held
     kept = images + sum(trace.kept for trace in traces)
-    # Backward begins without gradients, where they do not accumulate, and makes them one by one.
+    # Unless gradients accumulate, backward starts without any and creates them one by one.
     missing = sum(trace.gradients for trace in traces)
     for trace in reversed(traces):
         kept -= trace.kept
-        # The segment's own peak counts the gradients that it makes.
+        # The segment's own peak includes the gradients that it creates.
         moments.append(kept + trace.backward_peak - missing)
         missing -= trace.gradients
     return StepNeeds(
@@ -113,7 +113,7 @@ def _add_up(
 def segments(
     model: SimMIM | Classifier, checkpointed_blocks: Sequence[int]
 ) -> Iterator[tuple[Segment, tuple[object, ...]]]:
-    """The model from images to loss as a chain of segments, each with what tells its kind."""
+    """The model from images to loss as a chain of segments, each with a key of its kind."""
     first = _segment(_first(model), model.encoder.patch_embedding, *_own(model))
     yield first._replace(owns_input=False), ("first",)
     for number, stage in enumerate(model.encoder.stages):
@@ -136,7 +136,7 @@ def _segment(function: Callable[[Tensor], Tensor], *parts: nn.Module | nn.Parame
 
 
 def _kind(block: SwinBlock) -> tuple[object, ...]:
-    """What a block's memory depends on within its stage."""
+    """The properties of a block that its memory depends on within its stage."""
     return block.grid, block.mask is None, type(block.norm3), block.drop_path.drops, block.training
 
 
@@ -145,14 +145,17 @@ def _own(model: SimMIM | Classifier) -> tuple[nn.Parameter, ...]:
 
 
 def _first(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
-    """Images to tokens."""
+    """The function from images to tokens."""
     if isinstance(model, Classifier):
         return model.encoder.embed
     return lambda images: model.embed(images, _token_mask(model, len(images)))
 
 
 def _last(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
-    """The last stage's tokens to the loss; of whole images, where training predicts what is masked."""
+    """The function from the last stage's tokens to the loss.
+
+    For SimMIM, it predicts whole images; training predicts only squares with masked pixels.
+    """
     encoder = model.encoder
 
     def masked(tokens: Tensor) -> Tensor:

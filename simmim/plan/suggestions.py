@@ -1,4 +1,4 @@
-"""Ways to make a run fit: each a change of a few options, planned before it is told."""
+"""Suggestions to make a run fit into memory: changes of a few options, each checked by a plan."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,8 +14,8 @@ class Suggestion(NamedTuple):
     """A setting that fits.
 
     Attributes:
-        overrides: what to type.
-        price: what it costs beside.
+        overrides: the command-line overrides.
+        price: the cost of the change.
     """
 
     overrides: str
@@ -26,16 +26,16 @@ class Suggestion(NamedTuple):
 def find_suggestions(
     planner: Planner, asked: Setting, smaller_models: Sequence[str], count: int = 3
 ) -> list[Suggestion]:
-    """The first `count` ways that fit, cheapest first; all keep the images a step.
+    """The first `count` suggestions that fit, cheapest first; all keep the effective batch size.
 
-    In order: another precision, fewer images at a time, recomputation of as few stages as it takes,
-    several of these, sharing out among as few devices as it takes, a smaller model.
+    In order: another precision, smaller batches with more accumulation, recomputation of as few
+    stages as needed, combinations, sharding over as few devices as needed, a smaller model.
 
     Args:
-        planner: of the run that does not fit.
-        asked: its setting.
-        smaller_models: names of architectures to take instead, largest first.
-        count: how many ways.
+        planner: the planner of the run that does not fit.
+        asked: the setting that does not fit.
+        smaller_models: names of smaller architectures, largest first.
+        count: the maximum number of suggestions.
     """
     ways: list[Suggestion] = []
     for price, family in _families(planner, asked, smaller_models):
@@ -52,7 +52,7 @@ def find_suggestions(
 def _families(
     planner: Planner, asked: Setting, smaller_models: Sequence[str]
 ) -> Iterator[tuple[str, Iterator[Setting]]]:
-    """Candidates, the cheapest of each family first, with what they cost."""
+    """Families of candidate settings with their price; the cheapest of each family comes first."""
     encoder = planner.model(asked).encoder
     is_recomputed = encoder.checkpointed_blocks == encoder.depths
     recomputed = asked if is_recomputed else replace(asked, checkpoint_blocks=encoder.depths)
@@ -77,7 +77,7 @@ def _families(
 
 
 def _smaller_batches(setting: Setting) -> Iterator[Setting]:
-    """The same images a step in more parts, the largest parts first."""
+    """The same effective batch size with more accumulation, largest batches first."""
     images = setting.batch_size * setting.accumulation
     for batch_size in range(setting.batch_size - 1, 0, -1):
         if images % batch_size == 0:
@@ -85,7 +85,7 @@ def _smaller_batches(setting: Setting) -> Iterator[Setting]:
 
 
 def _recomputed(planner: Planner, setting: Setting) -> Iterator[Setting]:
-    """Recomputation of the first stage, where activations are largest; of the first two; and so on."""
+    """Recomputation of the first stage, where activations are largest, then the first two, etc."""
     encoder = planner.model(setting).encoder
     for stages in range(1, len(encoder.depths) + 1):
         counts = (*encoder.depths[:stages], *encoder.checkpointed_blocks[stages:])
@@ -94,10 +94,10 @@ def _recomputed(planner: Planner, setting: Setting) -> Iterator[Setting]:
 
 
 def _shared_out(planner: Planner, setting: Setting) -> Iterator[Setting]:
-    """FSDP over twice as many devices, then four times, each with the largest batches first."""
+    """FSDP over more and more devices, doubling each time, each with the largest batches first."""
     images = setting.effective_batch
     count = 2 * setting.world_size if setting.sharing == "fsdp" else max(2, setting.world_size)
-    # Processes on CPUs of one machine share its memory.
+    # CPU processes on one machine share its memory.
     of_a_node = _DEVICES_OF_A_NODE if planner.device.backend == "cuda" else 1
     while count <= min(images, _MOST_DEVICES):
         if images % count == 0:
@@ -114,7 +114,7 @@ def _shared_out(planner: Planner, setting: Setting) -> Iterator[Setting]:
 
 
 def _smaller(planner: Planner, asked: Setting, name: str) -> Iterator[Setting]:
-    """A smaller model that recomputes all blocks, with fewer and fewer images at a time."""
+    """A smaller model that recomputes all blocks, with smaller and smaller batches."""
     named = replace(asked, model=name, checkpoint_blocks=None)
     recomputed = replace(named, checkpoint_blocks=planner.model(named).encoder.depths)
     yield recomputed
@@ -122,7 +122,7 @@ def _smaller(planner: Planner, asked: Setting, name: str) -> Iterator[Setting]:
 
 
 def _overrides(asked: Setting, found: Setting, depths: Sequence[int]) -> str:
-    """What to type for one setting instead of the other."""
+    """The command-line overrides that change `asked` to `found`."""
     blocks: str | None = None
     if found.checkpoint_blocks is not None:
         everything = found.checkpoint_blocks == tuple(depths)
@@ -134,7 +134,7 @@ def _overrides(asked: Setting, found: Setting, depths: Sequence[int]) -> str:
         "trainer.accumulate_grad_batches": (asked.accumulation, found.accumulation),
         "trainer.precision": (asked.precision, found.precision),
         "trainer.strategy": (asked.sharing, found.sharing),
-        # No device has to hold a whole checkpoint.
+        # So that no device has to hold a whole checkpoint.
         "trainer.sharded_checkpoints": (False, found.sharing == "fsdp" != asked.sharing),
         "trainer.devices": (asked.devices, found.devices),
         "trainer.num_nodes": (asked.nodes, found.nodes),

@@ -1,7 +1,7 @@
-"""What a part of a model holds and computes, forward and backward, from the real modules.
+"""Traces the memory and FLOPs of a part of a model, forward and backward, with the real modules.
 
-They run on the meta device: shapes pass through them, nothing is allocated. Every new storage is
-followed until the last tensor on it is gone, in the graph of the backward pass or anywhere else.
+They run on the meta device, which propagates shapes and allocates nothing. Every new storage is
+tracked until its last tensor is freed, whether the autograd graph or anything else holds it.
 """
 
 import weakref
@@ -22,19 +22,19 @@ from simmim.models.swin.kernels.triton_attention import BACKWARD_OPERATOR
 
 Backend = Literal["cuda", "cpu"]
 
-# CUDA's memory-efficient attention reads its bias in rows of a multiple of this many numbers.
+# CUDA's memory-efficient attention needs bias rows padded to a multiple of this many elements.
 _BIAS_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a device computes: what decides which tensors there are, and how large they are.
+    """How a device computes, as far as it determines which tensors exist and their sizes.
 
     Attributes:
-        backend: whose kernels. With a learned bias, attention on CUDA is memory-efficient; on the
-            CPU it goes chunk by chunk.
-        weights: the parameters' type.
-        autocast: the type that matrix products are computed in; None: the weights'.
+        backend: the kernels to assume. With a learned bias, attention is memory-efficient on CUDA
+            and chunked on the CPU.
+        weights: the parameters' dtype.
+        autocast: the dtype of matrix products; None: that of the weights.
     """
 
     backend: Backend
@@ -46,9 +46,9 @@ class Segment(NamedTuple):
     """A part of a model whose one input is the output of the part before it.
 
     Attributes:
-        function: the part, from its input to its output, or to the loss.
-        parameters: those that it uses.
-        owns_input: whether the input goes when the segment needs it no longer.
+        function: maps the segment's input to its output, or to the loss.
+        parameters: the parameters that it uses.
+        owns_input: whether the input is freed once the segment no longer needs it.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -57,7 +57,7 @@ class Segment(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """What one segment hands on to the next: a tensor's shape, its type, whether it has a gradient."""
+    """The shape and dtype of the tensor passed to the next segment, and whether it needs a gradient."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -65,16 +65,16 @@ class Passed(NamedTuple):
 
 
 class SegmentTrace(NamedTuple):
-    """Bytes that one segment holds by itself, and what it computes.
+    """Memory in bytes and FLOPs of one segment by itself.
 
     Attributes:
-        output: what it hands on.
-        forward_peak: most at once forward, with input and output.
-        held: left of it until the model's forward pass ends: `kept`, and weights in autocast's type.
-        kept: left of it for its backward pass; with the input where that is needed again.
-        backward_peak: most at once backward, with `kept` and the gradients that come and go.
-        gradients: of its parameters, where backward made new ones.
-        forward_flops, backward_flops, recomputed_flops: of all images; the second without the third.
+        output: the tensor passed to the next segment.
+        forward_peak: peak memory of forward, including input and output.
+        held: memory held until the model's forward pass ends: `kept`, and autocast's cast weights.
+        kept: memory saved for backward, including the input if it is needed again.
+        backward_peak: peak memory of backward, including `kept` and temporary gradients.
+        gradients: gradients of its parameters, if backward created them.
+        forward_flops, backward_flops, recomputed_flops: of the batch; backward without recomputed.
     """
 
     output: Passed
@@ -99,16 +99,16 @@ def trace_segment(
     """Runs a segment forward and backward on the meta device.
 
     Args:
-        segment: its parameters are on the meta device.
-        taken: its input.
-        arithmetic: of the device that is planned for.
-        keeps_gradients: those of an earlier batch are there, and these are added to them.
-        float32_parameters: those that the model keeps out of autocast.
+        segment: the segment, with parameters on the meta device.
+        taken: describes its input.
+        arithmetic: how the planned device computes.
+        keeps_gradients: gradients of an earlier batch exist and are accumulated into.
+        float32_parameters: parameters that the model keeps out of autocast.
     """
     trained = [parameter for parameter in segment.parameters if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter) if keeps_gradients else None
-    # A leaf would stay as long as the graph does: the segment is given a copy, as another's output.
+    # The graph keeps a leaf alive: the segment gets a copy, like the output of another segment.
     leaf = torch.empty(taken.shape, dtype=taken.dtype, device="meta")
     leaf.requires_grad_(taken.has_gradient)
     device = _PlannedDevice(arithmetic, float32_parameters)
@@ -145,8 +145,8 @@ def trace_segment(
 
 
 def _backward(loss: Tensor) -> None:
-    # torch.autograd.backward would itself be taken for a function of the device, and what a
-    # checkpoint computes again within it would no longer be seen.
+    # torch.autograd.backward would itself be intercepted by the function mode, which would then no
+    # longer see what activation checkpointing recomputes within it.
     one = (torch.ones_like(loss),)
     _engine_run_backward(
         (loss,), one, False, False, (), allow_unreachable=True, accumulate_grad=True
@@ -158,7 +158,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class _Following(torch.autograd.Function):
-    """Stands for the rest of the model: keeps nothing, gives back a dense gradient."""
+    """Stands in for the rest of the model: saves nothing and returns a dense gradient."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class _Following(torch.autograd.Function):
 
 
 class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the storages that operators make, and counts floating-point operations."""
+    """Tracks the storages that operators create, and counts FLOPs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -183,15 +183,15 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs one operator and notes what it made."""
-        # Looking at a tensor is no function of the planned device.
+        """Runs one operator and records the storages that it creates."""
+        # Inspecting a tensor must not be intercepted as a function on the planned device.
         with torch._C.DisableTorchFunction():
             return self._run(func, args, kwargs or {})
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for entry in args:
             if isinstance(entry, Tensor):
-                # Weights and gradients that there were before are no part of what is made.
+                # Existing weights and gradients do not count as created here.
                 self._follow(entry.untyped_storage(), is_new=False)
         result = _call(func, args, kwargs)
         formula = flop_registry.get(func._overloadpacket)
@@ -205,17 +205,17 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def restart(self) -> int:
-        """Peak and operations are counted from here; returns the live bytes."""
+        """Resets the peak and the FLOPs; returns the live bytes."""
         self.peak = self.live
         self.flops = 0
         return self.live
 
     def count_as_recomputed(self, call: Callable[[], Any]) -> Any:
-        """Calls a function whose operations belong to the forward pass, done again."""
+        """Calls a function and counts its FLOPs as recomputation of the forward pass."""
         before, self._is_recomputing = self._is_recomputing, True
         try:
             return call()
-        finally:  # a checkpoint stops with an exception once it has what it needs
+        finally:  # recomputation stops early with an exception once it has what it needs
             self._is_recomputing = before
 
     def _follow(self, storage: torch.UntypedStorage, *, is_new: bool = True) -> None:
@@ -232,9 +232,9 @@ class _Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What an operator gives on the meta device; for arguments like those before, without a call.
+    """Calls an operator on the meta device, or returns the cached result for equal arguments.
 
-    PyTorch works out many operators' shapes there in Python, in milliseconds each.
+    For many operators, PyTorch computes meta shapes in Python, which takes milliseconds each.
     """
     outcome = _outcome(operator)
     if outcome == "view":
@@ -244,11 +244,11 @@ def _call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0] if outcome == "same" else _make(_KNOWN_RESULTS[key])
     result = operator(*args, **kwargs)
     if outcome == "same":
-        # Such as `resize_` give it another shape.
+        # Operators such as `resize_` change the shape of their argument.
         if _describe(result) == key[1][0]:
             _KNOWN_RESULTS[key] = None
         return result
-    # A view that its schema does not tell of, as `_unsafe_view`, is not made anew.
+    # Not cached: views that the schema does not declare, such as `_unsafe_view`.
     taken = {entry.untyped_storage()._cdata for entry in args if isinstance(entry, Tensor)}
     made = result if isinstance(result, tuple) else (result,)
     if all(
@@ -263,7 +263,7 @@ def _call(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @cache
 def _outcome(operator: Any) -> Literal["new", "same", "view"]:
-    """What an operator gives: new tensors, its first argument, or what shares another's storage."""
+    """What an operator returns: new tensors, its first argument, or a view of an argument."""
     schema = operator._schema
     if schema.is_mutable and schema.name.endswith("_"):
         return "same"
@@ -272,19 +272,19 @@ def _outcome(operator: Any) -> Literal["new", "same", "view"]:
 
 
 class _Described(NamedTuple):
-    """All that an operator sees of a tensor on the meta device."""
+    """Everything that determines an operator's result for a tensor on the meta device."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
 
 
-# What operators gave, by what they were given.
+# Cached results of operators, by operator and arguments.
 _KNOWN_RESULTS: dict[object, Any] = {}
 
 
 def _describe(value: Any) -> Any:
-    """Equal for what no operator tells apart: 1, 1.0 and True differ, as their results do."""
+    """A cache key, equal for equivalent arguments; 1, 1.0 and True differ, as do their results."""
     if isinstance(value, Tensor):
         return _Described(value.shape, value.stride(), value.dtype)
     if isinstance(value, (tuple, list)):
@@ -305,11 +305,11 @@ _CAST_UP = {F.layer_norm}
 
 
 class _PlannedDevice(TorchFunctionMode):
-    """What PyTorch decides by the device of a tensor, decided for the one that is planned for.
+    """Applies the device-dependent behaviour of the planned device on the meta device.
 
-    On the meta device autocast does nothing and attention is always spelled out. Here are autocast's
-    rules for the functions that the encoder is made of, with its cache of cast weights: CUDA computes
-    layer norms in float32, the CPU in whatever type comes.
+    On the meta device, autocast does nothing and attention is never fused. This mode applies
+    autocast's rules to the functions that the encoder uses, including its cache of cast weights:
+    CUDA computes layer norms in float32, the CPU in the dtype of the input.
     """
 
     def __init__(
@@ -322,18 +322,18 @@ class _PlannedDevice(TorchFunctionMode):
         self._casts: dict[int, Tensor] | None = {}
 
     def forget_casts(self) -> None:
-        """The forward pass ends: weights are cast anew where they are needed again."""
+        """Drops the cached casts at the end of forward; weights are cast again when needed."""
         self._casts = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Runs one function as the planned device does."""
+        """Runs one function as on the planned device."""
         if func == Tensor.is_cpu.__get__:  # type: ignore[attr-defined]
             return self.arithmetic.backend == "cpu"
         if self.notice is None or func is BACKWARD_OPERATOR:
             return self._run(func, args, kwargs or {})
-        # Backward itself calls operators below these functions, but for the one above.
+        # Backward calls operators, not functions, except the one above: the rest is recomputation.
         return self.notice(lambda: self._run(func, args, kwargs or {}))
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -33,9 +33,9 @@ from simmim.reconstruct.contact_sheet import (
     save_animation,
     save_sheet,
 )
-from simmim.reconstruct.fit import Fitted, alike, fit_image
 from simmim.reconstruct.image_files import find_named
 from simmim.reconstruct.masks import Masks, masks_of_files, random_masks
+from simmim.reconstruct.resize_to_model import Fitted, alike, fit_image
 from simmim.utils.console import say
 from simmim.utils.devices import find_device
 from simmim.utils.errors import UserError

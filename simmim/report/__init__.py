@@ -1,1 +1,1 @@
-"""A run's page: what it learned, how well, and on what, in one file that opens anywhere."""
+"""A run's report: its metrics, verdict, reconstructions and environment in one standalone HTML file."""

@@ -1,4 +1,4 @@
-"""`python -m simmim.report RUN`: a run's page made anew, or a sweep's from its runs."""
+"""`python -m simmim.report RUN`: rewrites the report of a run, or of a sweep from its runs."""
 
 import argparse
 import sys
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(folder: Path, pictures: int) -> Path:
-    """The page of a run, or of a sweep; returns its path."""
+    """Writes the report of a run or of a sweep; returns its path."""
     from simmim.report.html import write_report
     from simmim.report.sweep import is_run, is_sweep, write_sweep_report
 

@@ -1,4 +1,4 @@
-"""Position bias and logit scale of the encoder that a run left, or has come to."""
+"""Position bias and logit scale of a run's final encoder or latest checkpoint."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from simmim.checkpoints.read import read_weights
 
 
 def read_attention(run_dir: Path) -> list[BlockAttention]:
-    """From the encoder that a run left, or a checkpoint of it; no block where there is none."""
+    """Reads them from a run's exported encoder or a checkpoint; no blocks if it has neither."""
     finished = run_dir / "encoder.safetensors"
     checkpoints = [run_dir / "checkpoints" / name for name in ("last.ckpt", "best.ckpt")]
     last = next((path for path in checkpoints if path.exists()), None)

@@ -1,4 +1,4 @@
-"""`report.html` while a run goes on."""
+"""The callback that writes `report.html` during training."""
 
 import platform
 import time
@@ -23,22 +23,22 @@ from simmim.utils.console import say, warn
 from simmim.utils.errors import UserError
 from simmim.utils.signals import Interrupted
 
-# Of a run's time, so much may go into its report while it goes on.
+# The maximum share of a run's time spent on its report during training.
 _SHARE_OF_TIME = 0.01
 
 
 class RunReport(pl.Callback):
     """Writes `report.html` after validations and checkpoints, and however the run ends.
 
-    While the run goes on, at most a hundredth of its time goes into that. Rank 0 writes. A report that
-    cannot be written is told of once, and the run goes on. Where a run begins anew in the directory of
-    an earlier one and fails before it trains, all is as that one left it, and so is its report.
+    During training this takes at most 1 % of the run's time, and only rank 0 writes. If the report
+    cannot be written, a warning is logged once and the run continues. If a new run in the directory
+    of an earlier one fails before it trains, the earlier run's files and report are left unchanged.
 
     Args:
-        pictures: reconstructions of so many steps are shown, evenly spread.
+        pictures: the number of steps, evenly spaced, whose reconstructions are shown.
 
     Raises:
-        UserError: no picture, or fewer.
+        UserError: `pictures` is not positive.
     """
 
     def __init__(self, run_dir: str | Path, pictures: int = 24) -> None:
@@ -54,13 +54,13 @@ class RunReport(pl.Callback):
         self._has_warned = False
 
     def begin(self, stage: str, untrained: Mapping[str, float] | None = None) -> None:
-        """Notes what the run is; `untrained` are validation metrics from before training."""
+        """Records the run's stage; `untrained` are validation metrics from before training."""
         self.facts["stage"] = stage
         if untrained:
             self.facts["untrained"] = dict(untrained)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notes where the run runs, and how long it is to be."""
+        """Records the environment of the run and its planned length."""
         assert isinstance(pl_module, TrainingTask)
         device = trainer.strategy.root_device
         is_gpu = device.type == "cuda"
@@ -81,7 +81,7 @@ class RunReport(pl.Callback):
         self.facts |= pl_module.report_facts()  # type: ignore[typeddict-item]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """There is a page from the first step on."""
+        """Writes the first report before the first step."""
         self._has_begun = True
         self._look(pl_module)
         self._write("running", trainer)
@@ -94,12 +94,12 @@ class RunReport(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Writes where a checkpoint came without a validation."""
+        """Writes the report after a checkpoint that was saved without a validation."""
         if self._has_checkpoint:
             self._write_if_cheap(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes with the new metrics and pictures."""
+        """Writes the report with the new metrics and reconstructions."""
         if trainer.state.fn == "fit":
             self._look(pl_module)
             self._write_if_cheap(trainer)
@@ -107,13 +107,13 @@ class RunReport(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Has a page written once the checkpoint stands, for ranks may be writing it together."""
+        """Requests a report for after the checkpoint, which several ranks may be writing together."""
         self._has_checkpoint = True
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Says how the run ended."""
+        """Writes the report with how the run ended."""
         begins_anew = not self._has_begun and trainer.ckpt_path is None
         if begins_anew and (self.run_dir / FACTS).is_file():
             return
@@ -126,7 +126,7 @@ class RunReport(pl.Callback):
 
     @rank_zero_only
     def finish(self) -> None:
-        """The page of a run that is over, its weights and summary written."""
+        """Writes the final report, after the weights and the summary."""
         if self._write("finished"):
             say(f"report {self.run_dir / REPORT}")
 
@@ -138,7 +138,7 @@ class RunReport(pl.Callback):
 
     @rank_zero_only
     def _write(self, state: State, trainer: pl.Trainer | None = None) -> bool:
-        """Whether the page could be written; without a trainer, of what the run has left."""
+        """Writes the report and returns whether that succeeded; without a trainer, from files only."""
         started = time.monotonic()
         self.facts |= {"state": state, "updated": _now()}
         loggers = trainer.loggers if trainer else []
@@ -155,7 +155,7 @@ class RunReport(pl.Callback):
                 attention=attention,
             )
         except Exception as error:
-            # Whatever it is, training is worth more, and so is an error that the page was to tell.
+            # A failing report must neither stop training nor hide the error being reported.
             is_written = False
             self._tell(error)
         ended = time.monotonic()
@@ -171,7 +171,7 @@ class RunReport(pl.Callback):
             )
 
     def _look(self, pl_module: pl.LightningModule) -> None:
-        """What attention has learned; every rank comes, for each may hold a part of the weights."""
+        """Collects attention parameters; must run on every rank, since weights may be sharded."""
         assert isinstance(pl_module, TrainingTask)
         encoder = pl_module.model.encoder
         weights = {

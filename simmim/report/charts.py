@@ -1,4 +1,4 @@
-"""The curves of a run as the page draws them: which belong together, and how they are said in words."""
+"""The charts of a report: which curves belong together, and their description in words."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from simmim.data.loader import MUCH
 from simmim.report.run_record import Curve, RunRecord
 
-# Each kept piece of a curve keeps its lowest and highest point, so that no spike is lost.
+# Long curves are split into this many pieces; each keeps its extremes, so that no spike is lost.
 _PIECES = 250
 _TABLE_ROWS = 12
 
@@ -17,7 +17,7 @@ _STEPS = "optimiser step"
 
 
 class Series(NamedTuple):
-    """A line of a chart; `is_reference` for one to compare with, drawn dashed, a level or a start."""
+    """A line of a chart; with `is_reference`, a baseline or earlier state that is drawn dashed."""
 
     name: str
     curve: Curve
@@ -26,16 +26,16 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """What one chart shows.
+    """One chart.
 
     Attributes:
-        caption: one sentence on how to read it.
-        unit: of the vertical axis.
-        is_logarithmic: whether that axis is; none of the values may be 0 then.
-        is_share: values in 0 to 1, shown as percent.
+        caption: how to read it.
+        unit: the unit of the vertical axis.
+        is_logarithmic: whether the vertical axis is logarithmic; no value may then be 0.
+        is_share: whether values are in [0, 1] and shown as percentages.
         is_from_zero: whether the vertical axis begins at 0.
-        horizontal: what the horizontal axis counts.
-        marks: the horizontal axis' names of places, where they are no numbers.
+        horizontal: the label of the horizontal axis.
+        marks: the tick labels of the horizontal axis, if they are not numbers.
     """
 
     title: str
@@ -50,12 +50,12 @@ class Chart:
 
     @property
     def name(self) -> str:
-        """For anchors."""
+        """The name for anchors in the page."""
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
     @property
     def summary(self) -> str:
-        """The chart in a sentence, for those who do not see it."""
+        """A one-sentence text alternative of the chart."""
         told = [
             f"{series.name} {self.show(series.curve.values[0])} at first, "
             f"{self.show(series.curve.values[-1])} at the end"
@@ -67,7 +67,7 @@ class Chart:
 
     @property
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heading and rows of the same figures: some of the places, evenly spread."""
+        """The header and rows of a table of the same values, at evenly spaced points."""
         places, columns = self._aligned(self._thinned())
         shown = spread(range(len(places)), _TABLE_ROWS)
         rows = [
@@ -77,7 +77,7 @@ class Chart:
         return [self.horizontal, *(series.name for series in self.series)], rows
 
     def as_data(self) -> dict[str, Any]:
-        """What the page's script draws, in JSON's types."""
+        """The chart's data for the page's script, in JSON types."""
         places, columns = self._aligned(self._thinned())
         return {
             "name": self.name,
@@ -95,7 +95,7 @@ class Chart:
         }
 
     def show(self, value: float) -> str:
-        """A value as text, with the chart's unit."""
+        """Formats a value with the chart's unit."""
         if not math.isfinite(value):
             return "not finite"
         if self.is_share:
@@ -110,7 +110,7 @@ class Chart:
 
     @staticmethod
     def _aligned(curves: Sequence[Curve]) -> tuple[list[int], list[list[float | None]]]:
-        """All places in order, and each curve's values there; None where it has none."""
+        """All steps in order, and each curve's values at them (None where it has none)."""
         places = sorted({step for curve in curves for step in curve.steps})
         columns: list[list[float | None]] = []
         for curve in curves:
@@ -123,7 +123,7 @@ class Chart:
 
 
 def thin(curve: Curve, pieces: int = _PIECES) -> Curve:
-    """Of each of so many pieces, the lowest and the highest point; and the very last one."""
+    """Thins a curve to the minimum and maximum of each of `pieces` pieces, plus both ends."""
     count = len(curve.steps)
     if count <= 2 * pieces:
         return curve
@@ -136,7 +136,7 @@ def thin(curve: Curve, pieces: int = _PIECES) -> Curve:
 
 
 def spread(items: Iterable[Any], count: int) -> list[Any]:
-    """At most so many of the items, evenly spread, the first and the last among them."""
+    """At most `count` of the items, evenly spaced, including the first and the last."""
     every = list(items)
     if len(every) <= count:
         return every
@@ -153,7 +153,7 @@ def charts_of(record: RunRecord) -> list[Chart]:
 
 
 def missing_from(record: RunRecord) -> list[str]:
-    """What a run may log and this one did not, in words."""
+    """Descriptions of optional metrics that this run did not log."""
     expected = {
         "train/gradient_norm": "gradient norm",
         "train/data_wait": "share of time waiting for data",
@@ -273,7 +273,7 @@ def _speed(record: RunRecord) -> list[Chart]:
 
 
 def _amplitudes(record: RunRecord) -> list[Chart]:
-    """Activation amplitude against depth, at some steps, as in figure 2 of the Swin V2 paper."""
+    """Activation amplitude against depth at some steps, as in figure 2 of the Swin V2 paper."""
     blocks = {
         (int(found[1]), int(found[2])): curve
         for name, curve in record.curves.items()
@@ -310,7 +310,7 @@ def _logged(record: RunRecord, names: dict[str, str]) -> list[Series]:
 
 
 def _levels(record: RunRecord, names: dict[str, str]) -> list[Series]:
-    """Baselines, from the first step on to the last."""
+    """Baselines as horizontal lines from the first step to the last."""
     series = []
     for name, words in names.items():
         curve = record.curve(name)

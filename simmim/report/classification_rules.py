@@ -1,4 +1,4 @@
-"""When training with labels goes well, and why it does not: against chance and the training images."""
+"""Rules that judge classification runs, from held-out accuracy against chance and training accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from simmim.report.run_record import NOTHING, Curve, RunRecord
 from simmim.report.verdict import Cause, Rule, Verdict, is_finite, judge
 
-# Share of the way from chance to all right: no better up to here, well from here on.
+# Skill, from 0 (chance) to 1 (all correct): no better than baseline below, learning well above.
 _NO_BETTER = 0.02
 _WELL = 0.1
-# AdamW at this rate moves trained weights by a good part of their size in each step.
+# At this learning rate, AdamW changes trained weights by a large part of their size in each step.
 _STEEP = 0.01
-# Training images told right beyond held-out ones, where they are nearly all right, or the held-out loss
-# has risen over its lowest by a factor.
+# Overfitting: training accuracy is at least this high with a large gap to held-out accuracy, or
+# there is a gap and the held-out loss has risen above its minimum by this factor.
 _LEARNED_BY_HEART = 0.9
 _LARGE_GAP = 0.2
 _GAP = 0.1
@@ -23,19 +23,19 @@ _SMALL_BATCH = 8
 
 @dataclass(frozen=True)
 class ClassificationMetrics:
-    """What fine-tuning and transfer are judged by; None where it is not known.
+    """The metrics that fine-tuning and transfer are judged by; None if not known.
 
     Attributes:
         held_out: top-1 on held-out images.
-        held_out_loss: their cross-entropy.
-        training_loss: of each logged step, augmented and mixed.
+        held_out_loss: cross-entropy on held-out images.
+        training_loss: loss of each logged step, with augmentation and mixing.
         training: top-1 on training images without augmentation.
         chance: top-1 of guessing.
         direct: held-out top-1 before any training, in transfer.
         peak_lr: the largest learning rate so far.
-        effective_batch: images a step.
-        is_over: whether it takes no more steps.
-        skipped_in_a_row: of the newest steps, one after another.
+        effective_batch: images per step.
+        is_over: whether the run has ended for good.
+        skipped_in_a_row: number of consecutive skipped steps up to the newest.
     """
 
     held_out: Curve
@@ -51,18 +51,18 @@ class ClassificationMetrics:
 
     @property
     def skill(self) -> float:
-        """Share of the way from chance to all right."""
+        """Held-out top-1 rescaled so that 0 is chance and 1 is all correct."""
         chance = self.chance or 0.0
         return ((self.held_out.last or 0.0) - chance) / max(1 - chance, 1e-9)
 
     @property
     def gap(self) -> float:
-        """Top-1 on training images less that on held-out ones; 0 where not known."""
+        """Top-1 on training images minus that on held-out ones; 0 if not known."""
         return 0.0 if self.training is None else self.training - (self.held_out.last or 0.0)
 
     @property
     def is_overfitting(self) -> bool:
-        """Whether what it learns of training images no longer serves for others."""
+        """Whether what is learned on training images no longer generalises to held-out ones."""
         losses = self.held_out_loss.values
         has_risen = bool(losses) and losses[-1] > _RISEN * min(losses)
         by_heart = (self.training or 0.0) >= _LEARNED_BY_HEART and self.gap >= _LARGE_GAP
@@ -70,12 +70,12 @@ class ClassificationMetrics:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the losses are still numbers."""
+        """Whether the losses are still finite."""
         return is_finite(self.held_out_loss, self.training_loss, self.skipped_in_a_row)
 
 
 def compare(run: ClassificationMetrics) -> str:
-    """The held-out accuracy beside what there is to compare it with, in words."""
+    """A sentence that compares the held-out accuracy with the known reference accuracies."""
     known = [
         f"{what} {value:.1%}"
         for what, value in (
@@ -171,7 +171,7 @@ RULES: Sequence[Rule[ClassificationMetrics]] = (
         (STEEP, FORGOT),
     ),
     Rule("overfitting", lambda run: run.is_overfitting, compare, (BY_HEART,)),
-    # What does not beat both chance and the weights that it began with is not called more than this.
+    # A run must beat both chance and its initial weights to get a better verdict than this.
     Rule(
         "learning",
         lambda run: run.skill >= _WELL and (run.held_out.last or 0.0) <= (run.direct or 0.0),
@@ -188,7 +188,7 @@ def judge_classification(metrics: ClassificationMetrics) -> Verdict:
 
 
 def classification_metrics(record: RunRecord) -> ClassificationMetrics:
-    """What a run's record holds of them."""
+    """Extracts the metrics from a run's record."""
     classes = record.facts.get("classes")
     direct = record.facts.get("untrained", {}).get("direct/top1")
     return ClassificationMetrics(

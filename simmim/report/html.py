@@ -1,4 +1,4 @@
-"""The page: one HTML file with all that it shows inside it, which asks no network for anything."""
+"""The report page: one self-contained HTML file that needs no network access."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ _NEWEST_STEPS = 3
 
 
 class Fact(NamedTuple):
-    """A figure or a circumstance, in words."""
+    """A named value of the report, as text."""
 
     name: str
     value: str
@@ -44,14 +44,14 @@ def write_report(
     first_step: int | None = None,
     attention: Sequence[BlockAttention] | None = None,
 ) -> Path:
-    """Writes `report.html` of whatever the run directory holds, beside and renamed; returns its path.
+    """Atomically writes `report.html` from whatever the run directory holds; returns its path.
 
     Args:
-        run_dir: where the run writes, or wrote.
-        pictures: reconstructions of so many steps, evenly spread.
+        run_dir: the run's directory.
+        pictures: the number of steps, evenly spaced, whose reconstructions are shown.
         pending: a row of metrics that is not in the file yet.
-        first_step: counted from 0; rows in the file from there on will be dropped (None: all stay).
-        attention: of the encoder as it is (None: as it was last written).
+        first_step: counted from 0; rows of the file from this step on are ignored (None: none are).
+        attention: attention of the current encoder (None: of the last one written to disk).
     """
     folder = Path(run_dir)
     record = read_run(folder, pending, first_step)
@@ -79,7 +79,7 @@ def write_report(
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:
-    """Fills a template of `page/` and puts it in its place at once."""
+    """Renders a template of `page/` and writes it atomically."""
     page = _templates().get_template(template).render(**content)
     with written_beside(path) as beside:
         beside.write_text(page, encoding="utf-8")
@@ -87,14 +87,14 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 
 
 def verdict_of(record: RunRecord) -> Verdict:
-    """The verdict by the rules of the run's stage."""
+    """The verdict, by the rules of the run's stage."""
     if record.stage == "pretrain":
         return judge_pretraining(pretraining_metrics(record))
     return judge_classification(classification_metrics(record))
 
 
 def key_figures(record: RunRecord) -> list[Fact]:
-    """The few figures that are asked for first."""
+    """The most important numbers, shown first."""
     summary = record.summary
     rate = summary.get("images_per_second") or record.last("train/images_per_second")
     memory = summary.get("peak_memory_bytes") or record.last("train/peak_memory_bytes")
@@ -134,7 +134,7 @@ def _of_quality(record: RunRecord) -> list[tuple[str, Any, str, Callable[[Any], 
 
 
 def circumstances(record: RunRecord) -> list[Fact]:
-    """Where, with what and from which revision the run ran."""
+    """The environment of the run: device, versions and Git revision."""
     facts = record.facts
     packages = facts.get("packages") or record.summary.get("packages") or {}
     known = {
@@ -169,6 +169,6 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # Scripts and styles stand in the page as they are.
+    # Scripts and styles are inlined into the page unescaped.
     environment.globals["inline"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment

@@ -1,4 +1,4 @@
-"""Pictures inside the page: small, as data URIs."""
+"""Images embedded in the page, downscaled, as data URIs."""
 
 import base64
 import io
@@ -15,14 +15,14 @@ from simmim.analysis.position_bias import BlockAttention
 from simmim.reconstruct.contact_sheet import TILES
 from simmim.report.charts import spread
 
-_TILE = 192  # pixels, at most
+_TILE = 192  # maximum side in pixels
 _SHEET = 1200
 _HEADS = 8
 _HEAD_GAP = 1
 
 
 class HeldOutImage(NamedTuple):
-    """One held-out image: as it is, what the model sees of it, and what it fills in, by step."""
+    """A held-out image, its masked version, and its reconstructions by step."""
 
     image: str
     masked: str
@@ -30,9 +30,9 @@ class HeldOutImage(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Reconstructions over training: `steps` say when each image's were made.
+    """Reconstructions over training; `steps` are those of each image's reconstructions.
 
-    Sheets that do not tell where their pictures are stand in `sheets`, whole, one a step.
+    Contact sheets without metadata on their tiles are kept whole in `sheets`, one per step.
     """
 
     steps: list[int]
@@ -41,7 +41,7 @@ class Gallery(NamedTuple):
 
 
 class HeatMap(NamedTuple):
-    """A block's position bias, a map a head; `low` and `high` are its darkest and brightest."""
+    """A block's position bias, one map per head; `low` is the darkest, `high` the brightest value."""
 
     name: str
     picture: str
@@ -55,7 +55,7 @@ class HeatMap(NamedTuple):
 
 
 def read_gallery(sheets: Mapping[int, Path], *, most_steps: int, most_bytes: int) -> Gallery:
-    """Reconstructions of at most so many steps, evenly spread; fewer where they would take too much."""
+    """Reads reconstructions of at most `most_steps` evenly spaced steps, of about `most_bytes`."""
     steps = spread(sorted(sheets), most_steps)
     while True:
         gallery = _read_gallery({step: sheets[step] for step in steps})
@@ -75,7 +75,7 @@ def _read_gallery(sheets: Mapping[int, Path]) -> Gallery:
         try:
             sheet = Image.open(path)
             sheet.load()
-        except OSError:  # one that is just being written, or damaged
+        except OSError:  # being written right now, or damaged
             continue
         steps.append(step)
         tiles = json.loads(sheet.info.get(TILES, "[]"))
@@ -83,7 +83,7 @@ def _read_gallery(sheets: Mapping[int, Path]) -> Gallery:
             whole.append(as_uri(sheet, _SHEET))
             continue
         uris = [[as_uri(sheet.crop(box), _TILE) for box in row[-1:]] for row in tiles]
-        if len(images) != len(tiles):  # the first, or another number than in an earlier part
+        if len(images) != len(tiles):  # the first sheet, or the number of images has changed
             pairs = [[as_uri(sheet.crop(box), _TILE) for box in row[:2]] for row in tiles]
             before = len(steps) - 1
             images = [HeldOutImage(image, masked, [""] * before) for image, masked in pairs]
@@ -93,7 +93,7 @@ def _read_gallery(sheets: Mapping[int, Path]) -> Gallery:
 
 
 def as_uri(picture: Image.Image, side: int) -> str:
-    """The picture as WebP, no side longer than `side` pixels."""
+    """The picture as a WebP data URI, with no side longer than `side` pixels."""
     small = picture.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -102,7 +102,7 @@ def as_uri(picture: Image.Image, side: int) -> str:
 
 
 def heat_map(block: BlockAttention) -> HeatMap:
-    """The block's bias by offset, of at most eight heads evenly spread, on one scale."""
+    """The block's bias by offset, for at most eight evenly spaced heads, on a common colour scale."""
     heads, rows, columns = block.bias.shape
     chosen = spread(range(heads), _HEADS)
     bias = block.bias[chosen]
@@ -125,7 +125,7 @@ def heat_map(block: BlockAttention) -> HeatMap:
 
 
 def _as_png(maps: Float[Tensor, "heads rows columns"]) -> str:
-    """The maps beside each other, dark to bright, with a clear line between them."""
+    """The maps side by side, dark to bright, separated by a transparent line."""
     from matplotlib import colormaps
 
     heads, rows, columns = maps.shape

@@ -1,8 +1,9 @@
-"""When pretraining goes well, and why it does not: against what needs no learning.
+"""Rules that judge pretraining runs, from the held-out loss against baselines without learning.
 
-The thresholds rest on how AdamW and SimMIM work, and on runs that were made to fail: with the model
-`swinv2_nano` on drawn pictures and 320 steps, the held-out loss came to 0.77 of predicting the visible
-mean, to 0.87 at a hundred times the learning rate (1.25 after 64 steps), to 0.96 with one image a step.
+The thresholds rest on how AdamW and SimMIM work, and on runs that were made to fail: with
+`swinv2_nano` on synthetic images and 320 steps, the held-out loss relative to predicting the
+visible mean was 0.77; 0.87 at 100 times the learning rate (1.25 after 64 steps); 0.96 with one
+image per step.
 """
 
 import math
@@ -12,39 +13,39 @@ from dataclasses import dataclass
 from simmim.report.run_record import NOTHING, Curve, RunRecord
 from simmim.report.verdict import Cause, Rule, Verdict, is_finite, judge
 
-# AdamW moves each weight by about the learning rate in a step, and weights start at a standard
-# deviation of 0.02: at this rate, one step replaces what was learned.
+# AdamW changes each weight by about the learning rate per step, and weights are initialised with a
+# standard deviation of 0.02: at this rate, one step overwrites what was learned.
 _RATE_OF_INITIAL_WEIGHTS = 0.02
-# Held-out loss over that of the visible mean: no better from here on, well up to here.
+# Held-out loss relative to that of the visible mean: no better than baseline above, well below.
 _NO_BETTER = 0.95
 _WELL = 0.75
 _WORSE = 1.5
-# Pixels are normalised to differ by about 1: where the mean misses by less, images are blank.
+# Pixels are normalised to a spread of about 1: if the mean's error is below this, images are blank.
 _BLANK = 0.01
 # SimMIM's accuracy holds up to ratios of 0.8 (arXiv 2111.09886, table 1).
 _MOST_HIDDEN = 0.9
 _SMALL_BATCH = 8
 _FEW_STEPS = 500
-# Of a run that goes on, so many steps or this share of them are its beginning.
+# A run still in progress is early up to _FEW_STEPS or this share of its steps, whichever is larger.
 _EARLY_SHARE = 0.1
-# The training loss over the lowest that it was: it rose again.
+# The training loss has risen again if it is this many times its minimum.
 _REBOUND = 1.2
 
 
 @dataclass(frozen=True)
 class PretrainingMetrics:
-    """What pretraining is judged by; None where it is not known.
+    """The metrics that pretraining is judged by; None if not known.
 
     Attributes:
-        held_out: masked loss on held-out images, with the same masks all along.
+        held_out: masked loss on held-out images, always with the same masks.
         training: loss of each logged step.
         visible_mean, nearest_visible: held-out loss of the two baselines.
         peak_lr: the largest learning rate so far.
-        effective_batch: images a step.
-        hidden_share: of each image.
-        total_steps: that the run is to take.
-        is_over: whether it takes no more.
-        skipped_in_a_row: of the newest steps, one after another.
+        effective_batch: images per step.
+        hidden_share: the masked share of each image.
+        total_steps: the planned number of steps.
+        is_over: whether the run has ended for good.
+        skipped_in_a_row: number of consecutive skipped steps up to the newest.
     """
 
     held_out: Curve
@@ -60,48 +61,48 @@ class PretrainingMetrics:
 
     @property
     def steps(self) -> int:
-        """Steps that are known of."""
+        """The number of steps logged so far."""
         return max([*self.held_out.steps[-1:], *self.training.steps[-1:]], default=0)
 
     @property
     def ratio(self) -> float:
-        """Held-out loss over that of the visible mean; nan where not known."""
+        """Held-out loss divided by that of the visible mean; nan if not known."""
         if self.held_out.last is None or not self.visible_mean:
             return math.nan
         return self.held_out.last / self.visible_mean
 
     @property
     def copying_ratio(self) -> float:
-        """Held-out loss over that of copying the nearest visible pixel; nan where not known."""
+        """Held-out loss divided by that of copying the nearest visible pixel; nan if not known."""
         if self.held_out.last is None or not self.nearest_visible:
             return math.nan
         return self.held_out.last / self.nearest_visible
 
     @property
     def beats_both(self) -> bool:
-        """Whether it is below both baselines, which have to be known."""
+        """Whether the held-out loss is below both baselines; False if one is not known."""
         return self.ratio < 1 and self.copying_ratio < 1
 
     @property
     def is_finite(self) -> bool:
-        """Whether the losses are still numbers."""
+        """Whether the losses are still finite."""
         return is_finite(self.held_out, self.training, self.skipped_in_a_row)
 
     @property
     def is_early(self) -> bool:
-        """Whether it goes on and has hardly begun."""
+        """Whether the run is still in progress and has only begun."""
         if self.is_over:
             return False
         return self.steps < max(_FEW_STEPS, _EARLY_SHARE * (self.total_steps or 0))
 
     @property
     def is_steep(self) -> bool:
-        """Whether the learning rate was one at which each step undoes the one before."""
+        """Whether the learning rate was so high that each step overwrites the previous one."""
         return self.peak_lr is not None and self.peak_lr >= _RATE_OF_INITIAL_WEIGHTS
 
     @property
     def rebound(self) -> float:
-        """The training loss now over the lowest before, as means of tenths of the run."""
+        """The current training loss divided by its minimum, both as means over tenths of the run."""
         values = [value for value in self.training.values if math.isfinite(value)]
         width = max(1, len(values) // 10)
         means = [
@@ -111,7 +112,7 @@ class PretrainingMetrics:
 
 
 def compare(run: PretrainingMetrics) -> str:
-    """The held-out loss beside both baselines, in words."""
+    """A sentence that compares the held-out loss with both baselines."""
     parts = [
         f"{_than(ratio)} {what} ({value:.3g})"
         for ratio, value, what in (
@@ -253,7 +254,7 @@ RULES: Sequence[Rule[PretrainingMetrics]] = (
         compare,
         (STEEP, ROSE),
     ),
-    # The mean of the little that is seen is itself a poor guess, and to beat it says nothing.
+    # The mean of the few visible pixels is itself a poor baseline, so beating it means little.
     Rule("no better than baseline", HIDDEN.applies, compare, (HIDDEN,)),
     Rule(
         "not learning yet",
@@ -269,7 +270,7 @@ RULES: Sequence[Rule[PretrainingMetrics]] = (
     ),
     Rule("learning slowly", lambda run: run.is_steep, compare, (STEEP,)),
     Rule("learning well", lambda run: run.ratio <= _WELL and run.beats_both, compare),
-    # What does not beat both baselines is not called more than this.
+    # A run must beat both baselines to get a better verdict than this.
     Rule(
         "learning",
         lambda run: run.ratio <= _WELL,
@@ -291,7 +292,7 @@ def judge_pretraining(metrics: PretrainingMetrics) -> Verdict:
 
 
 def pretraining_metrics(record: RunRecord) -> PretrainingMetrics:
-    """What a run's record holds of them."""
+    """Extracts the metrics from a run's record."""
     facts = record.facts
     rates = record.curve("train/lr").values
     return PretrainingMetrics(

@@ -1,4 +1,4 @@
-"""What a run directory tells of its run, read back: whatever is there, while it goes on or after."""
+"""Reads a run's record from whatever its directory holds, during training or afterwards."""
 
 import contextlib
 import csv
@@ -25,7 +25,7 @@ State = Literal["running", "finished", "interrupted", "failed"]
 
 
 class RunFacts(TypedDict, total=False):
-    """What a run notes of itself in `run.json` when it starts, and how it stands since."""
+    """The contents of `run.json`: facts written when the run starts, and its state since."""
 
     stage: str
     state: State
@@ -34,8 +34,8 @@ class RunFacts(TypedDict, total=False):
     updated: str
     total_steps: int
     effective_batch: int
-    hidden_share: float  # of each image, in pretraining
-    classes: int  # of a classifier
+    hidden_share: float  # masked share of each image, in pretraining
+    classes: int  # number of classes of a classifier
     untrained: dict[str, float]  # validation metrics before training, in transfer
     git_revision: str | None
     python: str
@@ -47,14 +47,14 @@ class RunFacts(TypedDict, total=False):
 
 
 class Curve(NamedTuple):
-    """A metric over training: after how many optimiser steps it had which value."""
+    """A metric over training: numbers of completed optimiser steps, and the values at them."""
 
     steps: list[int]
     values: list[float]
 
     @property
     def last(self) -> float | None:
-        """The newest value; None where there is none."""
+        """The newest value; None if there is none."""
         return self.values[-1] if self.values else None
 
 
@@ -63,17 +63,17 @@ NOTHING = Curve([], [])
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its directory tells it.
+    """A run as recorded in its directory.
 
     Attributes:
         curves: the columns of `metrics.csv`, by name.
-        summary: `summary.json`, or nothing unless the run is finished: what is there before is of
-            another run, or of this one before it was made longer.
+        summary: `summary.json`, but empty unless the run is finished: until then, the file is from
+            an earlier run, or from this run before it was extended.
         configuration: the resolved configuration.
-        overrides: what was typed.
+        overrides: the command-line overrides.
         sheets: contact sheets of reconstructions, by step.
-        skipped_steps, spikes: steps in `unusual_steps.jsonl`, counted from 0 as there.
-        unreadable: how many images could not be read.
+        skipped_steps, spikes: steps in `unusual_steps.jsonl`, counted from 0 as in the file.
+        unreadable: the number of images that could not be read.
     """
 
     run_dir: Path
@@ -95,41 +95,41 @@ class RunRecord:
 
     @property
     def state(self) -> State:
-        """Whether it goes on, or how it ended. Killed elsewhere, it still says that it runs."""
+        """The run's state; a run that was killed on another machine still counts as running."""
         return self.facts.get("state", "finished" if self.summary else "running")
 
     @property
     def is_over(self) -> bool:
-        """Whether it takes no more steps; one that was interrupted goes on with the same command."""
+        """Whether it has ended for good; an interrupted run resumes with the same command."""
         return self.state in ("finished", "failed")
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that are known of."""
+        """The number of optimiser steps logged so far."""
         return max((curve.steps[-1] for curve in self.curves.values() if curve.steps), default=0)
 
     @property
     def skipped_in_a_row(self) -> int:
-        """How many of the newest steps were skipped, one after another."""
+        """The number of consecutive skipped steps up to the newest."""
         skipped = set(self.skipped_steps)
         newest = max(skipped, default=-1)
-        if newest < self.steps - 1:  # a step was logged since
+        if newest < self.steps - 1:  # a later step was logged
             return 0
         return next(count for count in itertools.count() if newest - count not in skipped)
 
     def curve(self, name: str) -> Curve:
-        """The metric of this name, empty where it was never logged."""
+        """The metric of this name; empty if it was never logged."""
         return self.curves.get(name, NOTHING)
 
     def last(self, name: str) -> float | None:
-        """The metric's newest value; the summary's where it was not logged."""
+        """The metric's newest value; that of the summary if it was never logged."""
         value = self.curve(name).last
         if value is None:
             value = self.summary.get("metrics", {}).get(name)
         return value
 
     def option(self, name: str) -> Any:
-        """An option of the configuration by its dotted name; None where there is none."""
+        """A configuration option by its dotted name; None if there is none."""
         node: Any = self.configuration
         for part in name.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
@@ -141,18 +141,18 @@ def read_run(
     pending: Mapping[str, float] | None = None,
     first_step: int | None = None,
 ) -> RunRecord:
-    """Reads what there is.
+    """Reads a run's record; missing files are treated as empty.
 
     Args:
-        run_dir: where the run writes, or wrote.
+        run_dir: the run's directory.
         pending: a row of metrics that is not in the file yet.
-        first_step: counted from 0; rows in the file from there on will be dropped (None: all stay).
+        first_step: counted from 0; rows of the file from this step on are ignored (None: none are).
     """
     folder = Path(run_dir)
     facts = _read_json(folder / FACTS)
     if facts.get("state") == "running" and writer_is_gone(folder):
-        facts["state"] = "interrupted"  # killed outright, it could not say so itself
-    # A run of an earlier version has no facts.
+        facts["state"] = "interrupted"  # it was killed and could not write this itself
+    # Runs of earlier versions have no facts.
     is_finished = facts.get("state", "finished") == "finished"
     exported_config = _read_yaml(folder / ".hydra" / "resolved.yaml")
     unusual = _read_lines(folder / UNUSUAL)
@@ -176,10 +176,10 @@ def read_curves(
     first_step: int | None = None,
     total_steps: int | None = None,
 ) -> dict[str, Curve]:
-    """The columns of `metrics.csv`, after so many steps; a metric that is not finite is nan.
+    """Reads the columns of `metrics.csv` by completed steps; non-finite values become nan.
 
-    Lightning counts from 0, so that a step's metrics stand after one more. Those of the final weights,
-    where training ended in the middle of an epoch, stand at `total_steps` already.
+    Lightning counts steps from 0, so 1 is added to the logged step. Metrics of the final weights of
+    training that ended in the middle of an epoch are already logged at `total_steps`.
     """
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
@@ -204,7 +204,7 @@ def read_curves(
 
 
 def write_facts(run_dir: Path, facts: RunFacts) -> None:
-    """Writes `run.json`, beside and renamed."""
+    """Atomically writes `run.json`."""
     run_dir.mkdir(parents=True, exist_ok=True)
     with written_beside(run_dir / FACTS) as beside:
         beside.write_text(as_json(facts) + "\n")
@@ -217,7 +217,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """One object a line; a line that is half there, of a process that was killed, is none."""
+    """Reads one JSON object per line, ignoring a truncated line of a killed process."""
     objects = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""A sweep's page: its runs side by side, best first, their held-out curves in one chart."""
+"""A sweep's report: its runs in a table, best first, with their held-out curves in one chart."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _LONGEST_LABEL = 40
 
 
 class Job(NamedTuple):
-    """One run of a sweep; `objective` is its newest value, `link` its own page beside this one."""
+    """One run of a sweep: `objective` is its newest value, `link` points to the run's own report."""
 
     record: RunRecord
     name: str
@@ -27,17 +27,17 @@ class Job(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is a run's directory."""
+    """Whether the folder is a run directory."""
     return (folder / "metrics.csv").is_file() or (folder / ".hydra").is_dir()
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether there are directories of runs in the folder."""
+    """Whether the folder contains run directories."""
     return folder.is_dir() and any(is_run(job) for job in folder.iterdir() if job.is_dir())
 
 
 def write_sweep_report(sweep: str | Path) -> Path:
-    """Writes `report.html` of whatever a sweep's jobs have left; returns its path."""
+    """Writes `report.html` from whatever a sweep's jobs have written; returns its path."""
     folder = Path(sweep)
     records = [read_run(job) for job in sorted(folder.iterdir()) if job.is_dir() and is_run(job)]
     options = [_typed(record) for record in records]
@@ -76,7 +76,7 @@ def find_swept(options: Sequence[dict[str, str]]) -> list[str]:
 
 
 def find_objective(records: Sequence[RunRecord]) -> str:
-    """The metric that the sweep is for."""
+    """The metric that the sweep optimises."""
     stated = (record.option("objective") for record in records)
     return next((str(name) for name in stated if name), "val/loss")
 
@@ -92,14 +92,14 @@ def _failure(run_dir: Path) -> str:
 
 
 def _rank(value: float | None, objective: str) -> float:
-    """The best comes first: the smallest loss, the largest of anything else; what is unknown last."""
+    """A sort key that puts the best first (smallest loss, largest other metric), unknown ones last."""
     if value is None or not math.isfinite(value):
         return math.inf
     return value if "loss" in objective else -value
 
 
 def _charts(jobs: Sequence[Job], swept: Sequence[str], objective: str) -> list[Chart]:
-    """The objective and the training loss of the runs, some of them where there are many."""
+    """Charts of the objective and the training loss; of a selection if there are many runs."""
     shown = spread(jobs, _MOST_LINES)
     charts = []
     some = ""

@@ -1,6 +1,6 @@
-"""A run's verdict: from its metrics to a word, a sentence, its likely cause, and what to try.
+"""A run's verdict, derived from its metrics: a word, a sentence, a likely cause and advice.
 
-`pretraining_rules.py` and `classification_rules.py` hold the tables that it is read from.
+The rules are in `pretraining_rules.py` and `classification_rules.py`.
 """
 
 import itertools
@@ -24,12 +24,12 @@ Kind = Literal[
 
 Metrics = TypeVar("Metrics")
 
-# So many steps in a row without a finite loss are no accident of one batch.
+# This many consecutive steps without a finite loss are not caused by a single bad batch.
 _NO_ACCIDENT = 3
 
 
 class Verdict(NamedTuple):
-    """How a run does, and by which metrics; `cause` and `advice` are empty where all is well."""
+    """How well a run does, and by which metrics; `cause` and `advice` may be empty."""
 
     kind: Kind
     sentence: str
@@ -38,16 +38,16 @@ class Verdict(NamedTuple):
 
     @property
     def level(self) -> Literal["good", "fair", "bad"]:
-        """Whether to let it run, to think of improving it, or to stop and mend it."""
+        """Whether to let the run continue, consider improving it, or stop and fix it."""
         if self.kind == "learning well":
             return "good"
         return "bad" if self.kind in ("no better than baseline", "diverged") else "fair"
 
 
 def is_finite(held_out: Curve, training: Curve, skipped_in_a_row: int) -> bool:
-    """Whether the losses are still numbers: the newest held-out one, and any of the newest steps.
+    """Whether the newest held-out loss and at least one of the newest steps' losses are finite.
 
-    A step whose loss is none is logged, skipped, and does no harm.
+    A single step with a non-finite loss is logged and skipped, and does no harm.
     """
     if held_out.last is not None and not math.isfinite(held_out.last):
         return False
@@ -57,7 +57,7 @@ def is_finite(held_out: Curve, training: Curve, skipped_in_a_row: int) -> bool:
 
 @dataclass(frozen=True)
 class Cause(Generic[Metrics]):
-    """One way in which training goes wrong: how it shows, how to say so, and what helps."""
+    """A cause of bad training: when it applies, its description, and advice."""
 
     applies: Callable[[Metrics], bool]
     says: Callable[[Metrics], str]
@@ -66,7 +66,7 @@ class Cause(Generic[Metrics]):
 
 @dataclass(frozen=True)
 class Rule(Generic[Metrics]):
-    """A line of a table of verdicts; the first of its causes that applies is named."""
+    """A rule for a verdict; the first of its causes that applies is reported."""
 
     kind: Kind
     applies: Callable[[Metrics], bool]
@@ -75,7 +75,7 @@ class Rule(Generic[Metrics]):
 
 
 def judge(metrics: Metrics, rules: Sequence[Rule[Metrics]]) -> Verdict:
-    """The verdict of the first rule that applies; the last one always has to."""
+    """The verdict of the first rule that applies; the last rule must always apply."""
     rule = next(rule for rule in rules if rule.applies(metrics))
     cause = next((cause for cause in rule.causes if cause.applies(metrics)), None)
     if cause is None:

@@ -20,7 +20,7 @@ from simmim.training.task import TrainingTask
 from simmim.utils.console import say
 from simmim.utils.devices import peak_memory_bytes
 from simmim.utils.errors import UserError
-from simmim.utils.failures import explained_failures
+from simmim.utils.failure_messages import explained_failures
 
 
 def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:

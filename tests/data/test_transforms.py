@@ -13,8 +13,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from simmim.data.dataset import seeded
 from simmim.data.decoding.decode import open_encoded
-from simmim.data.decoding.lazy_image import Box, DecodedImage, Interpolation
+from simmim.data.decoding.lazy_image import Box, DecodedImage
 from simmim.data.decoding.on_device import Part, show
+from simmim.data.decoding.resize import Interpolation
 from simmim.data.transforms import CenterCrop, light_augmentation
 from simmim.utils.errors import UserError
 

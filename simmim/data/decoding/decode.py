@@ -13,8 +13,9 @@ from torch import Tensor
 
 from simmim.data.decoding.bands import OpenFile, is_array, is_tiff, read_array
 from simmim.data.decoding.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
-from simmim.data.decoding.lazy_image import Box, DecodedImage, Interpolation, LazyImage
+from simmim.data.decoding.lazy_image import Box, DecodedImage, LazyImage
 from simmim.data.decoding.pillow import DAMAGED, read_picture
+from simmim.data.decoding.resize import Interpolation
 from simmim.data.decoding.size_limits import require_size
 from simmim.data.decoding.tiff import read_tiff
 from simmim.data.unreadable.retry import unreadable

@@ -13,8 +13,9 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from simmim.data.decoding.lazy_image import Box, Interpolation, resize
+from simmim.data.decoding.lazy_image import Box
 from simmim.data.decoding.metadata import orientation
+from simmim.data.decoding.resize import Interpolation, resize
 from simmim.utils.sizes import Pair
 
 _SCALES = (8, 4, 2)

@@ -4,16 +4,13 @@ A crop can be drawn from an image's size alone, which is in the file's header. A
 gets a `LazyImage`: already decoded, or a file of which only the crop is decoded.
 """
 
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Real
 from torch import Tensor
-from torch.nn import functional as F
 
+from simmim.data.decoding.resize import Interpolation, resize
 from simmim.utils.sizes import Pair
-
-# How pixels of another size are interpolated, always antialiased.
-Interpolation = Literal["bicubic", "bilinear"]
 
 
 class Box(NamedTuple):
@@ -72,15 +69,6 @@ class DecodedImage:
         top, left, height, width = box
         part = self.image[None, :, top : top + height, left : left + width]
         return resize(part, size, interpolation)[0]
-
-
-def resize(
-    images: Real[Tensor, "b c h w"], size: Pair, interpolation: Interpolation = "bicubic"
-) -> Real[Tensor, "b c h2 w2"]:
-    """Resizes with antialiasing, like torchvision's `resize` but without its overhead."""
-    if images.shape[2:] == size:
-        return images
-    return F.interpolate(images, size, mode=interpolation, antialias=True)
 
 
 @runtime_checkable

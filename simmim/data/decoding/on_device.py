@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from simmim.data.dataset import Sample, SampleKey, Transform, TransformedImages
 from simmim.data.decoding.decode import LazyJpeg
 from simmim.data.decoding.jpeg import decode_whole, is_plain
-from simmim.data.decoding.lazy_image import Box, Interpolation, LazyImage, resize
+from simmim.data.decoding.lazy_image import Box, LazyImage
+from simmim.data.decoding.resize import Interpolation, resize
 from simmim.data.loader import TimedLoader
 from simmim.data.sources.streams import StreamedImages
 from simmim.data.transforms import CropFirst, RandomFlip

@@ -1,4 +1,4 @@
-"""Swin Transformer encoders, pure PyTorch, one idea a file."""
+"""Swin Transformer encoders in pure PyTorch, one concept per file."""
 
 from simmim.models.swin.model import SwinTransformer
 from simmim.models.swin.registry import ARCHITECTURES, adapt_encoder, create_encoder

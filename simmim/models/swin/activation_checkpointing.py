@@ -1,7 +1,6 @@
-"""Less memory for more time: what is computed again in the backward pass instead of being kept.
+"""Activation checkpointing and sequential attention, which trade time for memory.
 
-Swin Transformer V2 (arXiv 2111.09883), "Implementation to save GPU memory": activation
-checkpointing, and self-attention computed sequentially.
+Swin Transformer V2 (arXiv 2111.09883), "Implementation to save GPU memory".
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from simmim.models.swin.tracing import is_traced
 from simmim.utils.errors import UserError
 
-# Which blocks are recomputed: none, all, or how many of the first ones of each stage.
+# Which blocks are recomputed: none, all, or the number of leading blocks of each stage.
 CheckpointBlocks = Literal["none", "all"] | Sequence[int]
 
 
 def recompute(
     function: Callable[..., Tensor], *arguments: Tensor | None, is_random: bool = True
 ) -> Tensor:
-    """`function(*arguments)`, of which the backward pass keeps the arguments alone.
+    """Calls `function(*arguments)` with activation checkpointing: only the arguments are kept.
 
-    With `is_random`, the generators are put back for the second time, so that the same is drawn.
+    With `is_random`, the RNG state is restored for the recomputation, so that it draws the same.
     """
     if is_traced() or not torch.is_grad_enabled():
         return function(*arguments)
@@ -31,10 +30,10 @@ def recompute(
 
 
 def checkpointed_blocks(blocks: CheckpointBlocks, depths: Sequence[int]) -> tuple[int, ...]:
-    """How many blocks of each stage are recomputed.
+    """The number of blocks of each stage that are recomputed.
 
     Raises:
-        UserError: another word, or counts that are not one for each stage and at most its depth.
+        UserError: an unknown word, or counts that are not one per stage and at most its depth.
     """
     named = {"none": (0,) * len(depths), "all": tuple(depths)}
     counts = named.get(blocks, ()) if isinstance(blocks, str) else tuple(blocks)
@@ -49,10 +48,10 @@ def checkpointed_blocks(blocks: CheckpointBlocks, depths: Sequence[int]) -> tupl
 
 
 def windows_at_a_time(windows: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    """How many windows each stage attends to at a time; 0: all.
+    """The number of windows that each stage computes attention for at a time (0: all).
 
     Raises:
-        UserError: a negative number, or not one for each stage.
+        UserError: a negative number, or not one per stage.
     """
     by_stage = (windows,) * stages if isinstance(windows, int) else tuple(windows)
     if len(by_stage) != stages or min(by_stage) < 0:

@@ -18,20 +18,20 @@ from simmim.utils.sizes import Pair
 
 Similarity = Literal["cosine", "dot"]
 PositionBias = Literal["log_cpb", "linear_cpb", "table"]
-# auto: the fastest that has been measured to be so: chunked in training on CPUs, sdpa everywhere else.
+# auto: the fastest one as measured: chunked for training on CPUs, sdpa everywhere else.
 AttentionBackend = Literal["auto", "chunked", "sdpa", "triton", "reference"]
 
-# The cosine's factor is at most 100 (Swin V2, section 3.2: a temperature of at least 0.01).
+# The cosine's scale is at most 100 (Swin V2, section 3.2: a temperature of at least 0.01).
 MAX_LOGIT_SCALE = math.log(100)
 
-# CUDA's attention kernels lay batch and heads out along two sides of a grid that holds no more.
+# CUDA's attention kernels map batch and heads to grid dimensions that are limited to this size.
 _MOST_BLOCKS = 65_535
 
 
 def create_position_bias(
     kind: PositionBias, num_heads: int, window_size: Pair, pretrained_window_size: Pair
 ) -> ContinuousPositionBias | TablePositionBias:
-    """The position bias module of one attention layer."""
+    """Creates the position bias module of one attention layer."""
     if kind == "table":
         return TablePositionBias(num_heads, window_size)
     return ContinuousPositionBias(
@@ -42,15 +42,17 @@ def create_position_bias(
 class WindowAttention(nn.Module):
     """Multi-head self-attention within each window, with a relative position bias.
 
-    Cosine similarity: `cos(q, k) · exp(min(logit_scale, ln 100)) + bias`, one learned scale a head;
-    queries and values have a bias, keys none. Dot: `q · k / √d + bias`, all three have one.
-    The normalisation, the scale and the bias are computed in float32 whatever the precision.
+    Cosine similarity: `cos(q, k) · exp(min(logit_scale, ln 100)) + bias`, one learned scale per
+    head; the projections of queries and values have a bias, that of keys has none. Dot product:
+    `q · k / √d + bias`, and all three have one. The normalisation, the scale and the position bias
+    are always computed in float32.
 
-    `windows_at_a_time` windows (0: all) are attended to, one such chunk after the other, each computed
-    again in the backward pass: the same result, with the memory of one chunk.
+    Attention is computed for `windows_at_a_time` windows at a time (0: all), and each such chunk is
+    recomputed in the backward pass: the same result, with the memory of one chunk.
 
-    `window_size` is in tokens; `pretrained_window_size` the one that a continuous `position_bias` was
-    trained with; `backend` as `SwinTransformer`'s `attention_backend`. Swin V2, sections 3.2 and 3.3.
+    `window_size` is in tokens; `pretrained_window_size` is the one that a continuous
+    `position_bias` was trained with; `backend` is `SwinTransformer`'s `attention_backend`.
+    Swin V2, sections 3.2 and 3.3.
     """
 
     def __init__(
@@ -91,9 +93,9 @@ class WindowAttention(nn.Module):
         mask: Bool[Tensor, "windows tokens tokens"] | None = None,
         regions: Int[Tensor, "windows tokens"] | None = None,
     ) -> Float[Tensor, "b windows tokens c"]:
-        """Attends within each window; pairs that are True in `mask` do not see each other.
+        """Attention within each window; pairs that are True in `mask` do not attend to each other.
 
-        `regions` are those of the mask, where the backend takes them (`fused_attention.regions_of`).
+        `regions` are `triton_attention.regions_of(mask)`, for the backend that takes them.
         """
         bias = self.position_bias()
         size = self.windows_at_a_time
@@ -121,7 +123,7 @@ class WindowAttention(nn.Module):
         mask: Bool[Tensor, "windows tokens tokens"] | None,
         regions: Int[Tensor, "windows tokens"] | None = None,
     ) -> Float[Tensor, "b windows tokens c"]:
-        """Attention within windows that are all taken together."""
+        """Attention within all the given windows at once."""
         qkv = self.project(windows)
         if self.backend == "triton" and not is_traced():
             return self.projection(fused_attention(qkv, bias, mask, self.factor(), regions))
@@ -143,12 +145,12 @@ class WindowAttention(nn.Module):
     def project(
         self, windows: Float[Tensor, "b windows tokens c"]
     ) -> Float[Tensor, "b windows tokens c3"]:
-        """Queries, keys and values, one after the other, each of them head by head."""
+        """Projects to queries, keys and values, concatenated along channels, each split by head."""
         k_bias = torch.zeros_like(self.q_bias) if self.k_bias is None else self.k_bias
         bias = torch.cat((self.q_bias, k_bias, self.v_bias))
         if isinstance(self.qkv, nn.Linear):
             return F.linear(windows, self.qkv.weight, bias)
-        # What has been put in its place: a quantised layer, or one with an adapter.
+        # A replacement layer, e.g. a quantised one or one with an adapter.
         projected: Tensor = self.qkv(windows)
         return projected + bias
 
@@ -157,10 +159,10 @@ class WindowAttention(nn.Module):
         qkv: Float[Tensor, "b windows tokens c3"],
         bias: Float[Tensor, "heads tokens tokens"],
     ) -> bool:
-        """Whether attention goes chunk by chunk.
+        """Whether attention is computed in chunks.
 
-        Left to itself, on a CPU where the bias needs a gradient: PyTorch's fused kernel there gives
-        none.
+        With `auto`, it is on a CPU where the bias needs a gradient, which PyTorch's fused CPU
+        kernel does not compute.
         """
         if self.backend != "auto" or is_traced():
             return self.backend == "chunked" and not is_traced()
@@ -182,7 +184,7 @@ class WindowAttention(nn.Module):
         return scaled.to(query.dtype), F.normalize(key.float(), dim=-1).to(key.dtype)
 
     def factor(self) -> Float[Tensor, " heads"] | None:
-        """What each head's cosines are multiplied by, float32; None for the dot product."""
+        """The scale of each head's cosines, in float32; None for the dot product."""
         if self.similarity == "dot":
             return None
         return self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
@@ -196,11 +198,11 @@ def attend_sdpa(
     *,
     is_masked: bool,
 ) -> Float[Tensor, "b windows heads tokens d"]:
-    """Attention through PyTorch's fused kernels, the bias broadcast and never copied per image.
+    """Attention with PyTorch's fused kernels; the bias is broadcast, never copied per image.
 
-    The kernels take four dimensions. Where all windows share the bias, windows join the batch;
-    where each has its own (`is_masked`), windows join the heads and the batch broadcasts. What is more
-    than CUDA's kernels take at once goes piece by piece.
+    The kernels take four dimensions. If all windows share the bias, windows are folded into the
+    batch; if each has its own (`is_masked`), they are folded into the heads and the bias broadcasts
+    over the batch. Sizes beyond the limit of CUDA's kernels are computed piece by piece.
     """
     first = 1 if is_masked else 0
     shared = bias.flatten(0, 1).unsqueeze(0) if is_masked else bias
@@ -219,7 +221,7 @@ def _attend_piecewise(
     value: Float[Tensor, "batch maps tokens d"],
     bias: Float[Tensor, "1 maps tokens tokens"],
 ) -> Float[Tensor, "batch maps tokens d"]:
-    # Sizes that are traced may be any.
+    # Not when tracing: the size must not be fixed in the traced program.
     for dim in () if is_traced() else (0, 1):
         if query.shape[dim] > _MOST_BLOCKS:
             parts = [list(torch.split(part, _MOST_BLOCKS, dim)) for part in (query, key, value)]
@@ -237,6 +239,6 @@ def attend_reference(
     value: Float[Tensor, "b windows heads tokens d"],
     bias: Float[Tensor, "bias_windows heads tokens tokens"],
 ) -> Float[Tensor, "b windows heads tokens d"]:
-    """The same attention spelled out in float32: what the fused paths are tested against."""
+    """The same attention written out in float32, against which the fused backends are tested."""
     logits = query.float() @ key.float().transpose(-2, -1) + bias
     return (logits.softmax(dim=-1) @ value.float()).to(query.dtype)

@@ -1,4 +1,4 @@
-"""The Swin block and the stage: attention and MLP as residual branches, merging before a stage."""
+"""The Swin block (attention and MLP as residual branches), and the stage with its patch merging."""
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_channels, channels)
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        """Transforms each token by itself."""
+        """Transforms each token independently."""
         is_own = isinstance(self.fc1, nn.Linear)
         if is_own and is_compiled_on_cpu(features) and torch.is_grad_enabled():
             product = F.linear(features, self.fc1.weight)
@@ -45,10 +45,10 @@ class SwinBlock(TableModule):
     Args:
         grid: how the block cuts its feature map into windows.
         pretrained_window_size: the window that a continuous `position_bias` was trained with.
-        mlp_ratio: the MLP's hidden channels over `channels`.
-        drop_path_rate: the share of images whose branch is dropped in training.
+        mlp_ratio: the MLP's hidden channels relative to `channels`.
+        drop_path_rate: the probability that an image's branch is dropped in training.
         similarity: and `position_bias`, `attention_backend` (its `backend`), `windows_at_a_time`: as
-            `WindowAttention`'s.
+            in `WindowAttention`.
     """
 
     mask: Tensor | None
@@ -91,7 +91,7 @@ class SwinBlock(TableModule):
         self.register_tables()
 
     def create_tables(self) -> dict[str, Tensor | None]:
-        """Which tokens of a shifted or padded window do not see each other, as the backend takes it."""
+        """The attention mask of shifted or padded windows, in the form that the backend takes."""
         return self._create_masks(self.grid, None)
 
     def _create_masks(
@@ -107,7 +107,7 @@ class SwinBlock(TableModule):
     ) -> Float[Tensor, "b h w c"]:
         """Mixes tokens within windows, then channels within tokens.
 
-        `drawn` is what drop path multiplies the images' two branches by (None: it draws by itself).
+        `drawn` are drop path's factors of each image's two branches (None: drawn by drop path).
         """
         drawn_attention, drawn_mlp = (None, None) if drawn is None else drawn.unbind(0)
         if self.pre_norm:
@@ -118,7 +118,7 @@ class SwinBlock(TableModule):
         return self.norm3(features + self.drop_path(self.norm2(self.mlp(features)), drawn_mlp))
 
     def attend(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
-        """Window attention on the map; a map of another size than planned gets its own mask."""
+        """Window attention on the map; a map of another size than `grid` gets its own mask."""
         grid, mask, regions = self.grid, self.mask, self.regions
         if not is_symbolic() and features.shape[1:3] != grid.feature_size:
             grid = grid._replace(feature_size=(features.shape[1], features.shape[2]))
@@ -128,9 +128,9 @@ class SwinBlock(TableModule):
 
 
 class Stage(nn.Module):
-    """Patch merging (but in the first stage), then blocks of one resolution.
+    """Patch merging (except in the first stage), then blocks at one resolution.
 
-    The first `checkpointed_blocks` blocks are computed again in the backward pass, not kept.
+    The first `checkpointed_blocks` blocks use activation checkpointing.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class Stage(nn.Module):
         self.checkpointed_blocks = checkpointed_blocks
         self.merging = merging if merging is not None else nn.Identity()
         self.blocks = nn.ModuleList(blocks)
-        # Where each block's output can be looked at: a hook on the block itself would fire again
-        # where it is recomputed, and be compiled with it.
+        # For hooks on each block's output: a hook on the block itself would fire again when it is
+        # recomputed, and would be compiled with it.
         self.outputs = nn.ModuleList(nn.Identity() for _ in blocks)
 
     def forward(
@@ -149,7 +149,7 @@ class Stage(nn.Module):
         features: Float[Tensor, "b h w c"],
         drawn: Float[Tensor, "blocks 2 b"] | None = None,
     ) -> Float[Tensor, "b h2 w2 c2"]:
-        """Returns the stage's feature map; `drawn` is each block's, as `SwinBlock` takes it."""
+        """Returns the stage's feature map; `drawn` are the factors that each `SwinBlock` takes."""
         features = self.merging(features)
         for number, (block, output) in enumerate(zip(self.blocks, self.outputs, strict=True)):
             own = None if drawn is None else drawn[number]

@@ -1,7 +1,7 @@
-"""Compiled blocks: `torch.compile` block by block, so that blocks that are alike are compiled once.
+"""Regional compilation: `torch.compile` per block, so that blocks of a kind are compiled once.
 
-A whole encoder takes as long to compile as it is deep. By blocks, a stage has two kinds (shifted
-and not) or few more, whatever its depth.
+The time to compile a whole encoder grows with its depth. Per block, a stage has two kinds (shifted
+and not) or a few more, whatever its depth.
 """
 
 from typing import Any, Literal, get_args
@@ -12,20 +12,20 @@ from simmim.models.swin.blocks import Stage
 from simmim.models.swin.model import SwinTransformer
 from simmim.utils.errors import UserError
 
-# none, or a mode of torch.compile; reduce-overhead: CUDA graphs.
+# none, or a mode of torch.compile; reduce-overhead uses CUDA graphs.
 Compile = Literal["none", "default", "reduce-overhead"]
 
-# A stage's kinds of blocks: shifted or not, with or without drop path and the main branch's norm; in
-# training, in validation, with and without gradients.
+# Upper bound on the variants of a block per stage: shifted or not, with or without drop path and
+# the main branch norm; in training and validation, with and without gradients.
 _KINDS_A_STAGE = 16
 
 
 def check_compile(mode: Compile, accumulation: int = 1) -> None:
-    """Raises UserError for an unknown mode, or CUDA graphs that are not to be had."""
+    """Raises UserError for an unknown mode, or if CUDA graphs cannot be used."""
     if mode not in get_args(Compile):
         raise UserError(f"compile={mode} is unknown; use {' or '.join(get_args(Compile))}")
     if mode == "reduce-overhead" and accumulation > 1:
-        # The next batch's backward pass would write over the gradients that are being summed up.
+        # The next batch's backward pass would overwrite the gradients being accumulated.
         raise UserError(
             f"compile={mode} keeps gradients in the memory of its CUDA graphs for one batch, and "
             f"trainer.accumulate_grad_batches is {accumulation}; use compile=default"
@@ -35,30 +35,30 @@ def check_compile(mode: Compile, accumulation: int = 1) -> None:
 
 
 def compile_blocks(encoder: SwinTransformer, mode: Compile, **options: Any) -> None:
-    """Compiles each block when it first runs; names of weights and checkpoints stay as they are.
+    """Compiles each block on its first run; parameter names and checkpoints do not change.
 
     Args:
         encoder: compiled in place.
-        mode: `none` leaves it as it is.
-        options: of `torch.compile`.
+        mode: `none` leaves the encoder uncompiled.
+        options: passed to `torch.compile`.
     """
     check_compile(mode)
     if mode == "none":
         return
-    # All blocks share one function's cache, whose limit is meant for one module.
+    # All blocks share one function's cache, but its limit is meant for a single module.
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _KINDS_A_STAGE * len(encoder.depths))
-    # As without a compiler: a backward pass would be compiled under the autocast that its forward pass
-    # left, as the position bias does.
+    # As in eager mode. Otherwise the backward pass is compiled under the autocast state of the
+    # forward pass, also where the forward pass disables autocast, as the position bias does.
     torch._functorch.config.backward_pass_autocast = "off"
     if mode == "reduce-overhead":
-        # CUDA graphs' memory is taken anew with each call of a compiled function, unless a step is said
-        # to go on: a block would lose its input, which is the output of the one before.
+        # CUDA graphs reuse their memory at each call of a compiled function unless the start of a
+        # step is marked: a block would lose its input, which is the output of the previous block.
         encoder.patch_embedding.register_forward_pre_hook(_begin_step)
     for stage in encoder.stages:
         assert isinstance(stage, Stage)
         for block in stage.blocks:
-            # Stages differ in all sizes: code for any size would be slower, and serve none better.
+            # Stages differ in all sizes: code for dynamic shapes would only be slower.
             block.compile(mode=None if mode == "default" else mode, dynamic=False, **options)
 
 

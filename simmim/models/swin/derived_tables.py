@@ -1,4 +1,4 @@
-"""Tables that follow from a module's sizes alone: right whatever becomes of the module."""
+"""Non-persistent buffers computed from a module's sizes, kept valid when it is moved or loaded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,27 +8,26 @@ from torch import Tensor, nn
 
 
 class TableModule(nn.Module):
-    """A module with tables: buffers that no state dict holds, for `create_tables` makes them again.
+    """A module with tables: non-persistent buffers that `create_tables` can always recompute.
 
-    They are made anew where memory was given without content (`to_empty`, also of the meta device),
-    where weights were loaded in place of it (`load_state_dict(assign=True)`), and where a change of
-    type would have rounded them.
+    They are recomputed after `to_empty` (also from the meta device), after
+    `load_state_dict(assign=True)`, and after a change of dtype, which would have rounded them.
     """
 
     def create_tables(self) -> dict[str, Tensor | None]:
-        """Each table by its name, on PyTorch's default device; None: no such table is needed."""
+        """The tables by name, on PyTorch's default device; None where a table is not needed."""
         raise NotImplementedError
 
     def register_tables(self) -> None:
-        """Makes the tables, once the sizes that they follow from are known."""
+        """Creates the tables; call it once the sizes that they depend on are set."""
         for name, table in self._create(torch.empty(0).device).items():
             self.register_buffer(name, table, persistent=False)
         self.register_load_state_dict_post_hook(_restore_after_loading)  # type: ignore[no-untyped-call]
 
     def restore_tables(self) -> None:
-        """Makes the tables again where they are; with the weights, where they are nowhere."""
+        """Recomputes the tables on their device, or on the weights' device if they are on meta."""
         tables = [self._buffers[name] for name in self._non_persistent_buffers_set]
-        # A module that needs none of its tables has none to make, wherever it is.
+        # All tables are None: there is nothing to recompute.
         device = next((table.device for table in tables if table is not None), None)
         if device is None:
             return
@@ -37,14 +36,14 @@ class TableModule(nn.Module):
         self._buffers.update(self._create(device))
 
     def _create(self, device: torch.device) -> dict[str, Tensor | None]:
-        # Computed on the CPU: another device's logarithms may be rounded otherwise.
+        # Computed on the CPU: logarithms may round differently on another device.
         is_meta = device.type == "meta"
         with torch.inference_mode(False), torch.device("meta" if is_meta else "cpu"):
             tables = self.create_tables()
         return {name: None if table is None else table.to(device) for name, table in tables.items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TableModule":
-        # All that moves a module, changes its type or gives it memory comes through here.
+        # Everything that moves a module, changes its dtype or allocates its memory calls `_apply`.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.restore_tables()
         return self

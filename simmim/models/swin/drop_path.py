@@ -1,7 +1,7 @@
-"""Stochastic depth (arXiv 1603.09382): which images skip which branch, drawn once for all blocks.
+"""Stochastic depth (arXiv 1603.09382), drawn once per forward pass for all blocks.
 
-A forward pass draws before its first block: what is dropped depends on PyTorch's generator alone, not
-on what is compiled or computed again.
+It is drawn before the first block, so that it depends only on PyTorch's generator, not on
+compilation or recomputation.
 """
 
 import itertools
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Drops the whole branch of an image at a rate, in training.
+    """Drops a branch for whole images with probability `rate` in training.
 
-    What is kept is scaled up, so that the mean stays.
+    Kept branches are scaled up to preserve the mean.
     """
 
     def __init__(self, rate: float) -> None:
@@ -25,9 +25,9 @@ class DropPath(nn.Module):
     def forward(
         self, branch: Float[Tensor, "b h w c"], drawn: Float[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b h w c"]:
-        """The branch, zero for the images that are dropped.
+        """Returns the branch, zeroed for the images for which it is dropped.
 
-        `drawn` is what to multiply each image by; None: it is drawn here.
+        `drawn` is the factor of each image; None: drawn here.
         """
         if not (self.drops and self.training):
             return branch
@@ -38,7 +38,7 @@ class DropPath(nn.Module):
 
 
 def draw_paths(kept: Float[Tensor, "*paths 1"], images: int) -> Float[Tensor, "*paths {images}"]:
-    """What to multiply the images' branches by, which are `kept` with these probabilities."""
+    """Draws the factors of the images' branches, which are `kept` with these probabilities."""
     drawn = torch.empty(*kept.shape[:-1], images, device=kept.device)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         _fill(drawn)
@@ -47,8 +47,8 @@ def draw_paths(kept: Float[Tensor, "*paths 1"], images: int) -> Float[Tensor, "*
     return (drawn < kept) / kept
 
 
-# An operator: the compiler has another generator of its own. It fills what it is given, for two that
-# return something would be taken for the same and drawn once.
+# A custom operator, because compiled code would use another random generator. It fills its argument
+# in place: two calls that return a value would be merged as duplicates and draw only once.
 @torch.library.custom_op("simmim::fill_uniform", mutates_args=("drawn",))
 def _fill(drawn: Tensor) -> None:
     drawn.uniform_()
@@ -60,7 +60,7 @@ def _(drawn: Tensor) -> None:
 
 
 def drop_path_rates(drop_path_rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """The rate of every block, stage by stage: from 0 to `drop_path_rate`, linear in depth."""
+    """The rates of the blocks, by stage: linear in depth, from 0 to `drop_path_rate`."""
     last = max(sum(depths) - 1, 1)
     rates = iter(drop_path_rate * block / last for block in range(sum(depths)))
     return [list(itertools.islice(rates, depth)) for depth in depths]

@@ -1,4 +1,4 @@
-"""Activations on their way through a model: how large they are, and where they cease to be finite."""
+"""Forward hooks on activations: how large they are, and where they first become non-finite."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from simmim.models.swin.blocks import Stage, SwinBlock
 
 
 def named_blocks(encoder: SwinTransformer) -> dict[str, SwinBlock]:
-    """The blocks in order, by `stage1_block1`, both counted from 1."""
+    """The blocks in order, by a name like `stage1_block1`, both counted from 1."""
     named = {}
     for number, stage in enumerate(encoder.stages, start=1):
         assert isinstance(stage, Stage)
@@ -24,7 +24,7 @@ def named_blocks(encoder: SwinTransformer) -> dict[str, SwinBlock]:
 
 
 def block_outputs(encoder: SwinTransformer) -> dict[str, nn.Module]:
-    """What each block's output passes through, by the block's name."""
+    """The identity module that each block's output passes through, by the block's name."""
     outputs = {}
     for number, stage in enumerate(encoder.stages, start=1):
         assert isinstance(stage, Stage)
@@ -34,18 +34,18 @@ def block_outputs(encoder: SwinTransformer) -> dict[str, nn.Module]:
 
 
 def feature_variance(features: Float[Tensor, "b h w c"]) -> Float[Tensor, ""]:
-    """Each channel's variance over images and places, in the mean over channels.
+    """The variance over images and positions of each channel, averaged over channels.
 
-    The amplitude of Swin Transformer V2 (arXiv 2111.09883), figure 2.
+    This is the amplitude in figure 2 of Swin Transformer V2 (arXiv 2111.09883).
     """
     tokens = features.detach().float().flatten(0, 2)
-    # On the CPU nine times as fast as torch.var.
+    # Nine times as fast as torch.var on the CPU.
     return (tokens - tokens.mean(dim=0)).square().mean()
 
 
 @contextmanager
 def observe(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the block, `see` is called with the name and the output of each module that has run."""
+    """Context manager that calls `see` with the name and output of each module after it runs."""
 
     def hook_of(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda module, inputs, output: see(name, output)
@@ -60,7 +60,7 @@ def observe(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]
 
 @contextmanager
 def eval_mode(encoder: SwinTransformer) -> Iterator[None]:
-    """Within the block the encoder evaluates: no gradients, nothing random, nothing compiled."""
+    """Context manager that sets the encoder to eval mode, without gradients or compiled code."""
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
@@ -72,20 +72,20 @@ def eval_mode(encoder: SwinTransformer) -> Iterator[None]:
 
 
 class Amplitude(NamedTuple):
-    """Of a block's output: `feature_variance`, and the largest absolute value."""
+    """The `feature_variance` and the largest absolute value of a block's output."""
 
     variance: float
     largest: float
 
 
 class Inspection(NamedTuple):
-    """What a forward pass did.
+    """What was observed in a forward pass.
 
     Attributes:
-        amplitudes: of each block.
-        origin: the first module whose output is not finite, by its place in the order of the pass
-            and by name; None where all are finite.
-        suspects: images of which a block's output is not finite.
+        amplitudes: the amplitude of each block's output.
+        origin: the first module with a non-finite output, as its position in execution order and
+            its name; None if all are finite.
+        suspects: True for images for which some block's output is not finite.
     """
 
     amplitudes: dict[str, Amplitude]
@@ -97,9 +97,9 @@ class Inspection(NamedTuple):
 def inspect_forward(
     model: nn.Module, encoder: SwinTransformer, forward: Callable[[], object]
 ) -> Inspection:
-    """Runs `forward`, which takes one batch through the model, and looks at all modules' outputs.
+    """Runs `forward`, which passes one batch through `model`, and inspects all modules' outputs.
 
-    A module that has run stands after those that it is made of. Nothing compiled runs.
+    In execution order, a module follows its submodules. No compiled code runs.
     """
     blocks: dict[str, tuple[Tensor, Tensor]] = {}
     finite_images: list[Tensor] = []

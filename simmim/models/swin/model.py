@@ -1,4 +1,4 @@
-"""The Swin Transformer encoder, V1 and V2: one class, the papers' ablations are its switches."""
+"""The Swin Transformer encoder, V1 and V2, as one class with the papers' ablations as options."""
 
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -31,25 +31,25 @@ class SwinTransformer(TableModule):
         depths: blocks of each stage; any number of stages.
         num_heads: attention heads of each stage.
         image_size: pixels, an int or `(height, width)`, a multiple of `stride`.
-        patch_size: side in pixels of what becomes one token of the first stage.
-        window_size: tokens, an int or `(height, width)`; shrinks to the feature map where larger.
-        pretrained_window_sizes: one a stage, the windows that a continuous position bias was
+        patch_size: side in pixels of the patch that becomes one token of the first stage.
+        window_size: tokens, an int or `(height, width)`; clipped to the feature map.
+        pretrained_window_sizes: one per stage, the windows that a continuous position bias was
             trained with (None: the windows of this encoder).
         norm: `res_post` (V2) or `pre` (V1, with V1's patch merging).
         similarity: `cosine` (V2) or `dot` (V1).
         position_bias: `log_cpb` (V2), `linear_cpb` or `table` (V1).
-        main_branch_norm_every: one more LayerNorm after every so many blocks of a stage (0: none).
-        mlp_ratio: hidden channels of each MLP over its channels.
-        drop_path_rate: stochastic depth of the last block; grows linearly from 0.
+        main_branch_norm_every: adds a LayerNorm after every this many blocks of a stage (0: none).
+        mlp_ratio: hidden channels of each MLP relative to its input channels.
+        drop_path_rate: stochastic depth rate of the last block; grows linearly from 0.
         attention_backend: `auto`; `sdpa`; `chunked` (less memory on a CPU; no second derivatives and no
             torch.func transforms); `triton` (a fused kernel, on CUDA GPUs); `reference` for tests.
-        checkpoint_blocks: blocks whose activations are computed again in the backward pass instead of
-            being kept: `none`, `all`, or how many of the first ones of each stage.
-        sequential_attention: windows that attention is computed for at a time, an int or one a stage
-            (0: all): less memory, the same result.
+        checkpoint_blocks: blocks with activation checkpointing: `none`, `all`, or the number of
+            leading blocks of each stage.
+        sequential_attention: number of windows to compute attention for at a time, an int or one
+            per stage (0: all); saves memory, same result.
 
     Raises:
-        UserError: sizes that do not fit, named with the constraint and what would fit.
+        UserError: sizes that do not fit; the message says why and suggests sizes that would.
     """
 
     kept_paths: Tensor | None
@@ -105,7 +105,7 @@ class SwinTransformer(TableModule):
         self.register_tables()
 
     def create_tables(self) -> dict[str, Tensor | None]:
-        """With drop path, the share of images that keep the two branches of each block."""
+        """With drop path, the probability of keeping each of a block's two branches."""
         if self.drop_path_rate == 0:
             return {"kept_paths": None}
         rates = [torch.tensor(own) for own in drop_path_rates(self.drop_path_rate, self.depths)]
@@ -113,12 +113,12 @@ class SwinTransformer(TableModule):
 
     @property
     def stride(self) -> int:
-        """Pixels of the image along one side of a token of the last stage."""
+        """Side in pixels of a token of the last stage."""
         return self.strides[-1]
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels along one side of a token, by stage."""
+        """Side in pixels of a token, by stage."""
         return tuple(self.patch_size * 2**stage for stage in range(len(self.depths)))
 
     @property
@@ -134,7 +134,7 @@ class SwinTransformer(TableModule):
 
     @property
     def window_sizes(self) -> tuple[Pair, ...]:
-        """`(height, width)` of the window by stage, shrunk to the feature map."""
+        """`(height, width)` of the window by stage, clipped to the feature map."""
         return tuple(
             fit_window(feature_size, self.window_size, shifted=False).window_size
             for feature_size in self.feature_sizes
@@ -142,7 +142,7 @@ class SwinTransformer(TableModule):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that build this encoder again, in JSON's types."""
+        """The keyword arguments that rebuild this encoder, in JSON types."""
         return {
             "embed_dim": self.embed_dim,
             "depths": list(self.depths),
@@ -167,7 +167,7 @@ class SwinTransformer(TableModule):
     def feature_pyramid(
         self, images: Float[Tensor, "b c H W"]
     ) -> list[Float[Tensor, "b _c _h _w"]]:
-        """The feature maps of all stages, finest first; the last is `forward`'s."""
+        """The feature maps of all stages, finest first; the last equals the output of `forward`."""
         features = self.embed(images)
         pyramid = []
         for stage, drawn in zip(self.stages, self._draw_paths(features), strict=True):
@@ -177,7 +177,7 @@ class SwinTransformer(TableModule):
         return [level.permute(0, 3, 1, 2) for level in pyramid]
 
     def embed(self, images: Float[Tensor, "b in_c H W"]) -> Float[Tensor, "b h w c"]:
-        """One token a patch of the image."""
+        """Embeds each image patch as a token."""
         if not is_symbolic():
             self._check_images(images)
         return self.patch_embedding(images)
@@ -201,13 +201,13 @@ class SwinTransformer(TableModule):
     def _draw_paths(
         self, tokens: Float[Tensor, "b h w c"]
     ) -> Sequence[Float[Tensor, "_blocks 2 b"] | None]:
-        """What drop path does with each image in each stage; None where nothing is dropped."""
+        """Drop path's factors for each image, by stage; None where nothing is dropped."""
         if self.kept_paths is None or not self.training:
             return [None] * len(self.depths)
         return torch.split(draw_paths(self.kept_paths, tokens.shape[0]), list(self.depths))
 
     def create_blocks(self, stage: int, drop_path_rates: Sequence[float]) -> list[SwinBlock]:
-        """Blocks as this stage has them, with weights of their own; one for each rate."""
+        """Creates new blocks as in this stage, one per drop path rate, with their own weights."""
         every = self.main_branch_norm_every
         return [
             SwinBlock(
@@ -295,9 +295,9 @@ class SwinTransformer(TableModule):
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Official initialisation: linear weights trunc_normal(0.02), biases and res-post gains 0.
+    """Official initialisation: linear weights trunc_normal(std=0.02), biases and res-post gains 0.
 
-    A block of `res_post` norms starts as the identity.
+    A block with `res_post` norms therefore starts as the identity.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

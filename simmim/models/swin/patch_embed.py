@@ -1,4 +1,4 @@
-"""Where tokens come from: patches of the image, and patches of tokens between stages.
+"""Patch embedding of the image, and patch merging between stages.
 
 Swin Transformer (arXiv 2103.14030), section 3.1; V2 (arXiv 2111.09883) merges with its norm last.
 """
@@ -24,14 +24,14 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, images: Float[Tensor, "b in_c H W"]) -> Float[Tensor, "b h w c"]:
-        """Returns one token a patch."""
+        """Returns one token per patch."""
         return self.norm(self.projection(images).permute(0, 2, 3, 1))
 
 
 class PatchMerging(nn.Module):
-    """Joins each 2×2 tokens into one of twice the channels.
+    """Merges each 2×2 tokens into one with twice the channels.
 
-    V2's `norm` (`res_post`) is of what the linear layer gives, V1's (`pre`) of what it takes.
+    The norm follows the linear layer in V2 (`norm="res_post"`) and precedes it in V1 (`"pre"`).
     """
 
     def __init__(self, channels: int, norm: Norm) -> None:
@@ -43,7 +43,7 @@ class PatchMerging(nn.Module):
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 c2"]:
         """Halves height and width (both even), doubles the channels."""
         rows = (features[:, 0::2], features[:, 1::2])
-        # The published weights expect this order: down the left column, then down the right.
+        # The published weights expect this order: the left column downwards, then the right one.
         joined = torch.cat([row[:, :, column::2] for column in (0, 1) for row in rows], dim=-1)
         if self.norm_first:
             return self.reduction(self.norm(joined))

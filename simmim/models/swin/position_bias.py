@@ -1,7 +1,7 @@
-"""Relative position bias: what each head adds to a pair's attention logit for their offset.
+"""Relative position bias: a per-head term in the attention logit that depends on the offset.
 
 Swin Transformer V2 (arXiv 2111.09883), section 3.3: a small network over log-spaced offsets, which
-carries over to other windows; its linear-spaced form; and the table of Swin Transformer V1.
+transfers to other window sizes; its linear-spaced form; and the table of Swin Transformer V1.
 """
 
 import math
@@ -25,7 +25,7 @@ def relative_offsets(window_size: Pair) -> Float[Tensor, "rows columns 2"]:
 
 
 def relative_offset_index(window_size: Pair) -> Int[Tensor, "tokens tokens"]:
-    """For each (query, key) pair of a window, the row of its offset in the flattened offsets."""
+    """For each (query, key) pair of a window, the index of its offset in the flattened offsets."""
     height, width = window_size
     places = torch.cartesian_prod(torch.arange(height), torch.arange(width)).view(-1, 2)
     offset = places[:, None] - places[None, :]
@@ -35,11 +35,11 @@ def relative_offset_index(window_size: Pair) -> Int[Tensor, "tokens tokens"]:
 def normalised_offsets(
     window_size: Pair, pretrained_window_size: Pair, *, log_spaced: bool
 ) -> Float[Tensor, "rows columns 2"]:
-    """Offsets as the bias network takes them: 1 is the far side of `pretrained_window_size`.
+    """Offsets as inputs of the bias network; 1 is the largest offset in `pretrained_window_size`.
 
     `log_spaced`: `sign(x) · log2(1 + |8x|) / log2(8)` (equation 4, with the official scale).
     """
-    # A side of one token has no offset but zero: any divisor serves.
+    # A window side of one token has only the offset 0, so any divisor works.
     reach = torch.tensor([max(side - 1, 1) for side in pretrained_window_size])
     offsets = relative_offsets(window_size) / reach
     if not log_spaced:
@@ -50,17 +50,17 @@ def normalised_offsets(
 def spread(
     by_offset: Float[Tensor, "offsets heads"], index: Int[Tensor, "tokens tokens"]
 ) -> Float[Tensor, "heads tokens tokens"]:
-    """What `index` says for every pair of tokens, by head."""
+    """Expands the bias per offset to every (query, key) pair by `index`, heads first."""
     by_head = by_offset.T.contiguous()
     if is_compiled_on_cpu(index):
         return _spread(by_head, index.flatten()).view(-1, *index.shape)
     if index.is_cpu:
-        # Its gradient takes a fraction of the time. On GPUs it would be summed in no fixed order.
+        # Its backward is much faster than that of indexing. On GPUs it would not be deterministic.
         return by_head.index_select(1, index.flatten()).view(-1, *index.shape)
     return by_head[:, index]
 
 
-# The compiler's own code for the two takes up to twice as long.
+# Custom operators: the code that the compiler generates for these two takes up to twice as long.
 @torch.library.custom_op("simmim::spread", mutates_args=())
 def _spread(by_head: Tensor, index: Tensor) -> Tensor:
     return by_head.index_select(1, index)
@@ -98,8 +98,8 @@ _spread.register_autograd(_use_kept, setup_context=_keep)
 class ContinuousPositionBias(TableModule):
     """Bias from a two-layer network over offsets: `16 · sigmoid(mlp(offset))`.
 
-    Computed in float32 whatever the precision. `pretrained_window_size` is the window whose offsets
-    the network learned; at another `window_size` the same network is read at finer or wider offsets.
+    Always computed in float32. `pretrained_window_size` is the window that the network was trained
+    with; at another `window_size`, the same network is evaluated at finer or wider offsets.
     `log_spaced` is as in `normalised_offsets`.
     """
 
@@ -119,16 +119,16 @@ class ContinuousPositionBias(TableModule):
         self.register_tables()
 
     def create_tables(self) -> dict[str, Tensor | None]:
-        """The offsets that the network reads, in float32, and each pair's row among them."""
+        """The network's input offsets in float32, and each pair's index among them."""
         offsets = normalised_offsets(
             self.window_size, self.pretrained_window_size, log_spaced=self.log_spaced
         )
         return {"offsets": offsets.view(-1, 2), "index": relative_offset_index(self.window_size)}
 
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
-        """The bias of every head and (query, key) pair, float32."""
+        """The bias of every head and (query, key) pair, in float32."""
         device = self.offsets.device.type
-        # Without autocast; the meta device, on which runs are planned, has none.
+        # Without autocast, which the meta device (used to plan runs) does not support.
         with (
             torch.autocast(device, enabled=False)
             if torch.amp.is_autocast_available(device)
@@ -143,7 +143,7 @@ def _in_float32(layer: nn.Module, values: Float[Tensor, "rows c"]) -> Float[Tens
     if isinstance(layer, nn.Linear):
         bias = None if layer.bias is None else layer.bias.float()
         return F.linear(values, layer.weight.float(), bias)
-    # What has been put in its place: a quantised layer, or one with an adapter.
+    # A replacement layer, e.g. a quantised one or one with an adapter.
     replaced: Tensor = layer(values)
     return replaced.float()
 
@@ -162,18 +162,18 @@ class TablePositionBias(TableModule):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def create_tables(self) -> dict[str, Tensor | None]:
-        """Each pair's row in the learned table."""
+        """Each pair's row index in the learned table."""
         return {"index": relative_offset_index(self.window_size)}
 
     def forward(self) -> Float[Tensor, "heads tokens tokens"]:
-        """The bias of every head and (query, key) pair, float32."""
+        """The bias of every head and (query, key) pair, in float32."""
         return spread(self.table.float(), self.index)
 
 
 def resize_table(
     table: Float[Tensor, "offsets heads"], trained: Pair | None, window: Pair
 ) -> Float[Tensor, "_offsets heads"]:
-    """A position-bias table trained with one window at another one, bicubic (Swin V1)."""
+    """Resizes a table trained with the window `trained` to another `window`, bicubically (Swin V1)."""
     if trained is None or trained == window:
         return table
     grid_size, new_size = (tuple(2 * side - 1 for side in pair) for pair in (trained, window))

@@ -1,7 +1,7 @@
-"""The published encoders by name, and `create_encoder` that builds one.
+"""The published encoders by name, and `create_encoder` to build one.
 
 Sizes from Swin V2 (arXiv 2111.09883, section 3.5 and appendix), Swin V1 (arXiv 2103.14030, section
-3.3) and the official configurations. `swinv2_nano` is ours, for CPUs and small images.
+3.3) and the official configurations. `swinv2_nano` is our own, for CPUs and small images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _V1: dict[str, Any] = {"norm": "pre", "similarity": "dot", "position_bias": "tab
 
 
 def _family(embed_dim: int, depths: tuple[int, ...], **arguments: Any) -> dict[str, Any]:
-    """Heads of 32 channels everywhere, as in all published sizes."""
+    """The arguments of one size; heads have 32 channels, as in all published sizes."""
     num_heads = tuple(embed_dim * 2**stage // 32 for stage in range(len(depths)))
     return {"embed_dim": embed_dim, "depths": depths, "num_heads": num_heads, **arguments}
 
@@ -41,7 +41,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 class EncoderOptions(TypedDict, total=False):
-    """The arguments of `SwinTransformer`; one that is None or missing is the architecture's own."""
+    """Arguments of `SwinTransformer`; missing or None keeps the architecture's own value."""
 
     image_size: Size | None
     window_size: Size | None
@@ -62,11 +62,11 @@ class EncoderOptions(TypedDict, total=False):
 
 
 def create_encoder(name: str, **options: Unpack[EncoderOptions]) -> SwinTransformer:
-    """Builds the named encoder, for 192-px images with windows of 12 unless the options say otherwise.
+    """Builds the named encoder, by default for 192-px images with windows of 12.
 
     Args:
-        name: of `ARCHITECTURES`: `swinv2_{nano,t,s,b,l,h,g}`, `swin_{t,s,b,l}`.
-        options: arguments of `SwinTransformer` that replace the architecture's own.
+        name: a key of `ARCHITECTURES`: `swinv2_{nano,t,s,b,l,h,g}`, `swin_{t,s,b,l}`.
+        options: arguments of `SwinTransformer` that override the architecture's own.
 
     Raises:
         UserError: an unknown name, or sizes that do not fit together.
@@ -79,11 +79,11 @@ def create_encoder(name: str, **options: Unpack[EncoderOptions]) -> SwinTransfor
 def adapt_encoder(
     arguments: Mapping[str, Any] | None = None, **options: Unpack[EncoderOptions]
 ) -> SwinTransformer:
-    """Builds an encoder from another's `arguments`, with the given options in their place.
+    """Builds an encoder from another one's `arguments`, overridden by the given options.
 
-    The windows that a continuous position bias was trained with are kept, so that it means the same
-    at another window; drop path is not, which belongs to a training. Without arguments,
-    `swinv2_nano` for 64-px images with windows of 8.
+    The pretrained window sizes are kept, so that a continuous position bias keeps its meaning at
+    another window; the drop path rate, which belongs to the training run, is reset to 0. Without
+    `arguments`, starts from `swinv2_nano` for 64-px images with windows of 8.
     """
     if arguments is None:
         arguments = ARCHITECTURES["swinv2_nano"] | {"image_size": 64, "window_size": 8}

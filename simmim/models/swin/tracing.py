@@ -1,15 +1,15 @@
-"""Whether what runs is only written down: for an export it goes the plainest way there is."""
+"""Detects tracing and export, during which modules use only plain PyTorch operators."""
 
 import torch
 
 
 def is_traced() -> bool:
-    """Whether operators are recorded or transformed, and not only run.
+    """Whether operators are being recorded or transformed rather than just executed.
 
-    By `torch.jit.trace`, `torch.export`, `torch.onnx.export`, `torch.fx`, or a transform of
-    `torch.func`. What is chosen for its speed or memory, by grad mode, device or the sizes at hand,
-    would stay in a program that others run elsewhere, or be an operator that they do not know: the
-    plain operators of PyTorch compute the same. `torch.compile` asks for itself.
+    That is by `torch.jit.trace`, `torch.export`, `torch.onnx.export`, `torch.fx` or a `torch.func`
+    transform. A fast path chosen by grad mode, device or input size would be baked into the
+    exported program, or be a custom operator unknown to its runtime; PyTorch's plain operators
+    compute the same. False under `torch.compile`, which has its own checks.
     """
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
@@ -18,7 +18,7 @@ def is_traced() -> bool:
 
 
 def is_symbolic() -> bool:
-    """Whether `torch.fx.symbolic_trace` runs it, in which tensors have no sizes to compare."""
+    """Whether `torch.fx.symbolic_trace` is running, under which tensor sizes cannot be compared."""
     if torch.compiler.is_compiling():
         return False
     return bool(torch.fx._symbolic_trace.is_fx_symbolic_tracing())

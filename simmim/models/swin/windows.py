@@ -1,4 +1,4 @@
-"""Windows on a feature map: partition, merge, and which tokens may attend to each other.
+"""Windows on a feature map: partition, merge and attention masks.
 
 Swin Transformer (arXiv 2103.14030), section 3.2. Pure functions on `b h w c` maps.
 """
@@ -14,9 +14,9 @@ from simmim.utils.sizes import Pair
 
 
 class WindowGrid(NamedTuple):
-    """How one block cuts its feature map: sizes in tokens, each `(height, width)`.
+    """How one block partitions its feature map; sizes are `(height, width)` in tokens.
 
-    `feature_size` of the map, `window_size` of its windows, `shift_size` of the roll before the cut.
+    The map of `feature_size` is rolled by `shift_size` and cut into windows of `window_size`.
     """
 
     feature_size: Pair
@@ -25,7 +25,7 @@ class WindowGrid(NamedTuple):
 
     @property
     def padded_size(self) -> Pair:
-        """The feature size rounded up to whole windows."""
+        """The feature size rounded up to a multiple of the window size."""
         (height, width), (window_height, window_width) = self.feature_size, self.window_size
         return (
             -(-height // window_height) * window_height,
@@ -34,10 +34,10 @@ class WindowGrid(NamedTuple):
 
 
 def fit_window(feature_size: Pair, window_size: Pair, *, shifted: bool) -> WindowGrid:
-    """The grid of a block: a window larger than the map shrinks to it and stops shifting there.
+    """The grid of a block; a window that covers the map is clipped to it and not shifted.
 
-    `feature_size` and `window_size` are in tokens; each axis is treated by itself. Where `shifted`, by
-    half a window, as in the paper.
+    `feature_size` and `window_size` are in tokens; this applies to each axis independently. If
+    `shifted`, the shift is half a window, as in the paper.
     """
     window = tuple(
         min(feature, side) for feature, side in zip(feature_size, window_size, strict=True)
@@ -52,7 +52,7 @@ def fit_window(feature_size: Pair, window_size: Pair, *, shifted: bool) -> Windo
 def partition_windows(
     features: Float[Tensor, "b h w c"], grid: WindowGrid
 ) -> Float[Tensor, "b windows tokens c"]:
-    """Pads the map to whole windows, rolls it by the shift, and cuts it, as `grid` says."""
+    """Pads the map to whole windows, rolls it by the shift and cuts it into the windows of `grid`."""
     (height, width), (padded_height, padded_width) = grid.feature_size, grid.padded_size
     if (padded_height, padded_width) != (height, width):
         features = F.pad(features, (0, 0, 0, padded_width - width, 0, padded_height - height))
@@ -74,7 +74,7 @@ def partition_windows(
 def merge_windows(
     windows: Float[Tensor, "b windows tokens c"], grid: WindowGrid
 ) -> Float[Tensor, "b h w c"]:
-    """Undoes `partition_windows` of the same `grid`: lays out, rolls back, and drops the padding."""
+    """Inverse of `partition_windows` with the same `grid`: joins windows, rolls back, crops padding."""
     (height, width), (padded_height, padded_width) = grid.feature_size, grid.padded_size
     batch, channels = windows.shape[0], windows.shape[3]
     window_height, window_width = grid.window_size
@@ -95,10 +95,10 @@ def merge_windows(
 def attention_mask(
     grid: WindowGrid, device: torch.device | None = None
 ) -> Bool[Tensor, "windows tokens tokens"] | None:
-    """Which pairs of tokens of a `grid` must not attend to each other (True is masked); None: all may.
+    """The attention mask of a `grid` (True is masked) on `device`; None if no pair is masked.
 
-    Two tokens may attend if they were neighbours before the roll and are both real or both padding.
-    Padding attends to padding, so that no row of the softmax is empty. The mask is made on `device`.
+    Two tokens of a window may attend to each other if the roll did not bring them together and both
+    are real or both padding. Padding attends to padding, so that no softmax row is empty.
     """
     if grid.shift_size == (0, 0) and grid.padded_size == grid.feature_size:
         return None
@@ -108,7 +108,7 @@ def attention_mask(
             grid.feature_size, grid.padded_size, grid.shift_size, strict=True
         )
     )
-    # One number for each of the at most eight regions between which nothing may pass.
+    # One label for each of the at most eight regions that must not attend to each other.
     wrapped = 2 * row_wrapped[:, None] + column_wrapped[None, :]
     padding = row_padding[:, None] | column_padding[None, :]
     regions = (wrapped + 4 * padding)[None, :, :, None].float()
@@ -120,6 +120,6 @@ def attention_mask(
 def _axis_regions(
     feature: int, padded: int, shift: int, device: torch.device | None
 ) -> tuple[Int[Tensor, " padded"], Bool[Tensor, " padded"]]:
-    """For each place of one rolled axis: 1 if it wrapped round (else 0), and if it is padding."""
+    """For each position of a rolled axis: 1 if it wrapped around (else 0), and if it is padding."""
     place = torch.arange(padded, device=device)
     return (place >= padded - shift).long(), (place + shift) % padded >= feature

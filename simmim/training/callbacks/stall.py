@@ -11,8 +11,8 @@ from torch import Tensor
 
 from simmim.training.callbacks.nonfinite_guard import NonFiniteGuard
 from simmim.training.callbacks.preemption import exit_code
-from simmim.training.callbacks.rank_board import RankBoard
-from simmim.training.callbacks.stall_watch import Activity, StallWatch
+from simmim.training.callbacks.rank_status import RankBoard
+from simmim.training.callbacks.stall_thread import Activity, StallWatch
 from simmim.utils.errors import UserError
 
 # For what may take long and is not a stall: reading and writing checkpoints, compiling in the first

@@ -9,7 +9,7 @@ from conftest import TINY_DEMO
 from started import run_started
 
 from simmim.training.callbacks import StallGuard
-from simmim.training.callbacks.rank_board import RankState, describe_ranks
+from simmim.training.callbacks.rank_status import RankState, describe_ranks
 from simmim.utils.errors import UserError
 
 OPTIONS = [

@@ -1,1 +1,1 @@
-"""Attention and activations, made fast for a device."""
+"""Device-specific fast implementations of attention and activations."""

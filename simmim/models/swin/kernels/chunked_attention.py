@@ -1,9 +1,10 @@
-"""Window attention on a CPU, a few windows at a time: what they need stays in the core's cache.
+"""Window attention on a CPU, a few windows at a time, so that intermediates stay in the cache.
 
-Where the position bias is learned, PyTorch's attention on a CPU goes over the weights of all pairs of
-tokens several times, in memory, and keeps more than one copy of them. Here a chunk of windows goes
-through normalisation, logits, softmax and sum before the next one does. For the backward pass it keeps
-the weights, once, and queries, keys and values as the products take them: nothing is computed again.
+With a learned position bias, PyTorch's CPU attention makes several passes through memory over the
+attention weights of all windows and keeps more than one copy of them. Here each chunk of windows
+goes through normalisation, logits, softmax and weighted sum before the next one. It saves for
+backward one copy of the weights, and queries, keys and values as the products take them: nothing is
+recomputed.
 """
 
 import itertools
@@ -16,11 +17,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Logits of one chunk, for each thread: with their gradients they fit its share of the last cache.
+# Bytes of logits per chunk and thread: with their gradients they fit its share of the L3 cache.
 _LOGIT_BYTES = 2 * 1024 * 1024
-# On the meta device, where steps are planned and nothing is computed, larger chunks serve as well.
+# Number of chunks on the meta device, where steps are only planned: a few large ones suffice.
 _PLANNED_CHUNKS = 2
-# As torch.nn.functional.normalize has it.
+# As in torch.nn.functional.normalize.
 _SMALLEST_NORM = 1e-12
 
 
@@ -30,13 +31,13 @@ def attend_in_chunks(
     mask: Bool[Tensor, "windows tokens tokens"] | None,
     factor: Float[Tensor, " heads"] | None,
 ) -> Float[Tensor, "b windows tokens c"]:
-    """Attention within windows; pairs that are True in `mask` do not see each other.
+    """Attention within windows; pairs that are True in `mask` do not attend to each other.
 
     The logit is `cos(q, k) · factor + bias`, or `q · k / √d + bias` without a factor. Normalisation,
-    bias and softmax are in float32, products of matrices in the type of `qkv`.
+    bias and softmax are in float32, matrix products in the dtype of `qkv`.
 
-    To `torch.compile` it is one operator, which compiles what is done with a chunk: the compiler
-    would go over all windows at once.
+    Under `torch.compile` it is a custom operator that compiles the computation of a single chunk;
+    compiled code would otherwise process all windows at once.
     """
     if torch.compiler.is_compiling():
         return _compiled_attention(qkv, bias, mask, factor)[0]
@@ -57,7 +58,7 @@ class _ChunkedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         bias, factor, *kept = ctx.saved_tensors
-        # To what follows functions (`resources.tracing`), a backward pass is operators alone.
+        # The planner (`simmim.plan.tracer`) expects a backward pass to consist of operators only.
         with torch._C.DisableTorchFunction():
             of_qkv, of_bias, of_factor = _differentiate(
                 gradient, bias, factor, kept, _differentiate_chunk
@@ -120,11 +121,11 @@ def _attend(
     factor: Tensor | None,
     attend_chunk: Callable[..., tuple[Tensor, ...]],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The output, and what each chunk keeps, one after the other."""
+    """Returns the output and the tensors that the chunks save for backward, in order."""
     attended = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     all_windows, all_images = _cut(qkv, bias)
     kept: list[Tensor] = []
-    # Autocast would take the chunks' float32 for what it is to cast down.
+    # Autocast would cast the chunks' float32 tensors down.
     with torch.autocast("cpu", enabled=False):
         for windows in all_windows:
             own_bias = bias
@@ -143,7 +144,7 @@ def _differentiate(
     kept: Sequence[Tensor],
     differentiate_chunk: Callable[..., None],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `qkv`, bias and factor; without a factor the last has no elements."""
+    """The gradients of `qkv`, bias and factor; without a factor, the last one is empty."""
     of_qkv = gradient.new_empty(*gradient.shape[:3], 3 * gradient.shape[3])
     wide = _wide(gradient)
     of_bias = torch.zeros_like(bias, dtype=wide)
@@ -170,7 +171,7 @@ def _differentiate(
 def _attend_chunk(
     qkv: Tensor, bias: Tensor, factor: Tensor | None, attended: Tensor
 ) -> tuple[Tensor, ...]:
-    """Writes the output of a chunk, and returns what is kept of it."""
+    """Writes the output of a chunk into `attended` and returns the tensors to save for backward."""
     chunk = _Chunk.create(qkv, bias, factor)
     by_head = torch.bmm(chunk.weights, chunk.value.flatten(0, 2))
     _split(attended, 1, bias.shape[-3])[0] = by_head.view(chunk.value.shape)
@@ -182,18 +183,18 @@ def _differentiate_chunk(kept: tuple[Tensor, ...], *gradients: Any) -> None:
 
 
 class _Chunk(NamedTuple):
-    """Some windows' attention: what is kept of it.
+    """The tensors that attention of some windows saves for backward.
 
-    Queries, keys and values are tensors of their own: of slices that are written in place, the
+    Queries, keys and values are separate tensors: for slices of one tensor written in place, the
     compiler would compute all three for each.
 
     Attributes:
-        query: as the products take it: over `query_length`.
-        key: the same, over `key_length`.
-        value: as it came.
-        query_length: of queries, over what their products are multiplied by; float32 or wider.
-        key_length: of keys.
-        weights: of every pair of tokens.
+        query: as the products take it: divided by `query_length`.
+        key: as the products take it: divided by `key_length`.
+        value: the unchanged values.
+        query_length: norms of the queries divided by `factor`, or √d; float32 or wider.
+        key_length: norms of the keys, or 1.
+        weights: the attention weight of every pair of tokens.
     """
 
     query: Float[Tensor, "b windows heads tokens d"]
@@ -210,9 +211,10 @@ class _Chunk(NamedTuple):
         bias: Float[Tensor, "*windows heads tokens tokens"],
         factor: Float[Tensor, " heads"] | None,
     ) -> "_Chunk":
-        """Normalises and scales queries and keys, and compares them."""
+        """Normalises and scales queries and keys, and computes the attention weights."""
         heads, tokens = bias.shape[-3:-1]
-        # Changed in place below: never the input itself, which a single token may be laid out as.
+        # Cloned because they are changed in place below; for a single token, `contiguous` could
+        # return the input itself.
         query, key, value = (
             part.clone(memory_format=torch.contiguous_format) for part in _split(qkv, 3, heads)
         )
@@ -237,7 +239,7 @@ class _Chunk(NamedTuple):
         factor: Float[Tensor, " heads"] | None,
         factor_gradient: Float[Tensor, " _heads"],
     ) -> None:
-        """Writes the gradient of queries, keys and values, and adds to the others."""
+        """Writes the gradients of queries, keys and values, and accumulates the others."""
         wide, shape, weights = bias_gradient.dtype, self.query.shape, self.weights
         query, key, value = (part.flatten(0, 2) for part in self[:3])
         of_output = _split(gradient, 1, len(bias_gradient)).flatten(0, 3)
@@ -250,7 +252,7 @@ class _Chunk(NamedTuple):
         gradients = _split(qkv_gradient, 3, len(bias_gradient))
         gradients[2] = torch.bmm(weights.mT, of_output).view(shape)
         if factor is not None:
-            # What changes a direction's length alone changes nothing but the factor.
+            # The gradient along a direction has no effect on the vector, only on the factor.
             along = (of_query * self.query).sum(dim=-1, keepdim=True) / factor.view(-1, 1, 1)
             factor_gradient += along.sum(dim=(0, 1, 3, 4))
             of_query = of_query - self.query * (along / factor.view(-1, 1, 1))
@@ -266,14 +268,15 @@ def _lengths(vectors: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows 1"]:
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """What is computed beside products: float32, or float64 where that comes in."""
+    """The dtype of all but the matrix products: float32, or float64 for float64 inputs."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _cut(qkv: Tensor, bias: Tensor) -> tuple[list[slice], list[slice]]:
-    """The windows and the images of each chunk.
+    """The slices of windows and of images that make up the chunks.
 
-    The same window of several images, that they share its mask, or several windows of all images.
+    A chunk is the same window of several images, which share its mask, or several windows of all
+    images.
     """
     batch, windows = qkv.shape[:2]
     size = _LOGIT_BYTES * torch.get_num_threads() // (bias.numel() * 4)
@@ -290,6 +293,6 @@ def _cut(qkv: Tensor, bias: Tensor) -> tuple[list[slice], list[slice]]:
 def _split(
     joined: Float[Tensor, "b windows tokens all_c"], parts: int, heads: int
 ) -> Float[Tensor, "{parts} b windows heads tokens d"]:
-    """By part (queries, keys and values; or one alone) and by head."""
+    """Splits channels by part (queries, keys and values; or a single one) and by head."""
     batch, windows, tokens, _ = joined.shape
     return joined.view(batch, windows, tokens, parts, heads, -1).permute(3, 0, 1, 4, 2, 5)

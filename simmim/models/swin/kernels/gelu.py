@@ -1,7 +1,7 @@
-"""GELU in a compiled step on a CPU: its slope is kept, and the backward pass only multiplies by it.
+"""GELU for compiled CPU training: saves its derivative, so that backward is one multiplication.
 
-Left to itself the compiler keeps what goes into GELU, and takes the error function and another
-exponential again in the backward pass. Value and slope share one exponential here.
+By default the compiler saves GELU's input, and evaluates the error function and another exponential
+in the backward pass. Here the value and the derivative share one exponential.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: erf within 1.5e-7.
+# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: erf to within 1.5e-7.
 _REACH = 0.3275911
 _COEFFICIENTS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
@@ -20,16 +20,16 @@ _COEFFICIENTS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.0614054
 def gelu_after(
     product: Float[Tensor, "*rows c"], bias: Float[Tensor, " c"]
 ) -> Float[Tensor, "*rows c"]:
-    """GELU of `product + bias`, within 2e-7 of the exact one per unit of its input, or its rounding.
+    """GELU of `product + bias`, with an error of at most 2e-7 per unit of input, or of rounding.
 
-    Its backward pass is that of a product with the slope, rounded to the type of `product`.
+    Its backward pass multiplies by the derivative, rounded to the dtype of `product`.
     """
     return _gelu_and_slope(product, bias)[0]
 
 
 @torch.library.custom_op("simmim::gelu_and_slope", mutates_args=())
 def _gelu_and_slope(product: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    # An operator: of formulas, the compiler would keep the input again.
+    # A custom operator: if it saw the formulas, the compiler would save the input again.
     return _compile()(product, bias)
 
 
@@ -58,7 +58,7 @@ def _compile() -> Any:
 
 
 def _compute(product: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """`x · Φ(x)` and `Φ(x) + x · φ(x)`, with the normal distribution's Φ and its density φ."""
+    """`x · Φ(x)` and `Φ(x) + x · φ(x)`, where Φ is the normal CDF and φ its density."""
     hidden = (product + bias.to(product.dtype)).to(
         torch.promote_types(product.dtype, torch.float32)
     )

@@ -1,4 +1,4 @@
-"""A linear layer whose bias the compiler adds, on a CPU, where it adds anything else."""
+"""A linear layer with a bias that the compiler can fuse with other operations on a CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -9,19 +9,20 @@ from simmim.models.swin.tracing import is_traced
 
 
 def is_compiled_on_cpu(tensor: Tensor) -> bool:
-    """Whether `torch.compile` traces what is done with it on a CPU, and not for an export."""
+    """Whether `torch.compile` is tracing operations on this CPU tensor, and not for an export."""
     return torch.compiler.is_compiling() and not is_traced() and tensor.is_cpu
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, and to `torch.compile` on a CPU a product and a sum.
+    """`nn.Linear`, which `torch.compile` on a CPU sees as a matrix product and an addition.
 
-    Together they are one call there, which takes up to half as long again as the product alone: the
-    bias is laid out first, once for each row. A sum is fused with what follows.
+    A single call with the bias takes up to 1.5 times as long as the product alone there, because
+    the bias is first copied to every row. A separate addition is fused with the operations that
+    follow.
     """
 
     def forward(self, features: Float[Tensor, "*rows c"]) -> Float[Tensor, "*rows out_c"]:
-        """Transforms the last dimension."""
+        """Applies the linear layer to the last dimension."""
         if not is_compiled_on_cpu(features):
             return super().forward(features)
         product = F.linear(features, self.weight)

@@ -1,9 +1,9 @@
-"""Window attention in one pass of a Triton kernel: an operator of PyTorch, with its gradients.
+"""Window attention as one fused Triton kernel: a PyTorch custom operator with gradients.
 
-The kernels (`fused_kernels.py`) read queries, keys and values where the projection left them,
-normalise them, and add bias and shift mask as they go; nothing of the size of all pairs of all windows
-is ever in memory, in the backward pass either. As an operator it is traced on the meta device, compiled
-around, and counted.
+The kernels (`triton_kernels.py`) read queries, keys and values from the projection's output,
+normalise them, and add the bias and the shift mask on the fly. The attention weights are never
+stored in memory, not even in the backward pass. As an operator it works on the meta device, under
+`torch.compile` and with PyTorch's FLOP counter.
 """
 
 import importlib.util
@@ -31,18 +31,18 @@ def fused_attention(
     factor: Float[Tensor, " heads"] | None,
     regions: Int[Tensor, "mask_windows tokens"] | None = None,
 ) -> Float[Tensor, "b windows tokens c"]:
-    """`softmax(similarity(q, k) · factor + bias) · v` within each window, all but products in float32.
+    """`softmax(similarity(q, k) · factor + bias) · v` per window, in float32 except for the products.
 
     Args:
-        qkv: queries, keys and values, one after the other, each of them head by head.
-        bias: what each head adds, whatever the window.
-        mask: True where two tokens do not see each other, as `windows.attention_mask` makes it: the
-            tokens of a window fall into groups, and see their own.
-        factor: of each head's cosines; None: similarity is the dot product, over √d.
-        regions: `regions_of` the mask, where they are known.
+        qkv: queries, keys and values, concatenated along channels, each split by head.
+        bias: the position bias of each head, shared by all windows.
+        mask: as from `windows.attention_mask`, True where two tokens must not attend to each other;
+            the tokens of a window form groups, and attend within their own group.
+        factor: the scale of each head's cosines; None: the similarity is the dot product over √d.
+        regions: `regions_of(mask)`, if already computed.
 
     Raises:
-        UserError: a device or type that the kernels do not run on.
+        UserError: a device or dtype that the kernels do not support.
     """
     if qkv.dtype not in _TYPES:
         raise UserError(
@@ -58,14 +58,14 @@ def fused_attention(
 
 
 def regions_of(mask: Bool[Tensor, "windows tokens tokens"]) -> Int[Tensor, "windows tokens"]:
-    """Numbers that are equal for tokens that see each other: the first token that each one sees."""
-    # Not argmin: which of equals it finds is the compiler's choice.
+    """Equal numbers for tokens that attend to each other: the first token that each one attends to."""
+    # Not argmin: with ties, the index it returns is not defined under torch.compile.
     tokens = torch.arange(mask.shape[-1], device=mask.device)
     return torch.where(mask, mask.shape[-1], tokens).amin(dim=-1)
 
 
 def require_head_dim(head_dim: int) -> None:
-    """Raises UserError where heads are wider than a program holds."""
+    """Raises UserError if heads are wider than the kernels support."""
     if head_dim > _WIDEST_HEAD:
         raise UserError(
             f"{_OPTION} takes heads of at most {_WIDEST_HEAD} channels, not of {head_dim}; "
@@ -75,7 +75,7 @@ def require_head_dim(head_dim: int) -> None:
 
 @cache
 def require_device(device: torch.device) -> None:
-    """Raises UserError where the kernels do not run."""
+    """Raises UserError if the kernels do not run on this device."""
     if importlib.util.find_spec("triton") is None:
         raise UserError(f'{_OPTION} needs Triton; pip install "simmim[triton]", or {_WAY_OUT}')
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -123,7 +123,7 @@ def _attend_backward(
         log_sums,
         needs_bias,
     )
-    # An operator returns tensors: one without numbers stands for no gradient.
+    # An operator must return tensors: an empty one means no gradient.
     none = bias.new_empty(0)
     return (
         qkv_gradient,
@@ -180,7 +180,7 @@ def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...
 
 _attend.register_autograd(_backward, setup_context=_save)
 
-# The operator that autograd calls backward, for those who follow what is called.
+# The operator that autograd calls in the backward pass, for code that intercepts calls.
 BACKWARD_OPERATOR = torch.ops.simmim.window_attention_backward.default
 
 
@@ -198,5 +198,5 @@ def _forward_flops(qkv_shape: torch.Size, *others: Any, **named: Any) -> int:
 def _backward_flops(
     gradient_shape: torch.Size, qkv_shape: torch.Size, *others: Any, **named: Any
 ) -> int:
-    """The logits' product once more and four of gradients, as PyTorch counts its own kernels."""
+    """Recomputation of the logits and four gradient products, as PyTorch counts its own kernels."""
     return 5 * _product_flops(qkv_shape)

@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 # fmt: off
-"""The Triton kernels of window attention; `fused_launch.py` starts them.
+"""The Triton kernels of window attention; `triton_launch.py` launches them.
 
-Each goes through tiles of the pairs (query token: row, key token: column) of a window. Tokens beyond a
-window and channels beyond a head are loaded as zeros and never stored. Sizes in capitals are known
-when a kernel is compiled. Imported only where the kernels run, for Triton need not be installed.
+Each iterates over tiles of a window's (query token: row, key token: column) pairs. Tokens beyond
+the window and channels beyond the head are loaded as zeros and never stored. Sizes in capitals are
+compile-time constants. Imported only where the kernels run, as Triton is optional.
 """
 
 import os
@@ -12,12 +12,12 @@ import os
 import triton
 import triton.language as tl
 
-# Instead of minus infinity, for pairs that do not see each other: differences stay numbers.
+# The logit of masked pairs; with minus infinity, differences of logits could become NaN.
 _NEVER = tl.constexpr(-1.0e30)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-# As F.normalize: a shorter vector is divided by this.
+# As in F.normalize: the lower bound of a norm in a division.
 _SHORTEST = tl.constexpr(1.0e-12)
-# Triton's interpreter would multiply bfloat16's bits as if they were integers.
+# Triton's interpreter multiplies the bits of bfloat16 values as if they were integers.
 _IS_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
@@ -25,7 +25,7 @@ _IS_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 def _load_rows(
     first, tokens, stride, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """The channels of some tokens of one head, `stride` numbers from token to token."""
+    """Loads the channels of some tokens of one head; consecutive tokens are `stride` elements apart."""
     channels = tl.arange(0, WIDTH)
     places = first + tokens[:, None] * stride + channels[None, :]
     inside = (tokens < TOKENS)[:, None] & (channels < HEAD_DIM)[None, :]
@@ -36,7 +36,7 @@ def _load_rows(
 def _store_rows(
     first, tokens, stride, rows, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Stores what `_load_rows` would load, rounded to the type that is stored."""
+    """Stores `rows` where `_load_rows` would load them, rounded to the dtype of the memory."""
     channels = tl.arange(0, WIDTH)
     places = first + tokens[:, None] * stride + channels[None, :]
     inside = (tokens < TOKENS)[:, None] & (channels < HEAD_DIM)[None, :]
@@ -45,7 +45,7 @@ def _store_rows(
 
 @triton.jit
 def _load_factor(factor, head, HEAD_DIM: tl.constexpr, IS_COSINE: tl.constexpr):
-    """What the head's similarities are multiplied by."""
+    """The scale of the head's similarities."""
     return tl.load(factor + head) if IS_COSINE else HEAD_DIM**-0.5
 
 
@@ -57,7 +57,7 @@ def _lengths(rows):
 
 @triton.jit
 def _directions(rows, IS_COSINE: tl.constexpr):
-    """Queries or keys as the dot product takes them: of length 1 for the cosine. Float32."""
+    """Queries or keys as the dot product takes them, in float32; unit vectors for the cosine."""
     directions = rows.to(tl.float32)
     if IS_COSINE:
         directions /= tl.maximum(_lengths(rows), _SHORTEST)[:, None]
@@ -66,12 +66,12 @@ def _directions(rows, IS_COSINE: tl.constexpr):
 
 @triton.jit
 def _direction_gradient(gradient, rows, IS_COSINE: tl.constexpr):
-    """The gradient of `rows` from that of `_directions(rows)`."""
+    """The gradient of `rows`, given that of `_directions(rows)`."""
     if IS_COSINE:
         lengths = _lengths(rows)
         directions = _directions(rows, IS_COSINE)
         along = tl.sum(gradient * directions, axis=1)
-        # Of a vector that is divided by a constant, no part is lost.
+        # A vector shorter than the bound is divided by a constant, which removes no component.
         along = tl.where(lengths > _SHORTEST, along, 0.0)
         gradient = (gradient - along[:, None] * directions) / tl.maximum(lengths, _SHORTEST)[:, None]
     return gradient
@@ -88,7 +88,7 @@ def _load_bias(bias, head, rows, columns, TOKENS: tl.constexpr):
 def _load_regions(
     regions, window, region_windows, tokens, TOKENS: tl.constexpr, HAS_REGIONS: tl.constexpr
 ):
-    """Which region of their window some tokens are in; all in one where there are no regions."""
+    """The region of some tokens within their window; 0 for all if there are no regions."""
     if HAS_REGIONS:
         first = regions + (window % region_windows) * TOKENS
         found = tl.load(first + tokens, mask=tokens < TOKENS, other=0).to(tl.int32)
@@ -99,7 +99,7 @@ def _load_regions(
 
 @triton.jit
 def _product(left, right, PRECISION: tl.constexpr):
-    """Their matrix product in float32."""
+    """The matrix product, accumulated in float32."""
     if _IS_INTERPRETED:
         left, right = left.to(tl.float32), right.to(tl.float32)
     return tl.dot(left, right, input_precision=PRECISION)
@@ -110,7 +110,7 @@ def _logits(
     query, key, factor, bias, row_regions, column_regions, columns,
     TOKENS: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """The logits of a tile in units of log2; `query` and `key` are directions in the input's type."""
+    """The logits of a tile in base-2 units; `query` and `key` are directions in the input's dtype."""
     similarity = _product(query, tl.trans(key), PRECISION)
     sees = (columns < TOKENS)[None, :] & (row_regions[:, None] == column_regions[None, :])
     return tl.where(sees, (similarity * factor + bias) * _LOG2_E, _NEVER)
@@ -121,7 +121,7 @@ def _logit_gradients(
     query, key, value, gradient, log_sums, overlaps, factor, bias,
     row_regions, column_regions, columns, TOKENS: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """The weights of a tile, and the gradients of its logits."""
+    """The attention weights of a tile, and the gradients of its logits."""
     logits = _logits(
         query, key, factor, bias, row_regions, column_regions, columns, TOKENS, PRECISION
     )
@@ -137,8 +137,8 @@ def forward(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     IS_COSINE: tl.constexpr, HAS_REGIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """What some queries of one window and head attend to, with a running maximum over its keys."""
-    window = tl.program_id(0).to(tl.int64)  # a large batch has more numbers than an int32
+    """Attention of some queries of one window and head, with online softmax over the keys."""
+    window = tl.program_id(0).to(tl.int64)  # a large batch has more elements than int32 can index
     head = tl.program_id(1)
     rows = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     channels = heads * HEAD_DIM
@@ -165,8 +165,8 @@ def forward(
             query, key, row_factor, bias_tile, row_regions, column_regions, columns,
             TOKENS, PRECISION,
         )
-        # Where a query sees no key of a tile, its weights are 1: the first key that it does see, which
-        # is itself at the latest, shrinks them to nothing.
+        # If all keys so far are masked for a query, their weights are 1. They are scaled to 0 at
+        # the first key that is not masked, at the latest the query's own token.
         larger = tl.maximum(largest, tl.max(logits, axis=1))
         weights = tl.exp2(logits - larger[:, None])
         shrink = tl.exp2(largest - larger)
@@ -189,9 +189,9 @@ def backward_queries(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     IS_COSINE: tl.constexpr, HAS_REGIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """The gradient of some queries of one window and head, and their share of the factor's.
+    """The gradient of some queries of one window and head, and their part of the factor's gradient.
 
-    Leaves each query's overlap, the product of its output and its gradient, for the other kernels.
+    Stores each query's overlap (the dot product of its output and its gradient) for other kernels.
     """
     window = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
@@ -209,10 +209,10 @@ def backward_queries(
     result = _load_rows(attended + of_output, rows, channels, TOKENS, HEAD_DIM, WIDTH)
     row_overlaps = tl.sum(row_gradient.to(tl.float32) * result.to(tl.float32), axis=1)
     tl.store(overlaps + of_rows, row_overlaps, mask=rows < TOKENS)
-    # Beyond the window, weights are 2 to minus infinity.
+    # Beyond the window, this makes the weights 0 (2 to the power of minus infinity).
     row_log_sums = tl.load(log_sums + of_rows, mask=rows < TOKENS, other=float("inf"))
 
-    # That of the similarity, times the keys; the factor comes last.
+    # The gradient of the similarities times the keys; the factor is applied at the end.
     towards = tl.zeros([ROWS, WIDTH], tl.float32)
     for first in range(0, TOKENS, COLUMNS):
         columns = first + tl.arange(0, COLUMNS)
@@ -245,7 +245,7 @@ def backward_keys(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     IS_COSINE: tl.constexpr, HAS_REGIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """The gradients of some keys and their values, of one window and head."""
+    """The gradients of some keys and values of one window and head."""
     window = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
@@ -298,7 +298,7 @@ def backward_bias(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     IS_COSINE: tl.constexpr, HAS_REGIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """One tile of one head's bias: its gradient, summed over every `shares`-th window."""
+    """The gradient of one tile of one head's bias, summed over every `shares`-th window."""
     column_tiles = tl.cdiv(TOKENS, COLUMNS)
     rows = tl.program_id(0) // column_tiles * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) % column_tiles * COLUMNS + tl.arange(0, COLUMNS)

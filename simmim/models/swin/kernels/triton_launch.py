@@ -1,6 +1,6 @@
-"""Window attention's kernels at work: tiles, grids, and what the kernels fill.
+"""Launches the window attention kernels: tile sizes, grids and output buffers.
 
-Imported only where the kernels run, for Triton need not be installed.
+Imported only where the kernels run, as Triton is optional.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -19,13 +19,13 @@ from simmim.models.swin.kernels.triton_kernels import (
 
 
 class Tile(NamedTuple):
-    """Of the pairs of a window, how many a program takes at a time, and with what.
+    """The tile of a window's pairs that a program processes at a time, and Triton's launch options.
 
     Attributes:
-        rows: query tokens, a power of two of at least 16.
-        columns: key tokens, likewise.
-        warps: of 32 threads each.
-        stages: how many loads the compiler keeps under way.
+        rows: number of query tokens, a power of two of at least 16.
+        columns: number of key tokens, a power of two of at least 16.
+        warps: number of warps of 32 threads.
+        stages: pipeline stages, i.e. the number of loads in flight.
     """
 
     rows: int
@@ -34,8 +34,8 @@ class Tile(NamedTuple):
     stages: int
 
 
-# Tiles by (bytes of a number, channels that a head is padded to): the largest that keep all that a
-# program holds in registers and in 99 KiB of shared memory, by the compiler's word for an sm_86.
+# Tiles by (bytes per element, padded channels of a head): the largest that fit in registers and in
+# 99 KiB of shared memory, as reported by the compiler for sm_86.
 _LARGEST_TILES = {
     (2, 32): Tile(64, 64, warps=4, stages=2),
     (2, 64): Tile(64, 32, warps=4, stages=2),
@@ -45,46 +45,47 @@ _LARGEST_TILES = {
     (4, 128): Tile(16, 16, warps=4, stages=1),
 }
 
-# Tiles by (tokens, channels of a head, bytes of a number) that come before the rule. Here go those that
-# `scripts/attention_race.py --tiles` finds faster: no GPU has run it yet.
+# Tiles by (tokens, channels of a head, bytes per element) that override the rule. Meant for those
+# that `scripts/attention_race.py --tiles` measures as faster; it has not been run on a GPU yet.
 RACED_TILES: dict[tuple[int, int, int], Tile] = {}
 
-# Programs among which the windows are shared out to sum the bias's gradient, at most about so many.
+# The approximate maximum number of programs among which the sum of the bias's gradient is split.
 _BIAS_PROGRAMS = 1024
 
 
 def choose_tile(tokens: int, head_dim: int, bytes_of_number: int) -> Tile:
-    """The tile for a shape: a function of it alone, so that a run's sums do not depend on timings."""
+    """The tile for a shape; it depends only on the shape, so that results do not depend on timings."""
     raced = RACED_TILES.get((tokens, head_dim, bytes_of_number))
     if raced is not None:
         return raced
     largest = _LARGEST_TILES[bytes_of_number, max(32, padded_width(head_dim))]
     window = max(16, triton.next_power_of_2(tokens))
     rows, columns = min(largest.rows, window), min(largest.columns, window)
-    # Half as wide where that leaves less of the last tile empty.
+    # Half as wide if that leaves less of the last tile empty.
     columns = min((columns, max(16, columns // 2)), key=lambda side: -(-tokens // side) * side)
     return largest._replace(rows=rows, columns=columns)
 
 
 def padded_width(head_dim: int) -> int:
-    """Channels of a head as a program holds them: a power of two of at least 16."""
+    """The channels of a head, padded to a power of two of at least 16."""
     return max(16, triton.next_power_of_2(head_dim))
 
 
 def attend_forward(
     qkv: Tensor, bias: Tensor, factor: Tensor | None, regions: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Attends within windows.
+    """Computes attention within windows.
 
     Args:
         qkv: contiguous `(windows, tokens, 3, heads, head_dim)`.
         bias: contiguous float32 `(heads, tokens, tokens)`.
-        factor: float32 `(heads,)`, what cosines are multiplied by; None: dot products over √head_dim.
-        regions: contiguous int64 `(windows of an image, tokens)`; only equal ones see each other.
+        factor: float32 `(heads,)`, the scale of the cosines; None: dot products over √head_dim.
+        regions: contiguous int64 `(windows of an image, tokens)`; tokens attend only to tokens with
+            an equal region.
 
     Returns:
-        `(windows, tokens, heads, head_dim)` of qkv's type, and float32 `(windows, heads, tokens)`,
-        each query's log2 of the sum of 2 to its logits, which are in units of log2.
+        The output `(windows, tokens, heads, head_dim)` in qkv's dtype, and each query's base-2
+        log-sum-exp of the logits, float32 `(windows, heads, tokens)`.
     """
     windows, tokens, _, heads, head_dim = qkv.shape
     attended = qkv.new_empty(windows, tokens, heads, head_dim)
@@ -110,17 +111,17 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of qkv, bias (None unless needed) and factor (None for dot products).
 
-    Every sum is made in one order, the same each time: no atomics.
+    Deterministic: sums are always in the same order, without atomics.
 
     Args:
-        gradient: of `attended`, contiguous.
-        qkv: as `attend_forward` took it.
-        bias: likewise.
-        factor: likewise.
-        regions: likewise.
-        attended: what that returned.
-        log_sums: likewise.
-        needs_bias: whether the bias's gradient is asked for.
+        gradient: the gradient of `attended`, contiguous.
+        qkv: as passed to `attend_forward`.
+        bias: as passed to `attend_forward`.
+        factor: as passed to `attend_forward`.
+        regions: as passed to `attend_forward`.
+        attended: the output of `attend_forward`.
+        log_sums: the log-sum-exps from `attend_forward`.
+        needs_bias: whether to compute the bias's gradient.
     """
     windows, tokens, _, heads, _ = qkv.shape
     tile, shape = launch_options(qkv, factor, regions)
@@ -157,17 +158,17 @@ def attend_backward(
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton starts kernels on the current GPU, which need not be the tensor's."""
+    """Makes the tensor's GPU the current one, on which Triton launches kernels."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def launch_options(
     qkv: Tensor, factor: Tensor | None, regions: Tensor | None
 ) -> tuple[Tile, dict[str, Any]]:
-    """The tile, and what a kernel is compiled with."""
+    """The tile, and the compile-time arguments of the kernels."""
     tokens, head_dim = qkv.shape[1], qkv.shape[4]
     tile = choose_tile(tokens, head_dim, qkv.element_size())
-    # As PyTorch's own products of float32 matrices.
+    # As in PyTorch's own float32 matrix products.
     is_exact = torch.get_float32_matmul_precision() == "highest"
     return tile, {
         "TOKENS": tokens,

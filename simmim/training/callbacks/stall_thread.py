@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from simmim.training.callbacks.rank_board import RankBoard, RankState, answering, describe_ranks
+from simmim.training.callbacks.rank_status import RankBoard, RankState, answering, describe_ranks
 
 _SECONDS_BETWEEN_LOOKS = 10.0
 # How long to wait for other ranks' files, and for a file system that may hang itself.

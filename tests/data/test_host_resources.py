@@ -11,20 +11,26 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from simmim.data import datamodule, demo, node
+from simmim.data import datamodule, demo, host_resources
 from simmim.data.datamodule import start_worker
+from simmim.data.host_resources import (
+    Loading,
+    default_workers,
+    fit_loading,
+    launched_ranks,
+    shared_bytes,
+)
 from simmim.data.loader import TimedLoader
-from simmim.data.node import Loading, default_workers, fit_loading, launched_ranks, shared_bytes
-from simmim.utils import failures
+from simmim.utils import failure_messages
 from simmim.utils.errors import UserError
-from simmim.utils.failures import SharedMemory, explained_failures, explained_workers
+from simmim.utils.failure_messages import SharedMemory, explained_failures, explained_workers
 
 MB = 2**20
 
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "available_cores", lambda: 32)
+    monkeypatch.setattr(host_resources, "available_cores", lambda: 32)
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
 
 
@@ -35,10 +41,10 @@ def test_ranks_share_the_cores_of_their_node(cores: None, ranks: int, workers: i
 
 def test_a_container_s_share_of_the_cores_counts(tmp_path: Path) -> None:
     quota = tmp_path / "cpu.max"
-    every = node.available_cores(quota)
+    every = host_resources.available_cores(quota)
     for text, cores in (("max 100000", every), ("150000 100000", 1), ("50000 100000", 1)):
         quota.write_text(text)
-        assert node.available_cores(quota) == cores
+        assert host_resources.available_cores(quota) == cores
 
 
 def test_cores_that_srun_bound_a_rank_to_are_its_own(
@@ -192,7 +198,7 @@ def test_a_full_disk_is_no_full_shared_memory(monkeypatch: pytest.MonkeyPatch) -
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for free, kind in ((0, UserError), (64 * MB, OSError)):
         monkeypatch.setattr(
-            failures.SharedMemory, "find", lambda free=free: SharedMemory(free, free)
+            failure_messages.SharedMemory, "find", lambda free=free: SharedMemory(free, free)
         )
         with pytest.raises(kind), explained_workers(1):
             raise full

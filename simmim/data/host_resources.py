@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simmim.utils.errors import UserError
-from simmim.utils.failures import SHARED_MEMORY, SharedMemory, show_megabytes
+from simmim.utils.failure_messages import SHARED_MEMORY, SharedMemory, show_megabytes
 
 # Batches that each worker prefetches. With fewer, the run waits for batches that take longer.
 PREFETCH = 4
