@@ -14,7 +14,7 @@ UV := UV_PYTHON_DOWNLOADS=never \
   PATH="$$PATH$(subst $() ,,$(patsubst %,:%,$(wildcard $(HOME)/.pyenv/versions/3.1*/bin)))" $(BIN)/uv
 
 PYTEST := -m pytest -n 2 --dist worksteal
-# What a changed package or interpreter breaks first, in three minutes.
+# What a changed package or interpreter breaks first.
 FAST := tests/checkpoints tests/training/optim tests/tasks $(patsubst %,tests/%.py, \
   models/swin/test_backends models/swin/test_position_bias models/swin/test_activation_checkpointing \
   models/swin/test_swin models/swin/test_windows models/test_losses models/test_masking \
@@ -40,7 +40,7 @@ test: $(READY)  ## all tests but the slow ones
 slow: $(READY)  ## what `make test` leaves out: pages and notebooks as typed, measured memory, several interpreters
 	$(BIN)/python $(PYTEST) -m slow
 
-fast: $(READY)  ## the tests that a changed package or interpreter breaks first; three minutes
+fast: $(READY)  ## the tests that a changed package or interpreter breaks first
 	$(BIN)/python $(PYTEST) -m "not torture" $(FAST)
 
 # Runs the fast tests in .venv-$(1), which is made anew: by Python $(2), with the versions that $(3) chooses.
@@ -61,7 +61,7 @@ pythons: python3.10 python3.11 python3.12 python3.13  ## fast tests on each Pyth
 python3.%: $(READY)
 	$(call fast_in,3.$*,3.$*,$(LOCKED))
 
-loaded: $(READY)  ## tests of processes and time on one core, then beside two busy loops; fifteen minutes
+loaded: $(READY)  ## tests of processes and time on one core, then beside two busy loops
 	taskset -c 0 $(BIN)/python -m pytest -m "not torture" $(TIMED)
 	{ while :; do :; done & one=$$!; while :; do :; done & trap "kill $$one $$!" EXIT; \
 	  $(BIN)/python -m pytest -m "not torture" $(TIMED); }
