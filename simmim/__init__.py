@@ -1,6 +1,6 @@
 """simmim: SimMIM pretraining, fine-tuning and resolution transfer of Swin Transformer encoders.
 
-Names load on first use, so that the command line answers without importing torch.
+Names are imported lazily, so that the command line responds without importing torch.
 """
 
 from importlib import import_module
@@ -22,7 +22,7 @@ try:
 except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0+unknown"
 
-# When this process began, near enough, for a run to say how long its start took.
+# Approximate start of this process, so that a run can report how long its start-up took.
 STARTED = monotonic()
 
 _HOME = {

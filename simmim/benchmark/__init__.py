@@ -1,1 +1,1 @@
-"""How fast training and loading are, beside other public implementations on the same work."""
+"""Benchmarks of training and data loading against other public implementations."""

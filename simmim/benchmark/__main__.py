@@ -1,4 +1,4 @@
-"""`python -m simmim.benchmark`: how fast this is, beside other implementations."""
+"""`python -m simmim.benchmark`: compares speed and memory with other implementations."""
 
 from simmim.cli.main import run_command
 

@@ -1,4 +1,4 @@
-"""How long compiling takes: the blocks of deep encoders beside those of a shallow one."""
+"""Compile time of the blocks of an encoder, to compare deep encoders with a shallow one."""
 
 import time
 
@@ -8,15 +8,15 @@ from simmim.models.swin import ARCHITECTURES, SwinTransformer, create_encoder
 from simmim.models.swin.compile import compile_blocks
 from simmim.utils.errors import UserError
 
-# G itself has 3·10⁹ parameters. Code for a block is as long whatever its channels are.
+# Swin V2-G itself has 3·10⁹ parameters; the length of a block's code does not depend on channels.
 _CHANNELS = 32
 _IMAGE, _WINDOW = 128, 8
 
 
 def measure_compile_time(name: str, device: torch.device) -> float:
-    """Seconds that the first training step takes beyond the second, with nothing compiled before.
+    """Seconds by which the first training step exceeds the second, without any compile cache.
 
-    An encoder of this name's depths and extra norms, and of few channels.
+    The encoder has the depths and extra norms of the named architecture, but few channels.
 
     Raises:
         UserError: an unknown name.

@@ -1,9 +1,10 @@
-"""The same step by each implementation: ours, timm, Hugging Face, torchvision, the official code.
+"""The same step in each implementation: ours, timm, Hugging Face, torchvision, the official code.
 
-All are built from one architecture without stochastic depth and trained from noise. timm and the
-official encoder have no SimMIM of their own that takes any size: around them stands the plainest one,
-a learned mask token after the patch embedding, a 1×1 convolution with pixel shuffle, and L1 over the
-whole image times the mask, as in the official `simmim.py`. Hugging Face has its own; torchvision none.
+All have the same architecture without stochastic depth, and take noise as input. timm and the
+official code have no SimMIM for arbitrary sizes, so their encoders are wrapped in a plain one: a
+learned mask token after the patch embedding, a 1×1 convolution with pixel shuffle, and L1 of the
+whole image times the mask, as in the official `simmim.py`. Hugging Face has its own SimMIM,
+torchvision has none.
 """
 
 import importlib.util
@@ -29,14 +30,14 @@ Step = Callable[[Inputs], Tensor]
 
 
 class Implementation(NamedTuple):
-    """A model, and its step from inputs to the loss, or to the logits in inference."""
+    """A model and its step, which returns the loss, or the logits for inference."""
 
     model: nn.Module
     step: Step
 
 
 class PlainSimMIM(nn.Module):
-    """SimMIM around another program's parts, as the official code has it."""
+    """SimMIM around the encoder of another implementation, as in the official code."""
 
     def __init__(
         self, embed: nn.Module, encode: Callable[[Tensor], Tensor], channels: int, features: int
@@ -65,7 +66,7 @@ class PlainSimMIM(nn.Module):
 
 
 def create_ours(work: Workload, *, compiled: bool) -> Implementation:
-    """This package, with its blocks compiled one by one."""
+    """This package; if `compiled`, each block is compiled separately."""
     encoder = create_encoder(work.model, image_size=work.image_size, window_size=work.window_size)
     if compiled:
         compile_blocks(encoder, "default")
@@ -82,7 +83,7 @@ def create_ours(work: Workload, *, compiled: bool) -> Implementation:
 
 
 def create_timm(work: Workload) -> Implementation:
-    """Timm's SwinTransformerV2."""
+    """The SwinTransformerV2 of timm."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     model: Any = SwinTransformerV2(
@@ -130,7 +131,7 @@ def create_hugging_face(work: Workload) -> Implementation:
 
 
 def create_torchvision(work: Workload) -> Implementation | None:
-    """Torchvision's SwinTransformer with V2's blocks; it has no SimMIM."""
+    """The SwinTransformer of torchvision with V2 blocks; None for SimMIM, which it lacks."""
     if work.kind == "simmim":
         return None
     from torchvision.models import swin_transformer
@@ -148,7 +149,7 @@ def create_torchvision(work: Workload) -> Implementation | None:
 
 
 def create_official(work: Workload, checkout: Path) -> Implementation:
-    """microsoft/Swin-Transformer's SwinTransformerV2, from a checkout."""
+    """The SwinTransformerV2 of microsoft/Swin-Transformer, loaded from a checkout."""
     path = checkout / "models" / "swin_transformer_v2.py"
     if not path.is_file():
         raise UserError(
@@ -174,22 +175,24 @@ def create_official(work: Workload, checkout: Path) -> Implementation:
 
 
 class Implementations(NamedTuple):
-    """Who takes part: `peers` by name, and where the official code lies."""
+    """The implementations to compare: names of `peers`, and the checkout of the official code."""
 
     peers: tuple[str, ...]
     official: Path | None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Ours first."""
+        """The names of all implementations, ours first."""
         given = ("official",) if self.official is not None else ()
         return ("ours", *self.peers, *given)
 
     def create(self, name: str, work: Workload, *, compiled: bool = False) -> Implementation | None:
-        """One contestant; None where it cannot do this work. Peers are compiled whole.
+        """Creates an implementation, or None if it does not support the workload.
+
+        If `compiled`, peers are compiled as a whole.
 
         Raises:
-            UserError: an unknown name, or no checkout.
+            UserError: an unknown name, or an invalid checkout of the official code.
         """
         torch.manual_seed(0)
         if name == "ours":

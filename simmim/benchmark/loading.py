@@ -1,4 +1,4 @@
-"""From JPEG files to augmented images, on one core: ours beside the official recipe."""
+"""Loading from JPEG files to augmented images on one core: ours and the official recipe."""
 
 import statistics
 import time
@@ -18,12 +18,12 @@ from simmim.data.transforms import light_augmentation
 from simmim.utils.normalization import IMAGENET_MEAN, IMAGENET_STD
 from simmim.utils.sizes import Pair
 
-# Width and height: ImageNet's usual photograph, and a camera's.
+# Width and height: a typical ImageNet photograph, and one straight from a camera.
 SIZES: tuple[Pair, ...] = ((500, 375), (3000, 2000))
 
 
 def draw_photographs(folder: Path, size: Pair, count: int) -> list[Path]:
-    """JPEG files with the smooth shades and fine grain of photographs, at quality 90."""
+    """Writes JPEG files of quality 90 that resemble photographs: smooth shades with fine grain."""
     folder.mkdir(parents=True)
     paths = []
     for number in range(count):
@@ -38,7 +38,7 @@ def draw_photographs(folder: Path, size: Pair, count: int) -> list[Path]:
 
 
 def official_recipe(image_size: int) -> Callable[[Path], Tensor]:
-    """What the public SimMIM code does to a file: Pillow, torchvision's transforms, normalisation."""
+    """Loading as in the public SimMIM code: Pillow, torchvision's transforms, normalisation."""
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(image_size, scale=(0.67, 1.0), ratio=(3 / 4, 4 / 3)),
@@ -57,7 +57,7 @@ def official_recipe(image_size: int) -> Callable[[Path], Tensor]:
 
 
 def our_images(folder: Path, image_size: int) -> TransformedImages:
-    """What a run's workers do; it is normalised on the device that trains, and not here."""
+    """Images as loaded by the workers of a run, which normalises them later, on its device."""
     data = imagefolder(
         root=folder,
         image_size=image_size,
@@ -74,7 +74,7 @@ def our_images(folder: Path, image_size: int) -> TransformedImages:
 def measure_loading(
     folder: Path, size: Pair, *, count: int, rounds: int, image_size: int = 192
 ) -> tuple[dict[str, float], Ratio]:
-    """Images a second on one core by name, and the ratio of the rates, ours over the official."""
+    """Images per second on one core by name, and the ratio of our rate to the official one."""
     paths = draw_photographs(folder, size, 2 * count)
     ours = our_images(folder, image_size)
     official = official_recipe(image_size)

@@ -1,7 +1,7 @@
-"""Peak memory of one contestant's training step, in a process of its own.
+"""Peak memory of the training step of one implementation, in a separate process.
 
-`python -m simmim.benchmark.memory '{"name": …}'` prints bytes beyond what the process held before
-there was a model.
+`python -m simmim.benchmark.memory '{"name": …}'` prints the peak in bytes minus the memory of the
+process without the model.
 """
 
 import json
@@ -23,7 +23,7 @@ _STEPS = 2
 
 @dataclass(frozen=True)
 class Measurement:
-    """Whose step, on what."""
+    """Which implementation to measure, with which workload and settings."""
 
     name: str
     work: tuple[Any, ...]
@@ -35,14 +35,14 @@ class Measurement:
 
 
 def measure_apart(measurement: Measurement) -> int:
-    """The bytes, measured by a new process."""
+    """Measures the bytes in a new process."""
     command = [sys.executable, "-m", "simmim.benchmark.memory", json.dumps(asdict(measurement))]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
 def measure_here(measurement: Measurement) -> int:
-    """The bytes, measured in this process, which must have done nothing before."""
+    """Measures the bytes in this process, which must be new."""
     torch.set_num_threads(measurement.threads)
     device = torch.device(measurement.device)
     work = Workload(*measurement.work)
@@ -69,7 +69,7 @@ def _resident_bytes() -> int:
     if not status.exists():
         return 0
     line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    # What importing took and gave back is no part of the step's peak.
+    # Resets the peak, which would otherwise include memory that imports used and freed.
     Path("/proc/self/clear_refs").write_text("5")
     return int(line.split()[1]) * 1024
 

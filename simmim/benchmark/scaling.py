@@ -1,4 +1,4 @@
-"""How time and memory grow with the image's area, the batch and the depth, at a fixed window."""
+"""Growth of time and memory with image area, batch size and depth, at a fixed window size."""
 
 import math
 import statistics
@@ -23,9 +23,9 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class Growth:
-    """One step at each of some sizes, with the exponent of the power that fits best.
+    """Time and memory of a step at several sizes, with the exponents of the fitted power laws.
 
-    `activations` are bytes by the plan of a step, which counts what its tensors hold.
+    `activations` are in bytes, from `StepTracer`, which adds up the sizes of tensors.
     """
 
     of: str
@@ -37,22 +37,22 @@ class Growth:
 
 
 def fit_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of a straight line through the logarithms."""
+    """The slope of a linear regression of the logarithms."""
     logs = [math.log(size) for size in sizes], [math.log(value) for value in values]
     return statistics.linear_regression(*logs).slope
 
 
 def measure_growth(model: str, device: torch.device, *, rounds: int, quick: bool) -> list[Growth]:
-    """SimMIM steps of one model: over areas, then over batches, then over depths of stage three.
+    """Measures SimMIM steps of one model over image areas, batch sizes and depths of stage 3.
 
-    Areas from 256 px, as in the paper (Swin V2, table 1): what takes the same time at any size, such as
-    gradients of the position biases and casts of weights, weighs most on small ones.
+    Image sides start at 256 px, as in the paper (Swin V2, table 1): costs that do not depend on the
+    size, such as gradients of position biases and casts of weights, dominate at small sizes.
     """
     sides = [64, 128] if quick else [256, 384, 512, 768]
     batches = [1, 2] if quick else [2, 4, 8, 16]
     depths = [2, 4] if quick else [2, 6, 12, 18]
     side = sides[0]
-    # Each with its size, and with image, batch and depth.
+    # Each entry: the size for the fit, then image side, batch size and depth of stage 3.
     growths: dict[str, list[tuple[float, tuple[int, int, int | None]]]] = {
         "area": [(side**2, (side, 2, None)) for side in sides],
         "batch": [(batch, (side, batch, None)) for batch in batches],

@@ -1,4 +1,4 @@
-"""The benchmark: ours and others' steps in turns, memory, loading, growth and compile time."""
+"""The benchmark stage: step time, memory, loading, growth and compile time."""
 
 import os
 import platform
@@ -55,9 +55,9 @@ def benchmark(
     threads: int | None,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Measures and writes `benchmark.json` and `benchmark.png`. Returns the figures.
+    """Measures, writes `benchmark.json` and `benchmark.png`, and returns the results.
 
-    Nothing is random but the noise that stands for images; no data is read.
+    Images are random noise, and JPEG files are synthetic; no data set is read.
 
     Raises:
         UserError: an unknown row, peer or precision, or a number that is not positive.
@@ -110,7 +110,7 @@ def benchmark(
 
 
 class StepBenchmark:
-    """Who runs, where, in which types, and how often."""
+    """Benchmarks steps of implementations on a device, in given precisions and number of rounds."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class StepBenchmark:
         self.rounds = rounds
 
     def time_all(self, works: Sequence[Workload], *, compiled: bool) -> list[dict[str, Any]]:
-        """Seconds and ratios of each work in each type."""
+        """Seconds and ratios of each workload in each precision."""
         return [
             self.time(work, precision, compiled=compiled)
             for work in works
@@ -133,7 +133,7 @@ class StepBenchmark:
         ]
 
     def time(self, work: Workload, precision: Precision, *, compiled: bool) -> dict[str, Any]:
-        """Seconds and ratios of all who can do one work."""
+        """Seconds and ratios of all implementations that support a workload."""
         say(f"{work.model} {work.name}, {precision}{', compiled' if compiled else ''} …")
         torch.compiler.reset()
         inputs = draw_inputs(work, self.device)
@@ -159,7 +159,7 @@ class StepBenchmark:
         }
 
     def weigh_all(self, works: Sequence[Workload]) -> list[dict[str, Any]]:
-        """Peak bytes of each work in each type, one process after the other."""
+        """Peak bytes of each workload in each precision, each measured in a new process."""
         return [
             {
                 "row": work.name,
@@ -190,7 +190,7 @@ class StepBenchmark:
 
 
 def load_all(count: int, rounds: int) -> list[dict[str, Any]]:
-    """Loading of files of each size; fewer of the large ones."""
+    """Measures loading for each file size, with fewer files of the larger sizes."""
     rows = []
     for width, height in SIZES:
         with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +209,7 @@ def load_all(count: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the figures hold for."""
+    """The hardware and package versions that the results are for."""
     cpu = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.exists() and (

@@ -1,4 +1,4 @@
-"""The figures as a table on the console, and as a picture."""
+"""The results as tables on the console, and as a plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from simmim.benchmark.scaling import Growth
 
 
 def show_steps(steps: Sequence[dict[str, Any]]) -> None:
-    """One line a row of the benchmark and peer; below 1, ours is faster."""
+    """Prints step times, one line per workload and peer; with a ratio below 1, ours is faster."""
     table = _table("seconds of a step, and ours over theirs (lowest and highest of the rounds)")
     _add_columns(table, "step", "peer", "theirs", "ours", "ratio", "spread")
     for row in steps:
@@ -31,7 +31,7 @@ def show_steps(steps: Sequence[dict[str, Any]]) -> None:
 
 
 def show_memory(rows: Sequence[dict[str, Any]]) -> None:
-    """Peak memory of a training step by name."""
+    """Prints the peak memory of a step of each implementation."""
     table = _table("peak memory of a step beyond the bare process")
     _add_columns(table, "step", "who", "MB", "ours over theirs")
     for row in rows:
@@ -45,7 +45,7 @@ def show_memory(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_loading(rows: Sequence[dict[str, Any]]) -> None:
-    """Images a second on one core."""
+    """Prints images per second on one core."""
     table = _table("JPEG file to augmented image of 192 pixels, images a second on one core")
     for heading in ("file", "ours", "official recipe", "times as fast", "spread"):
         table.add_column(heading, justify="right")
@@ -62,7 +62,7 @@ def show_loading(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def show_growth(growths: Sequence[Growth]) -> None:
-    """The exponents."""
+    """Prints the fitted exponents."""
     table = _table("growth at a fixed window: exponent of the best power")
     for heading in ("with", "time", "activations"):
         table.add_column(heading, justify="left" if heading == "with" else "right")
@@ -72,7 +72,7 @@ def show_growth(growths: Sequence[Growth]) -> None:
 
 
 def show_compile_time(seconds: dict[str, float]) -> None:
-    """Seconds by name, and over the first."""
+    """Prints seconds by architecture, and their ratio to those of the first."""
     table = _table("compiling the blocks, at few channels")
     for heading in ("depths of", "seconds", "over the first"):
         table.add_column(heading, justify="left" if heading == "depths of" else "right")
@@ -83,7 +83,7 @@ def show_compile_time(seconds: dict[str, float]) -> None:
 
 
 def draw(path: Path, steps: Sequence[dict[str, Any]], growths: Sequence[Growth]) -> None:
-    """Ratios as bars on the left, growth with its fitted powers on the right."""
+    """Plots ratios as bars on the left, and growth with its exponents on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -120,15 +120,15 @@ def _table(title: str) -> Table:
 
 
 def _add_columns(table: Table, *headings: str) -> None:
-    """Two of names, then figures."""
+    """Adds two columns for names, then columns for numbers."""
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place < 2 else "right")
 
 
 def _add_lines(table: Table, row: dict[str, Any], lines: Sequence[tuple[str, ...]]) -> None:
-    """One line for each who took part; what they did stands beside, in lines of its own.
+    """Adds a line per implementation; the first column describes the workload in several lines.
 
-    In one line it would leave no room for the figures on a console of 80 characters.
+    On a single line, the description would leave no room for the numbers at 80 characters.
     """
     mode = "compiled" if row["compiled"] else "eager"
     work = (row["row"], row["model"], f"{row['precision']}, {mode}")

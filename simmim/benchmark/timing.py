@@ -1,4 +1,4 @@
-"""Times in turns: A B C, A B C, …, so that what slows the machine slows them all."""
+"""Interleaved timing: A B C, A B C, …, so that slowdowns of the machine affect all alike."""
 
 import statistics
 import time
@@ -12,12 +12,12 @@ from simmim.benchmark.implementations import Implementation
 from simmim.benchmark.workloads import Inputs, Precision, Workload
 
 _WARMUP = 2
-# A GPU's steps are short and run behind: several are timed as one.
+# GPU steps are short and asynchronous, so several are timed together.
 _STEPS_AT_ONCE = {"cuda": 10}
 
 
 class Ratio(NamedTuple):
-    """Ours over a peer's, round by round."""
+    """Our time divided by a peer's in the same round, summarised over rounds."""
 
     median: float
     lowest: float
@@ -27,7 +27,7 @@ class Ratio(NamedTuple):
 def run_step(
     contestant: Implementation, work: Workload, inputs: Inputs, precision: Precision
 ) -> None:
-    """One step: forward, loss and backward, or forward alone in inference."""
+    """Runs one step: forward, loss and backward, or only forward for inference."""
     device = inputs.images.device.type
     is_training = work.kind != "inference"
     contestant.model.zero_grad(set_to_none=True)
@@ -41,7 +41,7 @@ def run_step(
 def create_timer(
     contestant: Implementation, work: Workload, inputs: Inputs, precision: Precision
 ) -> Callable[[], float]:
-    """What takes a contestant's step and returns its seconds."""
+    """Creates a function that runs steps of an implementation and returns the seconds per step."""
     device = inputs.images.device
     contestant.model.to(device).train(work.kind != "inference")
     steps = _STEPS_AT_ONCE.get(device.type, 1)
@@ -58,7 +58,7 @@ def create_timer(
 
 
 def interleave(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, round by round, after a warm-up."""
+    """Calls all timers once per round, after a warm-up; returns their seconds by round."""
     for timer in timers.values():
         for _ in range(_WARMUP):
             timer()
@@ -70,12 +70,12 @@ def interleave(timers: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
 
 
 def ratio(ours: list[float], theirs: list[float]) -> Ratio:
-    """The median of the rounds' ratios, and the lowest and highest."""
+    """The median, lowest and highest of the ratios of all rounds."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for a GPU."""
+    """Waits until a GPU has finished its work; does nothing on other devices."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What is measured: one step of one model on images of one size."""
+"""Workloads to measure: one step of a model on images of a given size."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -20,9 +20,9 @@ MASK_PATCH = 32
 
 
 class Workload(NamedTuple):
-    """A step: forward, loss and backward (`simmim`, `classification`), or forward alone.
+    """A step: forward, loss and backward (`simmim`, `classification`), or forward (`inference`).
 
-    `model` is a name of Swin V2; the mask is the paper's, 60% in patches of 32 pixels.
+    `model` is the name of a Swin V2; the mask is the paper's: 60% of patches of 32 pixels.
     """
 
     kind: Kind
@@ -33,12 +33,12 @@ class Workload(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it stands in `rows`."""
+        """The name as in the option `rows`, for example `simmim-192-12`."""
         return f"{self.kind}-{self.image_size}-{self.window_size}"
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """Channels, depths and heads."""
+        """The architecture's arguments, such as channels, depths and heads."""
         return ARCHITECTURES[self.model]
 
     @property
@@ -48,7 +48,7 @@ class Workload(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The same for all: normalised images, a mask with one entry a token, labels."""
+    """Inputs of all implementations: normalised images, a mask with one entry per token, labels."""
 
     images: Float[Tensor, "b 3 H W"]
     mask: Bool[Tensor, "b h w"] | None
@@ -56,10 +56,10 @@ class Inputs(NamedTuple):
 
 
 def parse_row(row: str, model: str, batch_size: int) -> Workload:
-    """`simmim-192-12`: kind, image, window.
+    """Parses a row such as `simmim-192-12`: kind, image size and window size.
 
     Raises:
-        UserError: another form, kind or model.
+        UserError: an invalid format, or an unknown kind or model.
     """
     kind, *sizes = row.split("-")
     if kind not in get_args(Kind) or len(sizes) != 2 or not all(size.isdigit() for size in sizes):
@@ -73,7 +73,7 @@ def parse_row(row: str, model: str, batch_size: int) -> Workload:
 
 
 def draw_inputs(work: Workload, device: torch.device) -> Inputs:
-    """Noise: what is in the images costs no time."""
+    """Random inputs: the content of images does not affect the time."""
     generator = torch.Generator().manual_seed(0)
     shape = (work.batch_size, 3, work.image_size, work.image_size)
     images = torch.randn(shape, generator=generator).to(device)
@@ -85,7 +85,7 @@ def draw_inputs(work: Workload, device: torch.device) -> Inputs:
 
 
 def available_precisions(device: torch.device, wanted: Sequence[str]) -> list[Precision]:
-    """What was asked for; `auto` is float32, and bf16 where the device computes in it."""
+    """The requested precisions; `auto` is float32, and bf16 if the device supports it."""
     for precision in wanted:
         if precision not in ("auto", *get_args(Precision)):
             raise UserError(f"precisions={precision} is unknown; use auto, float32 or bf16")

@@ -1,1 +1,1 @@
-"""Reading all images ahead of a run."""
+"""Checks that all images can be read, before a run."""

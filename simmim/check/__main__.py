@@ -1,4 +1,4 @@
-"""`python -m simmim.check`: which images of a folder or of shards cannot be read, before a run."""
+"""`python -m simmim.check`: lists the images of a folder or of shards that cannot be read."""
 
 from simmim.cli.main import run_command
 

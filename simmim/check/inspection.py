@@ -1,4 +1,4 @@
-"""Every image of a source read once, in several processes: what it is, or why it cannot be read."""
+"""Reads every image of a source in several processes; finds its properties or why reading fails."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from simmim.data.decoding.pillow import FORMATS
 from simmim.data.unreadable.policy import BadImagePolicy, Candidate
 from simmim.utils.errors import UnreadableImageError, UserError
 
-# Images that a process takes at a time.
+# Images per task of a worker process.
 _CHUNK = 32
-# Chunks that wait for each process: a list of millions is not handed out at once.
+# Chunks queued per process, so that millions of images are not submitted at once.
 _AHEAD = 4
 
 _FORMATS_OF = {
@@ -39,28 +39,30 @@ _FORMATS_OF = {
 
 @runtime_checkable
 class FileSource(ImageSource, Protocol):
-    """A source of images that are files somewhere."""
+    """A source of images that are stored as encoded files."""
 
     @property
     def channels(self) -> int:
         """Channels of each image."""
 
     def read(self, index: int) -> bytes:
-        """The file of one image.
+        """The content of one image's file.
 
         Raises:
-            UnreadableImageError: it cannot be had.
+            UnreadableImageError: the file cannot be read.
         """
 
 
 class Finding(NamedTuple):
-    """What one image is.
+    """The properties of one image.
 
     Attributes:
-        name: what names it to a person.
-        reason: why it cannot be read ("": it can).
-        format: by its content; "" for none that is known.
-        value_type: `uint8` or `float32`; "" where it cannot be read, and sizes are 0.
+        name: the image's name in messages.
+        reason: why it cannot be read; "" if it can.
+        format: the file format by content; "" if unknown.
+        height: in pixels; 0 if the image cannot be read.
+        width: in pixels; 0 if the image cannot be read.
+        value_type: `uint8` or `float32`; "" if the image cannot be read.
         digest: 64 bits of its content's hash.
     """
 
@@ -74,13 +76,13 @@ class Finding(NamedTuple):
 
     @property
     def is_misnamed(self) -> bool:
-        """Whether the name's suffix is of another format."""
+        """Whether the name's suffix belongs to another format."""
         known = _FORMATS_OF.get(PurePosixPath(self.name).suffix.lower())
         return bool(self.format) and known is not None and self.format not in known
 
 
 def inspect(source: FileSource, tolerance: BadImagePolicy, processes: int) -> Iterator[Finding]:
-    """Findings on all images but those that `tolerance` excludes, in the order of the source."""
+    """The findings of all images that `tolerance` does not exclude, in the order of the source."""
     chunks = (range(first, first + _CHUNK) for first in range(0, len(source), _CHUNK))
     start = (source, tolerance)
     ahead: deque[Future[list[Finding]]] = deque()
@@ -100,7 +102,7 @@ def inspect(source: FileSource, tolerance: BadImagePolicy, processes: int) -> It
 
 
 def inspect_image(source: FileSource, index: int, tolerance: BadImagePolicy) -> Finding:
-    """What one image is, read as a run would read it."""
+    """The properties of one image, read as in a run."""
     name = source.identifier(index)
     data = b""
 
@@ -121,7 +123,7 @@ def inspect_image(source: FileSource, index: int, tolerance: BadImagePolicy) -> 
 
 
 def find_format(data: bytes) -> str:
-    """The format of a file's content by Pillow's name, or NPY; "" for none that is known."""
+    """The format of a file's content: Pillow's name for it, or NPY; "" if unknown."""
     if is_array(data[:8]):
         return "NPY"
     if is_tiff(data[:8]):
@@ -129,7 +131,7 @@ def find_format(data: bytes) -> str:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             return image.format or ""
-    except Exception:  # damaged headers show as errors of many kinds
+    except Exception:  # damaged headers raise exceptions of many types
         return ""
 
 

@@ -1,4 +1,4 @@
-"""The checking stage: all images are read ahead of a run, and those that cannot be are listed."""
+"""The check stage: reads all images before a run, and lists those that cannot be read."""
 
 import json
 import re
@@ -26,12 +26,12 @@ from simmim.utils.console import say
 from simmim.utils.errors import UserError
 from simmim.utils.files import as_json
 
-# What a plan of images needs and reading them does not.
+# The datamodule requires an image size; reading the images does not depend on it.
 _ANY_SIZE = 32
 
 
 def check(*, data: DictConfig, processes: int | None, run_dir: str) -> dict[str, Any]:
-    """Writes `bad.jsonl`, `duplicates.jsonl` and `check.json`. Returns the last one's content.
+    """Writes `bad.jsonl`, `duplicates.jsonl` and `check.json`; returns the content of `check.json`.
 
     Raises:
         SystemExit: with code 1, if images cannot be read or shards are damaged.
@@ -78,7 +78,7 @@ def check(*, data: DictConfig, processes: int | None, run_dir: str) -> dict[str,
 
 
 def find_sources(images: ImageDataModule) -> list[FileSource]:
-    """What a run would train on and hold out; UserError where these are no files to read."""
+    """The training and held-out images of a run; UserError if they are not stored as files."""
     if isinstance(images.train, ImageStream):
         raise UserError("streamed images cannot be checked; check them where they are stored")
     if not isinstance(images.train, FileSource) or not isinstance(images.val, FileSource):
@@ -87,7 +87,7 @@ def find_sources(images: ImageDataModule) -> list[FileSource]:
 
 
 class Tally:
-    """What the images come to: counts, and some numbers on each."""
+    """Collects findings: counts, and the size and digest of each of at most `most` images."""
 
     def __init__(self, most: int) -> None:
         self.names: list[str] = []
@@ -98,19 +98,19 @@ class Tally:
         self._numbers = np.zeros((most, 3), np.int64)
 
     def add(self, finding: Finding) -> None:
-        """Counts one image."""
+        """Adds the finding of one image."""
         self._numbers[len(self.names)] = finding.height, finding.width, finding.digest
         self.names.append(finding.name)
         self.formats[finding.format or "unknown"] += 1
         self.misnamed += finding.is_misnamed
         if finding.reason:
-            # Of the same kind but for numbers.
+            # Reasons that differ only in numbers are counted together.
             self.reasons[re.sub(r"\d+", "N", finding.reason)] += 1
         else:
             self.value_types[finding.value_type] += 1
 
     def figures(self) -> dict[str, Any]:
-        """All but the duplicates."""
+        """The statistics of `check.json`, except for duplicates."""
         sizes = self._numbers[: len(self.names), :2]
         sizes = sizes[sizes[:, 0] > 0]
         return {
@@ -126,7 +126,7 @@ class Tally:
         }
 
     def duplicates(self) -> Iterator[tuple[str, str]]:
-        """Images whose content another one before has, each with the first such."""
+        """Images with the same content as an earlier one, each with the first image of that content."""
         digests = self._numbers[: len(self.names), 2]
         _, firsts, inverse = np.unique(digests, return_index=True, return_inverse=True)
         readable = self._numbers[: len(self.names), 0] > 0
@@ -135,7 +135,7 @@ class Tally:
 
 
 def write_duplicates(tally: Tally, path: Path) -> int:
-    """A line for each image that is there once more; returns how many."""
+    """Writes a line for each duplicate; returns the number of duplicates."""
     count = 0
     with path.open("w") as file:
         for name, first in tally.duplicates():
@@ -145,7 +145,7 @@ def write_duplicates(tally: Tally, path: Path) -> int:
 
 
 def show(figures: Mapping[str, Any]) -> None:
-    """The figures as a table on the console."""
+    """Prints the statistics as a table on the console."""
     table = Table(min_width=60, show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -183,5 +183,5 @@ def _list(counts: Mapping[str, int]) -> str:
 
 
 def _is_silent() -> bool:
-    """Whether no terminal shows a bar."""
+    """Whether the console is not a terminal, so that no progress bar is shown."""
     return not get_console().is_terminal

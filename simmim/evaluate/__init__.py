@@ -1,1 +1,1 @@
-"""Judging a model: by its classes, its neighbours, or a linear probe."""
+"""Evaluation: accuracy of a classifier, or k-NN and linear probe of a frozen encoder."""

@@ -1,4 +1,4 @@
-"""`python -m simmim.evaluate`: how good a classifier is, or an encoder that was never fine-tuned."""
+"""`python -m simmim.evaluate`: evaluates a classifier, or a frozen encoder by k-NN or linear probe."""
 
 from simmim.cli.main import run_command
 

@@ -1,4 +1,4 @@
-"""Which class each image was taken for, counted by class."""
+"""Confusion counts and metrics per class."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Predictions(NamedTuple):
-    """For each image its class, what it was taken for, and whether its own was among the first 5."""
+    """For each image: its class, the predicted class, and whether its class is in the top 5."""
 
     labels: Int[Tensor, " n"]
     predicted: Int[Tensor, " n"]
@@ -17,7 +17,7 @@ class Predictions(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """How many images of each class in `rows` were taken for each class in `columns`."""
+    """The number of images of each class in `rows` predicted as each class in `columns`."""
 
     rows: list[int]
     columns: list[int]
@@ -25,7 +25,7 @@ class Confusion(NamedTuple):
 
 
 class ClassMetrics(NamedTuple):
-    """What became of one class's images; `mistaken_for` is the commonest mistake, None without one."""
+    """Counts for one class; `mistaken_for` is the most frequent wrong prediction, None without any."""
 
     label: int
     images: int
@@ -35,14 +35,14 @@ class ClassMetrics(NamedTuple):
 
 
 def rank_predictions(ranked: Int[Tensor, "n top"], labels: Int[Tensor, " n"]) -> Predictions:
-    """The answers of classes in order of likelihood."""
+    """Predictions from classes ranked by likelihood, the most likely first."""
     return Predictions(labels, ranked[:, 0], (ranked[:, :5] == labels[:, None]).any(dim=1))
 
 
 def count_confusion(answers: Predictions, classes: Sequence[int]) -> Confusion:
-    """The answers counted by class and by what it was taken for.
+    """Counts predictions by true class and predicted class.
 
-    Rows are `classes`, in order; columns are these and whatever else some image was taken for.
+    Rows are the sorted `classes`; columns are these and all other predicted classes.
     """
     labels, predicted = answers.labels.cpu(), answers.predicted.cpu()
     rows = torch.tensor(sorted(classes))
@@ -55,7 +55,7 @@ def count_confusion(answers: Predictions, classes: Sequence[int]) -> Confusion:
 
 
 def by_class(answers: Predictions, confusion: Confusion) -> list[ClassMetrics]:
-    """Metrics of each row of the confusion of these answers."""
+    """Metrics of each class in the rows of the `confusion` of these `answers`."""
     hits = answers.labels[answers.in_top5].cpu()
     in_top5 = hits.bincount(minlength=max(confusion.rows) + 1)
     place = {label: column for column, label in enumerate(confusion.columns)}

@@ -1,4 +1,4 @@
-"""Images as an encoder sees them: one vector each, its last feature map averaged."""
+"""Feature extraction: one vector per image, the mean of the encoder's last feature map."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -13,19 +13,19 @@ from simmim.utils.normalization import Normalisation
 
 
 class Features(NamedTuple):
-    """A vector an image, with its label and place in its source (-1: a repeat that does not count)."""
+    """One vector per image, with its label and index in the source (-1: a repeat, not counted)."""
 
     values: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
     sample_index: Int[Tensor, " n"]
 
     def counted(self) -> "Features":
-        """Without the repeats."""
+        """The features without repeats."""
         return Features(*(column[self.sample_index >= 0] for column in self))
 
     def gather(self, all_gather: Callable[[Tensor], Tensor]) -> "Features":
-        """Those of all ranks, which have equally many."""
-        # What comes from several ranks has one dimension more.
+        """The features of all ranks, which must have the same number of images."""
+        # With several ranks, `all_gather` adds a leading dimension.
         return Features(*(all_gather(column).reshape(-1, *column.shape[1:]) for column in self))
 
 
@@ -38,7 +38,7 @@ def extract_features(
 ) -> Features:
     """Features of all images of the `batches`, in float32 on the `device`.
 
-    The encoder is one that does not train.
+    The encoder must be in eval mode.
     """
     columns = []
     for batch in batches:

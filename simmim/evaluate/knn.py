@@ -1,4 +1,4 @@
-"""Classes by the vote of similar images: what features are worth without any training."""
+"""k-NN classification of features, which needs no training."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from simmim.utils.errors import UserError
 
-# Similarities that are held at once: 256 MB in float32.
+# Similarities to hold in memory at once: 256 MB in float32.
 _MOST_SIMILARITIES = 2**26
 
 
 @dataclass(frozen=True)
 class NeighbourVote:
-    """How neighbours vote (Wu et al., arXiv 1805.01978, section 3.4, with k and temperature as DINO's).
+    """Weighted k-NN (Wu et al., arXiv 1805.01978, section 3.4), with k and temperature of DINO.
 
     Attributes:
-        k: how many neighbours have a vote; all of them where there are fewer.
-        temperature: a vote weighs exp(cosine similarity / temperature).
+        k: number of neighbours that vote; all images if there are fewer.
+        temperature: the weight of a vote is exp(cosine similarity / temperature).
 
     Raises:
         UserError: a value that is not positive.
@@ -35,7 +35,7 @@ class NeighbourVote:
             raise UserError(f"knn.temperature {self.temperature} is not positive; use 0.07")
 
     def require_neighbours(self, count: int) -> None:
-        """Raises UserError where there are fewer training images than `k`."""
+        """Raises UserError if there are fewer training images than `k`."""
         if count < self.k:
             raise UserError(
                 f"knn.k {self.k} is more than the {count} training images; "
@@ -51,9 +51,9 @@ class NeighbourVote:
         num_classes: int,
         top: int = 5,
     ) -> Int[Tensor, "q top"]:
-        """The `top` classes with the most votes for each query, most first.
+        """The `top` classes of each query by weight of votes, in descending order.
 
-        -1 stands where fewer classes have a vote. Memory is bounded, however many queries there are.
+        Entries are -1 if fewer classes have votes. Queries are processed in chunks to bound memory.
         """
         top = min(top, num_classes)
         features = F.normalize(features, dim=1)
@@ -74,7 +74,7 @@ class NeighbourVote:
     ) -> Int[Tensor, "q top"]:
         similarity = queries @ features.T
         nearest = similarity.topk(min(self.k, len(features)), dim=1)
-        # Relative to the nearest one's, so that no temperature makes them overflow.
+        # Relative to the nearest neighbour's, so that no temperature makes weights overflow.
         weights = ((nearest.values - nearest.values[:, :1]) / self.temperature).exp()
         votes = weights.new_zeros(len(queries), num_classes)
         votes.scatter_add_(1, labels[nearest.indices], weights)

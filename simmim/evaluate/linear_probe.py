@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on features that stay as they are."""
+"""Linear probe: multinomial logistic regression on frozen features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from simmim.utils.errors import UserError
 
-# Logits that are held at once: 256 MB in float32.
+# Logits to hold in memory at once: 256 MB in float32.
 _MOST_LOGITS = 2**26
 
 
 class LinearLayer(NamedTuple):
-    """Class scores of features: `features @ weight.T + bias`."""
+    """A linear classifier: `features @ weight.T + bias`."""
 
     weight: Float[Tensor, "classes c"]
     bias: Float[Tensor, " classes"]
@@ -26,7 +26,7 @@ class LinearLayer(NamedTuple):
         return F.linear(features, self.weight, self.bias)
 
     def rank_classes(self, features: Float[Tensor, "n c"], top: int = 5) -> Int[Tensor, "n top"]:
-        """The `top` classes of each image, the likeliest first (all, where there are fewer)."""
+        """The `top` classes of each image (all if there are fewer), the most likely first."""
         top = min(top, len(self.bias))
         chunk = max(1, _MOST_LOGITS // len(self.bias))
         return torch.cat(
@@ -35,9 +35,9 @@ class LinearLayer(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """The layer, for features as they come, with the strength of L2 that was chosen for it.
+    """The fitted layer, for features that are not standardised, and its L2 strength.
 
-    `held_out_top1` is what that choice rests on: top-1 on the part that was held out, by strength.
+    `held_out_top1` is top-1 on the held-out part by L2 strength, by which `l2` was chosen.
     """
 
     layer: LinearLayer
@@ -47,15 +47,15 @@ class Regression(NamedTuple):
 
 @dataclass(frozen=True)
 class RegressionRecipe:
-    """Logistic regression by L-BFGS on standardised features, its L2 chosen on a part held out.
+    """Logistic regression by L-BFGS on standardised features, with L2 chosen on a held-out part.
 
     Attributes:
-        l2: strengths to choose among, relative to the mean loss (see `fit_layer`).
-        held_out_share: the part of the training images that the choice is made on.
-        max_iterations: of L-BFGS, for each fit.
+        l2: strengths to choose from, relative to the mean loss (see `fit_layer`).
+        held_out_share: share of the training images that is held out for this choice.
+        max_iterations: maximum number of L-BFGS iterations per fit.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value out of range.
     """
 
     l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -80,13 +80,13 @@ class RegressionRecipe:
         num_classes: int,
         seed: int = 0,
     ) -> Regression:
-        """Chooses the strength on a part of the images and fits them all with it."""
+        """Chooses the L2 strength on a held-out part, then fits all images with it."""
         std, mean = torch.std_mean(features, dim=0, correction=0)
-        # A channel that never differs tells nothing, and is not blown up.
+        # A constant channel carries no information and is not scaled.
         std = torch.where(std > 0, std, 1)
         standardised = (features - mean) / std
         metrics = self._try(standardised, labels, num_classes, seed)
-        # Of equally good ones, the strongest: it comes first.
+        # For ties, `max` returns the first, which is the strongest.
         l2 = max(metrics, key=lambda strength: metrics[strength])
         layer = fit_layer(
             standardised,
@@ -105,7 +105,7 @@ class RegressionRecipe:
         num_classes: int,
         seed: int,
     ) -> dict[float, float]:
-        """Top-1 on the part that is held out, by strength, strongest first."""
+        """Top-1 on the held-out part by L2 strength, the strongest first."""
         strengths = sorted(self.l2, reverse=True)
         if len(strengths) == 1:
             return {strengths[0]: float("nan")}
@@ -115,7 +115,7 @@ class RegressionRecipe:
         metrics = {}
         layer: LinearLayer | None = None
         for l2 in strengths:
-            # Each starts from the one before, which is near.
+            # Warm start from the solution for the previous strength.
             layer = fit_layer(
                 features[fitted],
                 labels[fitted],
@@ -138,10 +138,10 @@ def fit_layer(
     max_iterations: int,
     start: LinearLayer | None = None,
 ) -> LinearLayer:
-    """The layer that minimises mean cross-entropy + l2 / 2 · ‖weight‖², the bias left free.
+    """The layer that minimises mean cross-entropy + l2 / 2 · ‖weight‖²; the bias has no penalty.
 
-    scikit-learn's `LogisticRegression(C=1 / (l2 * n))`. Memory is bounded, however many images
-    there are.
+    Equivalent to scikit-learn's `LogisticRegression(C=1 / (l2 * n))`. Images are processed in
+    chunks to bound memory.
     """
     if start is None:
         start = LinearLayer(

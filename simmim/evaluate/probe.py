@@ -1,4 +1,4 @@
-"""What features are worth without fine-tuning: by neighbours, and by a linear layer."""
+"""Quality of features without fine-tuning: k-NN and linear probe accuracy."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from simmim.evaluate.linear_probe import RegressionRecipe
 
 
 class LabelledFeatures(NamedTuple):
-    """A vector an image, with its label."""
+    """One vector per image, with its label."""
 
     values: Float[Tensor, "n c"]
     labels: Int[Tensor, " n"]
 
 
 class Probe(NamedTuple):
-    """Shares of held-out images that are told right: by their neighbours' vote, by a linear layer."""
+    """Top-1 accuracy on held-out images, by k-NN and by a linear layer."""
 
     knn_top1: float
     linear_top1: float
@@ -32,9 +32,9 @@ def probe(
     regression: RegressionRecipe = RegressionRecipe(),
     seed: int = 0,
 ) -> Probe:
-    """Judges `held_out` images by `train`ing images, as `python -m simmim.evaluate` does.
+    """Evaluates `held_out` features given those of training images, as `python -m simmim.evaluate`.
 
-    By their neighbours' `vote`, and by a linear layer as `regression` fits it.
+    `vote` sets the options of k-NN, and `regression` those of the linear layer.
     """
     neighbours = vote.rank_classes(
         held_out.values, train.values, train.labels, num_classes=num_classes, top=1

@@ -71,10 +71,10 @@ def evaluate(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Measures top-1, top-5 and which classes are confused with which. Returns the summary.
+    """Measures top-1, top-5 and the confusion of classes; returns the summary.
 
     Raises:
-        UserError: no checkpoint, or a model, data and mode that do not fit together.
+        UserError: no checkpoint, or a model, data and mode that are incompatible.
     """
     started = time.monotonic()
     if checkpoint is None:

@@ -1,1 +1,1 @@
-"""Models as other programs load them."""
+"""Export of trained models to formats of other programs."""

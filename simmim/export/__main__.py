@@ -1,4 +1,4 @@
-"""`python -m simmim.export`: a trained model in the form that another program loads."""
+"""`python -m simmim.export`: writes a trained model in a format that another program loads."""
 
 from simmim.cli.main import run_command
 

@@ -1,4 +1,4 @@
-"""A folder that Hugging Face's `from_pretrained` loads."""
+"""Export to a folder that Hugging Face's `from_pretrained` loads."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +23,7 @@ def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
     """Writes configuration, weights and preprocessing; returns the line of Python that loads them.
 
     Raises:
-        UserError: a model that Hugging Face's cannot express.
+        UserError: a model that Hugging Face's classes do not support.
     """
     config = create_config(trained.model, trained.classes)
     preprocessor = create_preprocessor(
@@ -40,7 +40,7 @@ def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
 
 
 def _derived_indices(names: Iterable[str], window_size: Pair) -> dict[str, Tensor]:
-    """What V1 read from files before transformers 5, and left unset where they had it not."""
+    """Index buffers of V1, which transformers before 5 leaves uninitialised if the file lacks them."""
     table, index = "relative_position_bias_table", "relative_position_index"
     return {
         name.replace(table, index): relative_offset_index(window_size)

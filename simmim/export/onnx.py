@@ -1,4 +1,4 @@
-"""An ONNX file of an encoder or classifier, compared with PyTorch after it is written."""
+"""Export of an encoder or classifier to ONNX, with a comparison of its outputs to PyTorch."""
 
 import logging
 import warnings
@@ -19,13 +19,13 @@ from simmim.utils.files import as_json
 TOLERANCE = 1e-4
 OLDEST_OPSET = 18
 
-# A file of protobuf holds 2 GiB at most; what is larger keeps its weights beside it.
+# Protobuf files are limited to 2 GiB; larger models store their weights in a separate file.
 _LARGEST_FILE = 2**31 - 2**24
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_onnx(opset: int) -> None:
-    """Raises UserError unless the packages are there that write an ONNX file and run it."""
+    """Raises UserError unless the packages for ONNX are installed and support the `opset`."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(
@@ -44,15 +44,16 @@ def require_onnx(opset: int) -> None:
 
 @torch.no_grad()
 def save_onnx(trained: TrainedModel, path: Path, opset: int) -> float:
-    """Writes `images` to `logits` (a classifier) or `features` (else); returns the largest difference.
+    """Writes an ONNX file and returns the largest difference of its outputs from PyTorch's.
 
-    `images` are normalised, `b c h w` with any b. Mean, standard deviation, image size and classes
-    are in the file's `metadata_props`, in JSON. onnxruntime then runs it on one and on three images;
-    the difference from PyTorch is in units of the largest output.
+    The input `images` is normalised, `b c h w` with any b; the output is `logits` of a classifier,
+    otherwise `features`. Mean, standard deviation, image size and classes are in the file's
+    `metadata_props` as JSON. The difference is measured with onnxruntime on batches of one and
+    three images, relative to the largest output.
 
     Raises:
         UserError: an `opset` that the installed onnxruntime cannot run.
-        RuntimeError: the file computes something else, by more than `TOLERANCE`.
+        RuntimeError: outputs differ from PyTorch's by more than `TOLERANCE`.
     """
     is_classifier = isinstance(trained.model, Classifier)
     model = trained.model if isinstance(trained.model, Classifier) else trained.encoder
@@ -80,19 +81,19 @@ def save_onnx(trained: TrainedModel, path: Path, opset: int) -> float:
     size = sum(parameter.nbytes for parameter in model.parameters())
     program.save(path, external_data=size > _LARGEST_FILE)
     difference = max(_difference(model, path, _draw(trained.encoder, batch)) for batch in (1, 3))
-    if not difference <= TOLERANCE:  # nor is NaN
+    if not difference <= TOLERANCE:  # also true for NaN
         path.unlink()
         raise RuntimeError(f"{path} differs from PyTorch by {difference:.1e} of its largest output")
     return difference
 
 
 def _difference(model: nn.Module, path: Path, images: Tensor) -> float:
-    """The largest difference between onnxruntime and PyTorch, in units of the largest output."""
+    """The largest difference between onnxruntime and PyTorch, relative to the largest output."""
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of onnxruntime's own kinds, for each reason another
+    except Exception as error:  # onnxruntime has a separate exception type per cause
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} cannot run {path} ({str(error).splitlines()[0]}); "
             f"use opset={OLDEST_OPSET}, or a newer onnxruntime"
@@ -105,7 +106,7 @@ def _difference(model: nn.Module, path: Path, images: Tensor) -> float:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the exporter tells of each node, and its calls of what PyTorch deprecates."""
+    """Silences the exporter's log messages and its warnings about deprecated PyTorch functions."""
     disabled = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -117,6 +118,6 @@ def _quietly() -> Iterator[None]:
 
 
 def _draw(encoder: SwinTransformer, batch: int) -> Tensor:
-    """Normal noise in the encoder's size."""
+    """Normal noise at the encoder's image size."""
     shape = (batch, encoder.in_channels, *encoder.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(batch))

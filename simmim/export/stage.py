@@ -29,7 +29,7 @@ def export(
     overwrite: bool,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Writes a model for another program, and says how to load it. Returns what was written.
+    """Writes a model for another program, logs how to load it, and returns these as a dict.
 
     Raises:
         UserError: no checkpoint or format, or a model that the other program does not support.

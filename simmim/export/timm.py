@@ -1,4 +1,4 @@
-"""A file that `timm.create_model` loads, and the line that loads it."""
+"""Export to a file that `timm.create_model` loads, with the line that loads it."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from simmim.utils.held_out_crop import HeldOutCrop
 from simmim.utils.normalization import Normalisation
 from simmim.utils.sizes import Pair
 
-# Width and depth of timm's published sizes, and what each is called in with windows and images.
+# Width and stage 3 depth of timm's sizes, and the sizes of each name with window and image size.
 _SIZES = {"tiny": (96, 6), "small": (96, 18), "base": (128, 18), "large": (192, 18)}
 _V1 = {
     "patch4_window7_224": ("tiny", "small", "base", "large"),
@@ -31,7 +31,7 @@ _TRANSFERRED = (12, 12, 12, 6)
 
 
 def named_models(family: Family) -> dict[str, dict[str, Any]]:
-    """The names that timm gives a family, each with the arguments that it stands for."""
+    """The names of a family's models in timm, each with the arguments that it implies."""
     return {
         f"{family}_{size}_{sizes}": _named_arguments(size, sizes, family)
         for sizes, offered in (_V1 if family == "swin" else _V2).items()
@@ -51,7 +51,7 @@ def _named_arguments(size: str, sizes: str, family: Family) -> dict[str, Any]:
         "num_heads": tuple(width * 2**stage // 32 for stage in range(4)),
         "window_size": int(window),
         "mlp_ratio": 4.0,
-        # Of these, timm has weights for ImageNet-22K alone.
+        # For these, timm only has weights for ImageNet-22K.
         "num_classes": 21841 if sizes == "window12_192" else 1000,
     }
     if family == "swinv2":
@@ -60,10 +60,10 @@ def _named_arguments(size: str, sizes: str, family: Family) -> dict[str, Any]:
 
 
 def timm_arguments(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
-    """The name that is nearest to a model, and the arguments of `timm.create_model` that differ.
+    """The closest timm name to a model, and the arguments of `timm.create_model` that differ.
 
     Raises:
-        UserError: an encoder that timm's models cannot express.
+        UserError: an encoder that timm's models do not support.
     """
     encoder = trained.encoder
     family = published_family(encoder, "timm")
@@ -81,7 +81,7 @@ def timm_arguments(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
     }
     if family == "swinv2":
         trained_windows = tuple(_side(pair) for pair in encoder.pretrained_window_sizes)
-        # Zeros are the windows of the model itself; those of more stages than it has serve, too.
+        # Zeros stand for the model's own windows; entries beyond its last stage are ignored.
         if encoder.pretrained_window_sizes == encoder.window_sizes:
             trained_windows = (0,) * max(4, len(encoder.depths))
         arguments["pretrained_window_sizes"] = trained_windows
@@ -99,10 +99,10 @@ def timm_arguments(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
 def save_timm(trained: TrainedModel, path: Path) -> str:
     """Writes the weights under timm's names; returns the line of Python that loads them.
 
-    Of SimMIM, which timm does not have, the encoder is written.
+    For SimMIM, which timm does not have, only the encoder is written.
 
     Raises:
-        UserError: an encoder that timm's models cannot express.
+        UserError: an encoder that timm's models do not support.
     """
     name, arguments = timm_arguments(trained)
     model = trained.model if isinstance(trained.model, Classifier) else trained.encoder

@@ -1,1 +1,1 @@
-"""What a pretrained model fills in, drawn for a user's own images."""
+"""Reconstructions of given images by a pretrained model, drawn as contact sheets."""

@@ -1,4 +1,4 @@
-"""`python -m simmim.reconstruct`: your own pictures, what a model sees of them, what it fills in."""
+"""`python -m simmim.reconstruct`: draws your images, masked and reconstructed by a model."""
 
 from simmim.cli.main import run_command
 

@@ -1,4 +1,4 @@
-"""Sheets of pictures: what is there, what a model sees of it, and what it fills in."""
+"""Contact sheets: images next to their masked version and their reconstruction."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from torch import Tensor
 from simmim.models.reconstruction import Reconstruction
 from simmim.utils.files import written_beside
 
-# The name under which a sheet's file says where its pictures are: for each image, in the order of the
+# Key of the PNG text with the positions of a sheet's tiles: for each image, in the order of the
 # columns, `[left, top, right, bottom]` in pixels, as JSON.
 TILES = "simmim tiles"
 
@@ -24,7 +24,7 @@ _GAP = 4
 
 
 class Panels(NamedTuple):
-    """The columns of a contact sheet, one row an image."""
+    """The columns of a contact sheet, with one row per image."""
 
     input: UInt8[Tensor, "b c h w"]
     masked: UInt8[Tensor, "b c h w"]
@@ -32,9 +32,9 @@ class Panels(NamedTuple):
 
 
 def panels(result: Reconstruction, show: Callable[[Tensor], Tensor]) -> Panels:
-    """Images of a reconstruction in uint8: as they are, with masked pixels grey, and filled in.
+    """The images of a reconstruction in uint8: input, with masked pixels grey, and reconstructed.
 
-    `show` makes uint8 of normalised images.
+    `show` converts normalised images to uint8.
     """
     images = show(result.images)
     grey = torch.full_like(images, _GREY)
@@ -52,11 +52,11 @@ def contact_sheet(
 ) -> Image.Image:
     """Draws the panels in rows of input, masked, reconstruction, two images a row, with headings.
 
-    Images of more or fewer than three channels show their first three, or one in grey. `captions`
-    stand below, one an image. `info[TILES]` says where each picture stands.
+    Images with more than three channels show the first three; with fewer, the first in grey.
+    `captions`, one per image, are drawn below. `info[TILES]` is the position of each tile.
     """
     count, _, height, width = columns.input.shape
-    # Small images are enlarged by a whole factor, so that pixels stay square and sharp.
+    # Small images are enlarged by an integer factor, so that pixels stay square and sharp.
     factor = max(1, -(-_MIN_TILE // max(height, width)))
     tile_height, tile_width = height * factor, width * factor
     groups = 2 if count > 1 else 1
@@ -100,7 +100,7 @@ def contact_sheet(
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Writes a PNG that says where its pictures are; it is whole or not there."""
+    """Writes a PNG with the positions of its tiles, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     where = PngImagePlugin.PngInfo()
     where.add_text(TILES, json.dumps(sheet.info[TILES]))
@@ -109,7 +109,7 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
 
 
 def sheets_in(folder: Path) -> dict[int, Path]:
-    """The sheets that a run has written there, `step-….png`, by step."""
+    """The sheets `step-….png` that a run has written to the folder, by step."""
     return {
         int(found[1]): path
         for path in sorted(folder.glob("step-*.png"))
@@ -118,7 +118,7 @@ def sheets_in(folder: Path) -> dict[int, Path]:
 
 
 def save_animation(sheets: Sequence[Image.Image], path: Path, seconds: float) -> None:
-    """Writes a GIF that shows each sheet for so long, again and again."""
+    """Writes a GIF that shows each sheet for this many seconds, in an endless loop."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as beside:
         sheets[0].save(

@@ -1,4 +1,4 @@
-"""Images that a user names: files, folders, globs, or a list of these."""
+"""Finds the images that a user names: files, folders, globs, or a list of these."""
 
 import glob
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from simmim.utils.globs import find_matches
 
 
 def find_named(named: str | Sequence[str], option: str) -> list[Path]:
-    """The files, in the order of what is named; those of a folder or glob by their paths.
+    """The image files in the order of `named`; those of a folder or glob are sorted by path.
 
-    `option` is what the user named them with.
+    `option` is the name of the user's option, for error messages.
 
     Raises:
-        UserError: nothing is there, or a folder or glob has no image.
+        UserError: a path does not exist, or a folder or glob has no image.
     """
     if isinstance(named, str):
         named = [named]

@@ -1,4 +1,4 @@
-"""Masks for given pictures: random ones as in validation, or those of files."""
+"""Masks for given images: random ones as in validation, or from files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from simmim.models.masking import RandomMaskGenerator, enlarge
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair, show
 
-# For these image files, of which the first is the so-many-th of all, in this size: one entry a token.
+# Masks for image files, given the index of the first one among all, and the image size in pixels.
 Masks: TypeAlias = Callable[[Sequence[Path], int, Pair], Bool[Tensor, "b h w"]]
 
 _SUFFIXES = (".png", ".npy")
@@ -23,15 +23,15 @@ _SUFFIXES = (".png", ".npy")
 def random_masks(
     patch_size: int, ratio: float, token_size: int, seed: int, *, keeps_one: bool = False
 ) -> Masks:
-    """Those of a validation with this seed in which the images come in this order.
+    """The masks of validation with this seed, for images in the same order.
 
-    An image's mask at a larger ratio covers that at a smaller one. With `keeps_one` a ratio that would
-    hide all of an image's few patches leaves one of them visible; else that is an error.
+    An image's mask at a larger ratio contains the one at a smaller ratio. With `keeps_one`, a ratio
+    that would mask all of an image's few patches leaves one visible; otherwise it is an error.
     """
 
     def draw(paths: Sequence[Path], first: int, image_size: Pair) -> Bool[Tensor, "b h w"]:
         patches = (image_size[0] // patch_size) * (image_size[1] // patch_size)
-        # Rounded up, this hides all but one.
+        # Rounded up to whole patches, this ratio masks all but one.
         most = (patches - 1.5) / patches if keeps_one and patches > 1 else ratio
         generator = RandomMaskGenerator(image_size, patch_size, token_size, min(ratio, most), seed)
         return generator(torch.arange(first, first + len(paths)), step=-1)
@@ -40,10 +40,10 @@ def random_masks(
 
 
 def masks_of_files(file: Path, images: Sequence[Path], token_size: int) -> Masks:
-    """`file` for every image, or where it is a folder, the mask in it that has the image's name.
+    """The mask `file` for every image, or if it is a folder, the mask in it with the image's name.
 
     Raises:
-        UserError: there is none, at once; one that does not fit an image, when it is asked for.
+        UserError: a mask is missing (raised immediately), or does not fit its image (when read).
     """
     masks = {image: _find(file, image) for image in images}
 
@@ -54,14 +54,14 @@ def masks_of_files(file: Path, images: Sequence[Path], token_size: int) -> Masks
 
 
 def read_mask(path: Path, image_size: Pair, token_size: int) -> Bool[Tensor, "h w"]:
-    """A mask (True is masked), one entry a token.
+    """Reads a mask (True is masked), with one entry per token.
 
-    A PNG is white where it masks, black elsewhere; a `.npy` holds True or 1, False or 0. It has an
-    entry a pixel, or one for each square of any number of pixels.
+    A PNG is white where masked and black elsewhere; a `.npy` contains True or 1, False or 0. The
+    file has one entry per pixel, or per square of pixels of any side.
 
     Raises:
-        UserError: a file that cannot be read, other values, a size that does not fit the image's, a
-            token that is masked in part, or nothing masked or nothing left.
+        UserError: the file cannot be read, has other values or a size that does not fit the image,
+            masks a token only in part, or masks nothing or everything.
     """
     values = _read(path)
     height, width = values.shape
@@ -105,7 +105,7 @@ def _find(file: Path, image: Path) -> Path:
 def _read(path: Path) -> Bool[Tensor, "h w"]:
     try:
         values = np.load(path) if path.suffix == ".npy" else _read_picture(path)
-    except (OSError, ValueError, EOFError) as error:  # Pillow's are OSErrors
+    except (OSError, ValueError, EOFError) as error:  # Pillow raises OSErrors
         raise UserError(
             f"mask {path} cannot be read ({error}); give a .png or a .npy of numbers"
         ) from error
@@ -119,6 +119,6 @@ def _read(path: Path) -> Bool[Tensor, "h w"]:
 
 
 def _read_picture(path: Path) -> Shaped[np.ndarray, "h w"]:
-    """White as 1; greys keep values that no mask has."""
+    """White is 1 and black 0; greys are in between, and rejected by the caller."""
     with Image.open(path) as image:
         return np.asarray(image.convert("L")) / 255

@@ -1,4 +1,4 @@
-"""Images of any size, fitted to one that an encoder takes: their middle, resized or as it is."""
+"""Fits images of any size to the encoder: a centre crop, resized or not."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ from simmim.utils.sizes import Pair
 
 
 class Fitted(NamedTuple):
-    """An image in a size that the encoder takes, and which part of it that is."""
+    """An image fitted to the encoder, with the original `size` and the crop (`box`)."""
 
     path: Path
     size: Pair
@@ -23,7 +23,7 @@ class Fitted(NamedTuple):
     image: Real[Tensor, "c H W"]
 
     def describe(self) -> str:
-        """`cat.jpg 375×500: its middle 375×375, resized to 192×192`."""
+        """A description: `cat.jpg 375×500: its middle 375×375, resized to 192×192`."""
         told = f"{self.path} {self.size[0]}×{self.size[1]}"
         part, target = (self.box.height, self.box.width), self.image.shape[-2:]
         changes = []
@@ -35,12 +35,13 @@ class Fitted(NamedTuple):
 
 
 def fit_image(path: Path, channels: int, size: Pair | None, multiple: int) -> Fitted:
-    """Reads an image; its largest centred part of the target's shape, resized to `size`.
+    """Reads an image, and resizes its largest centre crop of the right aspect ratio to `size`.
 
-    Without one, the largest centred part whose sides are multiples of `multiple`, not resized.
+    With `size` None, it is the largest centre crop whose sides are multiples of `multiple`, without
+    resizing.
 
     Raises:
-        UserError: it cannot be read, or is smaller than `multiple`.
+        UserError: the image cannot be read, or `size` is None and it is smaller than `multiple`.
     """
     image = read_image(path, channels)
     height, width = image.shape[-2:]
@@ -53,13 +54,13 @@ def fit_image(path: Path, channels: int, size: Pair | None, multiple: int) -> Fi
             )
         box = Box((height - size[0]) // 2, (width - size[1]) // 2, *size)
         return Fitted(path, (height, width), box, DecodedImage(image).crop_resized(box, size))
-    # As validation shows it: figures here are those of a run.
+    # The crop of validation, so that metrics are comparable to those of a run.
     crop = CenterCrop(size)
     return Fitted(path, (height, width), crop.choose(height, width), crop(image))
 
 
 def alike(images: Iterator[Fitted], most: int) -> Iterator[list[Fitted]]:
-    """Groups of at most so many that follow each other and have one size and type."""
+    """Groups of at most `most` consecutive images with the same size and dtype."""
     group: list[Fitted] = []
     for one in images:
         if group and (len(group) == most or not _fits(one.image, group[0].image)):

@@ -1,4 +1,4 @@
-"""The reconstruction stage: a user's pictures, what a model sees of them, and what it fills in."""
+"""The reconstruction stage: draws given images, masked and reconstructed by a model."""
 
 import math
 from collections.abc import Sequence
@@ -43,16 +43,16 @@ from simmim.utils.files import as_json, written_beside
 from simmim.utils.normalization import Normalisation, stretch
 from simmim.utils.sizes import Pair, Size, as_pair, show
 
-_PATCH, _RATIO = 32, 0.6  # the paper's, where a file does not tell its own
+_PATCH, _RATIO = 32, 0.6  # the paper's, for files that do not store theirs
 
 
 class MaskChoice(NamedTuple):
-    """What is hidden.
+    """The options of masks.
 
     Attributes:
-        ratio: share of the patches; None: as in training.
-        patch_size: side of a patch in pixels; None: as in training.
-        file: a mask for all images, or a folder with one for each, of its name; None: random ones.
+        ratio: share of patches to mask; None: as in training.
+        patch_size: side of a mask patch in pixels; None: as in training.
+        file: a mask for all images, or a folder of masks named like the images; None: random masks.
     """
 
     ratio: float | None = None
@@ -61,14 +61,14 @@ class MaskChoice(NamedTuple):
 
 
 class Animation(NamedTuple):
-    """The ratios that an animation goes through, each shown for some seconds."""
+    """The mask ratios of an animation's frames, and the seconds for which each is shown."""
 
     ratios: Sequence[float]
     seconds: float
 
 
 class Grid(NamedTuple):
-    """Some images filled in: as a picture, and in figures, an entry an image."""
+    """Reconstructions of a group of images: the contact sheet, and metrics with one entry per image."""
 
     sheet: Image.Image
     masked_share: Float[Tensor, " b"]
@@ -77,7 +77,7 @@ class Grid(NamedTuple):
 
 
 class Filler(NamedTuple):
-    """A model that fills in, what it was trained with, and which bands are shown of its images."""
+    """A SimMIM model with its training settings, its device, and the bands of images to show."""
 
     model: SimMIM
     normalisation: Normalisation
@@ -86,7 +86,7 @@ class Filler(NamedTuple):
     bands: list[int]
 
     def fill(self, group: Sequence[Fitted], mask: Bool[Tensor, "b h w"]) -> Grid:
-        """Hides what `mask` says of these images, fills it in, judges and draws it."""
+        """Masks these images and reconstructs them; returns the contact sheet and metrics."""
         batch = torch.stack([one.image for one in group]).to(self.device)
         hidden = hide(batch, mask.to(self.device), self.normalisation, self.target_window)
         with torch.no_grad():
@@ -128,10 +128,10 @@ def reconstruct(
     seed: int,
     run_dir: str,
 ) -> dict[str, Any]:
-    """Writes grids of pictures, and figures of each image beside. Returns the figures.
+    """Writes contact sheets, and metrics of each image as JSON; returns the content of the JSON.
 
     Raises:
-        UserError: no SimMIM model, no images, or masks or a size that do not fit them.
+        UserError: no SimMIM model, no images, or masks or an image size that do not fit.
     """
     paths = list_images(images, most_images)
     if images_per_grid < 1:
@@ -181,7 +181,7 @@ def reconstruct(
 
 
 def list_images(images: str | Sequence[str] | None, most: int) -> list[Path]:
-    """The files that are named, at most so many; says where that leaves some out."""
+    """The first `most` of the named image files; logs a message if there are more."""
     if images is None:
         raise UserError("images is not set; use images=DIR, a file, a glob or a list of these")
     if most < 1:
@@ -198,10 +198,10 @@ def load_filler(
     bands: Sequence[int] | None,
     device: str,
 ) -> tuple[Filler, dict[str, Any]]:
-    """The model on its device, and the options that it was trained with, where they are told.
+    """Loads the model, and the options that it was trained with (empty if the file has none).
 
     Raises:
-        UserError: no checkpoint, or one of another model than SimMIM.
+        UserError: no checkpoint, or a checkpoint of a model other than SimMIM.
     """
     if checkpoint is None:
         raise UserError("checkpoint is not set; use checkpoint=RUN, the directory of a pretraining")
@@ -225,7 +225,7 @@ def load_filler(
 
 
 def choose_bands(bands: Sequence[int] | None, channels: int) -> list[int]:
-    """Which channels are shown: three as red, green and blue, or one in grey."""
+    """The indices of channels to show: three as red, green and blue, or one in grey."""
     if bands is None:
         return [0, 1, 2] if channels >= 3 else [0]
     if len(bands) not in (1, 3) or not all(0 <= band < channels for band in bands):
@@ -237,7 +237,7 @@ def choose_bands(bands: Sequence[int] | None, channels: int) -> list[int]:
 
 
 def fill_choice(choice: MaskChoice, options: dict[str, Any]) -> MaskChoice:
-    """The same with what was left open as it was in training, or as in the paper."""
+    """Replaces None by the values of training (`options`), or else by those of the paper."""
     if choice.file is not None:
         if choice.ratio is not None or choice.patch_size is not None:
             raise UserError(
@@ -252,7 +252,7 @@ def fill_choice(choice: MaskChoice, options: dict[str, Any]) -> MaskChoice:
 
 
 def require_ratios(animation: Animation) -> Sequence[float]:
-    """The animation's ratios; UserError where there is nothing to show, or no time to see it."""
+    """The animation's ratios; UserError if these or its seconds are invalid."""
     if not animation.ratios or not all(0 < ratio < 1 for ratio in animation.ratios):
         raise UserError(
             f"animation.ratios={list(animation.ratios)} are not numbers between 0 and 1 (both "
@@ -266,7 +266,7 @@ def require_ratios(animation: Animation) -> Sequence[float]:
 def create_masks(
     choice: MaskChoice, paths: Sequence[Path], encoder: SwinTransformer, seed: int
 ) -> Masks:
-    """The masks that are chosen."""
+    """Creates the masks of a choice whose ratio and patch size are set, or of its file."""
     if choice.file is not None:
         return masks_of_files(Path(choice.file), paths, encoder.patch_size)
     assert choice.patch_size is not None
@@ -275,7 +275,7 @@ def create_masks(
 
 
 def require_stride(size: Size, encoder: SwinTransformer) -> Pair:
-    """The size as (height, width); UserError unless the encoder's last tokens fill it."""
+    """The size as (height, width); UserError unless it is a multiple of the encoder's stride."""
     pair = as_pair(size, "image_size")
     stride = encoder.stride
     if pair[0] % stride or pair[1] % stride:
@@ -288,7 +288,7 @@ def require_stride(size: Size, encoder: SwinTransformer) -> Pair:
 
 
 def describe(one: Fitted, grid: Grid, steps: Sequence[Grid], row: int) -> dict[str, Any]:
-    """What the JSON says of an image, which has this place in its grid and in an animation's."""
+    """The JSON entry of an image, given its index (`row`) in its grid and the animation's steps."""
     is_picture = one.image.dtype == torch.uint8
     entry = {
         "image": str(one.path),
