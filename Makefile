@@ -31,7 +31,7 @@ quickstart: $(READY)  ## pretrain, fine-tune, transfer on drawn pictures; under 
 
 check: $(READY)  ## before a commit: lint, types, and the tests of what changed; SINCE=main: since then
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
-	tests=$$($(BIN)/python scripts/changed_tests.py $(SINCE)); \
+	tests=$$($(BIN)/python .ci/changed_tests.py $(SINCE)); \
 	  test -z "$$tests" || $(BIN)/python $(PYTEST) -q $$tests
 
 test: $(READY)  ## all tests but the slow ones

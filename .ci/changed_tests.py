@@ -1,7 +1,7 @@
 """Prints the test files of what changed since a commit, for `make check`.
 
-    python scripts/changed_tests.py          since the last commit
-    python scripts/changed_tests.py main     since main
+    python .ci/changed_tests.py          since the last commit
+    python .ci/changed_tests.py main     since main
 
 Of a module these are the tests that bear its name (`simmim/models/masking.py`: `test_masking.py`), or,
 where there are none, those that name it; of a configuration those of all; a test file is its own.
