@@ -145,7 +145,7 @@ import json, sys, torch
 from simmim import create_encoder
 from simmim.models.losses import masked_l1
 from simmim.models.masking import enlarge
-from simmim.models import SimMIM
+from simmim.models.simmim import SimMIM
 
 def status(name):
     with open("/proc/self/status") as file:
