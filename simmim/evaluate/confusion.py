@@ -40,7 +40,7 @@ def rank_predictions(ranked: Int[Tensor, "n top"], labels: Int[Tensor, " n"]) ->
 
 
 def count_confusion(answers: Predictions, classes: Sequence[int]) -> Confusion:
-    """Counts predictions by true class and predicted class.
+    """Counts `answers` by true class and predicted class.
 
     Rows are the sorted `classes`; columns are these and all other predicted classes.
     """

@@ -32,7 +32,7 @@ def probe(
     regression: RegressionRecipe = RegressionRecipe(),
     seed: int = 0,
 ) -> Probe:
-    """Evaluates `held_out` features given those of training images, as `python -m simmim.evaluate`.
+    """Evaluates `held_out` features given those of `train`, as `python -m simmim.evaluate` does.
 
     `vote` sets the options of k-NN, and `regression` those of the linear layer.
     """
