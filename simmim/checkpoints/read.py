@@ -29,7 +29,12 @@ EARLIER = "earlier"
 # The second is V1's since version 5 of transformers.
 _OF_HUGGING_FACE = (".attention.self.", ".attention.q_proj.", ".continuous_position_bias_mlp.")
 # Classes in which training programs store their arguments and options.
-_SETTINGS = ("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath")
+_PATHS = ("PosixPath", "WindowsPath")
+# Python 3.13 writes its paths under another name.
+_SETTINGS = (
+    "argparse.Namespace",
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+)
 _FOLDER_FILES = (*FINAL_WEIGHTS, "model.safetensors", "pytorch_model.bin")
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import pathlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,17 @@ def test_what_programs_write_beside_weights_is_no_hindrance(
     wrap: Callable[[Weights], Any], tmp_path: Path
 ) -> None:
     assert_reads(wrap(written("timm")), "timm", tmp_path / "a.pth")
+
+
+def test_paths_are_read_as_python_3_13_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pathlib._local", pathlib)
+        patch.setattr(type(tmp_path), "__module__", "pathlib._local")
+        content = {"state_dict": written("timm"), "root": Path("data")}
+        torch.save(content, tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").origin == "timm"
 
 
 def test_an_average_of_weights_keeps_its_names(tmp_path: Path) -> None:

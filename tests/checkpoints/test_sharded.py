@@ -1,6 +1,7 @@
 """Checkpoints in parts: read whole, and without running what their pickles say."""
 
 import os
+import pathlib
 import pickle
 import sys
 import types
@@ -103,6 +104,17 @@ def write_deepspeed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("deepspeed.utils.tensor_fragment", "deepspeed.utils", "deepspeed"):
         monkeypatch.delitem(sys.modules, name)
     return path
+
+
+def test_an_index_is_read_as_python_3_13_writes_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pathlib._local", pathlib)
+        patch.setattr(type(tmp_path), "__module__", "pathlib._local")
+        path = write_distributed(tmp_path / "last.ckpt")
+    assert b"pathlib._local" in (path / ".metadata").read_bytes()
+    assert torch.equal(read_whole(path)["state_dict"][NAMES[0]], moments(0)[NAMES[0]])
 
 
 @pytest.mark.parametrize("kind", ["distributed", "deepspeed"])

@@ -65,6 +65,8 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles nothing but the classes of an index."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # Where Python 3.13 has its paths; other versions do not have that module.
+        module = module.removesuffix("._local")
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _INDEX_NAMES:
             raise pickle.UnpicklingError(f"its index names {module}.{name}, which is no weight")
