@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         save_encoder,
     )
     from simmim.models.swin import create_encoder
+    from simmim.utils.normalization import Normalisation
 
 try:
     __version__ = version("simmim")
@@ -26,6 +27,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 STARTED = monotonic()
 
 _HOME = {
+    "Normalisation": "simmim.utils.normalization",
     "create_encoder": "simmim.models.swin",
     "load_classifier": "simmim.checkpoints.model_file",
     "load_encoder": "simmim.checkpoints.model_file",
@@ -33,7 +35,14 @@ _HOME = {
     "save_encoder": "simmim.checkpoints.model_file",
 }
 
-__all__ = ["create_encoder", "load_classifier", "load_encoder", "save_classifier", "save_encoder"]
+__all__ = [
+    "Normalisation",
+    "create_encoder",
+    "load_classifier",
+    "load_encoder",
+    "save_classifier",
+    "save_encoder",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,35 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_encoders import TINY, tiny
 from torch import nn
 
 from simmim.models.swin import ARCHITECTURES, SwinTransformer, create_encoder
 from simmim.utils.errors import UserError
-
-TINY: dict[str, Any] = {
-    "embed_dim": 8,
-    "depths": (2, 2),
-    "num_heads": (2, 2),
-    "image_size": 16,
-    "window_size": 2,
-    "patch_size": 2,
-}
-
-
-def tiny(**changes: Any) -> SwinTransformer:
-    """A small encoder in evaluation, past its start as the identity."""
-    torch.manual_seed(0)
-    encoder = SwinTransformer(**(TINY | changes)).eval()
-    return awaken(encoder)
-
-
-@torch.no_grad()
-def awaken(encoder: SwinTransformer) -> SwinTransformer:
-    """Draws every parameter anew, so that no branch is silent and no bias is zero."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in encoder.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return encoder
 
 
 def check_message(error: str, **changes: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_encoders import TINY, awaken, tiny
 from torch import nn
 
 from simmim.models.swin import ARCHITECTURES, SwinTransformer, create_encoder
@@ -13,31 +14,6 @@ from simmim.models.swin.attention import WindowAttention
 from simmim.models.swin.blocks import SwinBlock
 from simmim.models.swin.patch_embed import PatchMerging
 from simmim.models.swin.windows import WindowGrid, attention_mask, partition_windows
-
-TINY: dict[str, Any] = {
-    "embed_dim": 8,
-    "depths": (2, 2),
-    "num_heads": (2, 2),
-    "image_size": 16,
-    "window_size": 2,
-    "patch_size": 2,
-}
-
-
-def tiny(**changes: Any) -> SwinTransformer:
-    """A small encoder in evaluation, past its start as the identity."""
-    torch.manual_seed(0)
-    encoder = SwinTransformer(**(TINY | changes)).eval()
-    return awaken(encoder)
-
-
-@torch.no_grad()
-def awaken(encoder: SwinTransformer) -> SwinTransformer:
-    """Draws every parameter anew, so that no branch is silent and no bias is zero."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in encoder.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return encoder
 
 
 def blocks(encoder: SwinTransformer) -> Iterator[SwinBlock]:
