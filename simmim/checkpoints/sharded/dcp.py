@@ -52,9 +52,12 @@ def read_parts(path: Path) -> dict[str, Any]:
         Exception: of many types, for a folder that is damaged or holds more than weights.
     """
     whole: dict[str, Any] = {}
+    reader = _Reader(path)
+    # PyTorch reads it again; from some versions, its error would not say why it cannot be read.
+    reader.read_metadata()
     planner = _WholePlanner()  # type: ignore[no-untyped-call]
     try:
-        _load_state_dict(whole, storage_reader=_Reader(path), planner=planner, no_dist=True)
+        _load_state_dict(whole, storage_reader=reader, planner=planner, no_dist=True)
     except CheckpointException as error:  # not an Exception; has the failures inside
         failures = [failure for failure, _ in error.failures.values()]
         raise ValueError(str(failures[0] if failures else error)) from error
