@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         save_encoder,
     )
     from simmim.models.swin import create_encoder
+    from simmim.tasks.load import load_model
     from simmim.utils.normalization import Normalisation
 
 try:
@@ -31,6 +32,7 @@ _HOME = {
     "create_encoder": "simmim.models.swin",
     "load_classifier": "simmim.checkpoints.model_file",
     "load_encoder": "simmim.checkpoints.model_file",
+    "load_model": "simmim.tasks.load",
     "save_classifier": "simmim.checkpoints.model_file",
     "save_encoder": "simmim.checkpoints.model_file",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "create_encoder",
     "load_classifier",
     "load_encoder",
+    "load_model",
     "save_classifier",
     "save_encoder",
 ]

@@ -10,17 +10,17 @@ from typing import Any
 
 from simmim.cli.main import run_command
 from simmim.data.dataset import SampleKey, TransformedImages
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.training.callbacks.checkpoint import CheckpointFiles
 
 LONG_SECONDS = 6.0
 
-training_step = SimMIMTask.training_step
+training_step = SimMIMModule.training_step
 load_image = TransformedImages.__getitem__
 save_checkpoint = CheckpointFiles.save_checkpoint
 
 
-def take_step(task: SimMIMTask, *arguments: Any) -> Any:
+def take_step(task: SimMIMModule, *arguments: Any) -> Any:
     """The task's own, if at all."""
     if os.environ["HANG"] == "step" and task.global_rank == 1 and task.global_step == 2:
         time.sleep(1e6)
@@ -43,7 +43,7 @@ def save(files: CheckpointFiles, *arguments: Any, **options: Any) -> None:
     save_checkpoint(files, *arguments, **options)
 
 
-SimMIMTask.training_step = take_step  # type: ignore[method-assign]
+SimMIMModule.training_step = take_step  # type: ignore[method-assign]
 TransformedImages.__getitem__ = load  # type: ignore[method-assign]
 CheckpointFiles.save_checkpoint = save  # type: ignore[method-assign]
 

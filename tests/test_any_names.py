@@ -14,8 +14,9 @@ from conftest import TINY
 from PIL import Image
 
 from simmim.cli.main import escape_names
-from simmim.evaluate.confusion import Predictions
-from simmim.evaluate.stage import EvalResult, write_tables
+from simmim.evaluate.stage import write_tables
+from simmim.tasks.classification.confusion import Predictions
+from simmim.tasks.classification.evaluation import tabulate
 from simmim.training.callbacks.loss_spikes import SpikeDetector
 from simmim.utils.files import as_json
 
@@ -75,7 +76,8 @@ def test_an_unusual_step_and_reconstructions_name_such_images(run, tmp_path, ima
 def test_tables_name_such_classes(tmp_path):
     labels = torch.tensor([0, 1, 1])
     answers = Predictions(labels, torch.tensor([1, 1, 1]), torch.tensor([True] * 3))
-    (first, _) = write_tables(EvalResult(answers, ["a", ODD], range(2), 3, {}, {}), tmp_path)
+    tables, (first, _) = tabulate(answers, ["a", ODD], range(2))
+    write_tables(tables, tmp_path)
     assert first.endswith(f"most often taken for {ODD}")
     for name in ("per_class", "confusion"):
         with (tmp_path / f"{name}.csv").open(newline="") as file:

@@ -2,7 +2,12 @@
 
 import torch
 
-from simmim.evaluate.confusion import Predictions, by_class, count_confusion, rank_predictions
+from simmim.tasks.classification.confusion import (
+    Predictions,
+    by_class,
+    count_confusion,
+    rank_predictions,
+)
 
 
 def test_answers_of_ranked_classes():

@@ -20,7 +20,7 @@ from started import check_started
 from simmim.checkpoints.model_file import load_classifier, save_classifier
 from simmim.checkpoints.read import read_weights
 from simmim.data.transforms import CenterCrop
-from simmim.evaluate.stage import output_names
+from simmim.tasks.classification.evaluation import output_names
 from simmim.utils.errors import UserError
 from simmim.utils.normalization import Normalisation
 

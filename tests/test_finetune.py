@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import simmim
 from simmim.models.classifier import Classifier
-from simmim.tasks.classification.task import ClassificationTask
+from simmim.tasks.classification.module import ClassificationModule
 from simmim.training.optim import AdamWRecipe
 from simmim.utils.errors import UserError
 from simmim.utils.normalization import Normalisation
@@ -146,7 +146,7 @@ def test_a_switch_that_shapes_do_not_show_is_refused(run, pretrained):
 
 def test_a_frozen_encoder_drops_no_path_after_a_resume_either():
     encoder = simmim.create_encoder("swinv2_nano", image_size=64, window_size=8, drop_path_rate=0.5)
-    task = ClassificationTask(
+    task = ClassificationModule(
         Classifier(encoder, 3),
         classes=("a", "b", "c"),
         normalisation=Normalisation(),

@@ -16,7 +16,7 @@ from simmim.pretrain import reconstructions
 from simmim.training.callbacks import checkpoint, nonfinite_guard
 from simmim.training.loggers import csv as metrics_csv
 from simmim.training.loggers.csv import MetricsCsv
-from simmim.training.task import StepMetrics, TrainingTask
+from simmim.training.module import StepMetrics, TrainingModule
 from simmim.utils import files
 
 pytestmark = pytest.mark.unchecked
@@ -112,7 +112,7 @@ def test_unusual_steps_wait_for_room(run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(nonfinite_guard, "append", full_at_first(nonfinite_guard.append, 1))
     losses = iter([math.nan, math.nan, *[1.0] * 6])
     monkeypatch.setattr(
-        TrainingTask, "measure_step", lambda task, optimizer: StepMetrics(next(losses), 1.0)
+        TrainingModule, "measure_step", lambda task, optimizer: StepMetrics(next(losses), 1.0)
     )
     assert run("pretrain", *OPTIONS, "logger=csv", "reconstructions.count=0")["steps"] == 8
     lines = (tmp_path / "run" / "unusual_steps.jsonl").read_text().splitlines()

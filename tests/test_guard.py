@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from started import check_started
 
 from simmim.pretrain import stage
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.training.callbacks import loss_spikes
 from simmim.utils.errors import UserError
 
@@ -133,7 +133,7 @@ def test_a_gradient_that_is_not_finite_spoils_its_step(run, tmp_path, monkeypatc
         if task.global_step == 1 and first:
             task.get_parameter(name).grad[0, 0] = torch.nan
 
-    monkeypatch.setattr(SimMIMTask, "on_after_backward", spoil)
+    monkeypatch.setattr(SimMIMModule, "on_after_backward", spoil)
     accumulated = ["trainer.accumulate_grad_batches=2", "save.every_n_steps=1"]
     run("pretrain", *OPTIONS, *TINY_DEMO, *accumulated, "trainer.max_steps=4")
     (record,) = told(tmp_path / "run")
@@ -147,13 +147,13 @@ def test_a_gradient_that_is_not_finite_spoils_its_step(run, tmp_path, monkeypatc
 
 
 def test_a_loss_that_is_not_finite_spoils_its_step_though_gradients_are(run, tmp_path, monkeypatch):
-    compute_loss = SimMIMTask.compute_loss
+    compute_loss = SimMIMModule.compute_loss
 
     def spoil(task, batch, batch_idx):
         loss = compute_loss(task, batch, batch_idx)
         return loss + torch.inf if task.global_step == 2 else loss
 
-    monkeypatch.setattr(SimMIMTask, "compute_loss", spoil)
+    monkeypatch.setattr(SimMIMModule, "compute_loss", spoil)
     run("pretrain", *OPTIONS, *TINY_DEMO, *STEP_BY_STEP)
     (record,) = told(tmp_path / "run")
     assert (record["step"], record["loss"], record["first_not_finite"]) == (2, "inf", "the loss")
@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite_end_the_run(run, tmp_path, monkeypatch):
         for changed in (name, "head.linear.bias"):
             parameters[changed].data.view(-1)[0] = torch.inf
 
-    monkeypatch.setattr(SimMIMTask, "on_train_start", spoil)
+    monkeypatch.setattr(SimMIMModule, "on_train_start", spoil)
     message = (
         rf"3 steps in a row .* the last one step 2; first not finite: parameter {name}; "
         "no step mends weights: go on from an earlier checkpoint"
@@ -191,7 +191,7 @@ def test_the_first_module_is_named_and_a_resumed_run_ends_where_the_whole_did(
 
         task.model.get_submodule(module).register_forward_hook(spoil_output)
 
-    monkeypatch.setattr(SimMIMTask, "on_train_start", spoil)
+    monkeypatch.setattr(SimMIMModule, "on_train_start", spoil)
     options = [*OPTIONS, *TINY_DEMO, "save.every_n_steps=1", "model.checkpoint_blocks=all"]
     options += ["guard.max_skipped=4", "trainer.max_steps=12"]
     message = rf"4 steps .* the last one step 5; first not finite: the output of {module};"
@@ -219,15 +219,15 @@ def test_overflows_by_the_scale_of_fp16_are_lowered_and_not_counted(run, tmp_pat
         if task.global_step < 2:
             task.model.mask_token.grad[0] = torch.inf
 
-    compute_loss = SimMIMTask.compute_loss
+    compute_loss = SimMIMModule.compute_loss
 
     def spoil_loss(task, batch, batch_idx):
         loss = compute_loss(task, batch, batch_idx)
         return loss * torch.nan if task.global_step == 3 else loss
 
     monkeypatch.setattr(stage, "announce", use_fp16)
-    monkeypatch.setattr(SimMIMTask, "on_after_backward", spoil)
-    monkeypatch.setattr(SimMIMTask, "compute_loss", spoil_loss)
+    monkeypatch.setattr(SimMIMModule, "on_after_backward", spoil)
+    monkeypatch.setattr(SimMIMModule, "compute_loss", spoil_loss)
     options = [*OPTIONS, *TINY_DEMO, *STEP_BY_STEP]
     run("pretrain", *options)
     assert [record["step"] for record in told(tmp_path / "run")] == [3]
@@ -260,13 +260,13 @@ def test_two_processes_skip_the_same_step_as_one(run, tmp_path, images):
 def test_a_spike_of_the_loss_is_told_and_changes_nothing(run, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loss_spikes, "_WINDOW", 8)
     caplog.set_level(logging.WARNING)
-    compute_loss = SimMIMTask.compute_loss
+    compute_loss = SimMIMModule.compute_loss
 
     def spoil(task, batch, batch_idx):
         loss = compute_loss(task, batch, batch_idx)
         return loss * 20 if task.global_step in (6, 7) else loss
 
-    monkeypatch.setattr(SimMIMTask, "compute_loss", spoil)
+    monkeypatch.setattr(SimMIMModule, "compute_loss", spoil)
     options = [*OPTIONS, *TINY_DEMO, "trainer.max_steps=9", "model.drop_path_rate=0.3"]
     run("pretrain", *options)
     (record,) = told(tmp_path / "run")
@@ -286,11 +286,11 @@ def test_a_spike_of_the_loss_is_told_and_changes_nothing(run, tmp_path, monkeypa
 SPIKING = """
 from simmim.training.callbacks import loss_spikes
 from simmim.pretrain.__main__ import main
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 
 loss_spikes._WINDOW = 8
-compute_loss = SimMIMTask.compute_loss
-SimMIMTask.compute_loss = lambda task, batch, number: (
+compute_loss = SimMIMModule.compute_loss
+SimMIMModule.compute_loss = lambda task, batch, number: (
     compute_loss(task, batch, number) * (20 if task.global_step == 6 else 1)
 )
 main()
@@ -306,12 +306,12 @@ def test_a_second_look_under_fsdp_leaves_no_whole_weights_for_the_next_step(
     script = tmp_path / "spiking.py"
     script.write_text(SPIKING)
     check_started(str(script), *shared, cwd=tmp_path)
-    compute_loss = SimMIMTask.compute_loss
+    compute_loss = SimMIMModule.compute_loss
 
     def spike(task, batch, batch_idx):
         return compute_loss(task, batch, batch_idx) * (20 if task.global_step == 6 else 1)
 
-    monkeypatch.setattr(SimMIMTask, "compute_loss", spike)
+    monkeypatch.setattr(SimMIMModule, "compute_loss", spike)
     run("pretrain", *options, "guard.spike_factor=null", name="whole")
     assert [record["event"] for record in told(tmp_path / "shared")] == ["spike"]
     losses = []

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.swin import SwinTransformer
 from simmim.models.swin.position_bias import resize_table
 from simmim.utils.errors import UserError
@@ -124,7 +124,7 @@ def match_weights(
 
 
 def load_classifier_weights(
-    classifier: Classifier,
+    classifier: HeadedEncoder,
     tensors: Mapping[str, Tensor],
     *,
     source: str,
@@ -132,9 +132,9 @@ def load_classifier_weights(
     strict: bool = True,
     window_sizes: Sequence[Sequence[int]] | None = None,
 ) -> Coverage:
-    """Loads a classifier: its encoder as `load_encoder_weights` does, and its head.
+    """Loads a model with a head: its encoder as `load_encoder_weights` does, and its head.
 
-    `rows` has, for each of the classifier's outputs, the index in the file's head (None: the same);
+    `rows` has, for each of the model's outputs, the index in the file's head (None: the same);
     `source`, `strict` and `window_sizes` are as in `load_encoder_weights`.
 
     Raises:

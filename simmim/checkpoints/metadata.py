@@ -20,6 +20,7 @@ class EncoderDescription(TypedDict):
     mean: list[float]
     std: list[float]
     classes: NotRequired[list[str]]
+    task: NotRequired[str]
     held_out_crop: NotRequired[HeldOutCrop]
 
 

@@ -6,7 +6,7 @@ builds a model from any of them.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ from simmim.checkpoints.checksums import checksum_of
 from simmim.checkpoints.formats.compatibility import warn_of_padding
 from simmim.checkpoints.load import load_classifier_weights, load_encoder_weights
 from simmim.checkpoints.metadata import describe_encoder
-from simmim.checkpoints.read import read_weights
-from simmim.models.classifier import Classifier
+from simmim.checkpoints.read import Weights, read_weights
+from simmim.models.classifier import Classifier, HeadedEncoder
 from simmim.models.heads import reconstruction_head_kind
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import SwinTransformer
@@ -104,10 +104,25 @@ def save_classifier(
     `weights` is its whole state dict, for a classifier that holds only a shard of it;
     `held_out_crop` is the crop that it was validated with, which evaluation then uses.
     """
-    whole = classifier.state_dict() if weights is None else weights
+    save_labelled(classifier, path, classes, normalisation, weights, held_out_crop)
+
+
+def save_labelled(
+    model: HeadedEncoder,
+    path: str | Path,
+    outputs: Sequence[str],
+    normalisation: Normalisation,
+    weights: Mapping[str, Tensor] | None = None,
+    held_out_crop: HeldOutCrop | None = None,
+    task: str = "classification",
+) -> None:
+    """Writes the model of a task, with the names of its `outputs`; otherwise as `save_classifier`."""
+    whole = model.state_dict() if weights is None else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
-    description = describe_encoder(classifier.encoder, normalisation)
-    description["classes"] = list(classes)
+    description = describe_encoder(model.encoder, normalisation)
+    description["classes"] = list(outputs)
+    if task != "classification":
+        description["task"] = task
     if held_out_crop is not None:
         description["held_out_crop"] = held_out_crop
     save_described(tensors, path, description)
@@ -130,6 +145,10 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
             f"{path} holds an encoder without classes; fine-tune it with python -m simmim.finetune "
             f"init.checkpoint={path}, or read it with simmim.load_encoder"
         )
+    if weights.task != "classification":
+        raise UserError(
+            f"{path} holds a model of task={weights.task}; read it with simmim.load_model"
+        )
     model = Classifier(SwinTransformer(**weights.description["arguments"]), weights.num_classes)
     warn_of_padding(model.encoder, weights.origin)
     load_classifier_weights(
@@ -141,15 +160,24 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
 
 
 class TrainedModel(NamedTuple):
-    """A model in eval mode, the names of its outputs if it is a classifier, its normalisation.
+    """A model in eval mode, the names of its outputs if it has a head, its normalisation.
 
-    `held_out_crop` is the crop that a classifier was validated with; None if its file does not say.
+    `held_out_crop` is the crop that it was validated with; None if its file does not say. `task` is
+    what its head was trained for.
     """
 
-    model: SwinTransformer | Classifier | SimMIM
+    model: SwinTransformer | HeadedEncoder | SimMIM
     classes: tuple[str, ...]
     normalisation: Normalisation
     held_out_crop: HeldOutCrop | None = None
+    task: str = "classification"
+
+    @property
+    def outputs(self) -> int | None:
+        """Number of the head's outputs; None without a head for labels."""
+        if not isinstance(self.model, HeadedEncoder):
+            return None
+        return len(self.model.state_dict()["head.linear.weight"])
 
     @property
     def encoder(self) -> SwinTransformer:
@@ -157,8 +185,23 @@ class TrainedModel(NamedTuple):
         return self.model if isinstance(self.model, SwinTransformer) else self.model.encoder
 
 
-def load_trained(path: str | Path) -> TrainedModel:
+def create_headed(weights: Weights, encoder: SwinTransformer) -> HeadedEncoder:
+    """The classifier that weights describe, without them; UserError if they are of another task."""
+    if weights.task != "classification":
+        raise UserError(
+            f"the model is of task={weights.task} and a classifier is needed; use simmim.load_model"
+        )
+    assert weights.num_classes is not None
+    return Classifier(encoder, weights.num_classes)
+
+
+def load_trained(
+    path: str | Path,
+    create: Callable[[Weights, SwinTransformer], HeadedEncoder] = create_headed,
+) -> TrainedModel:
     """Rebuilds the model that a file, a run of simmim or a Hugging Face folder describes.
+
+    `create` builds the model of a file with a head; `simmim.tasks.load.load_model` knows all tasks.
 
     Raises:
         UserError: the file is missing, damaged, or does not say what model it holds.
@@ -174,15 +217,16 @@ def load_trained(path: str | Path) -> TrainedModel:
     encoder = SwinTransformer(**description["arguments"])
     windows = weights.window_sizes
     warn_of_padding(encoder, weights.origin)
-    model: SwinTransformer | Classifier | SimMIM = encoder
+    model: SwinTransformer | HeadedEncoder | SimMIM = encoder
     if weights.num_classes is not None:
-        model = Classifier(encoder, weights.num_classes)
-        load_classifier_weights(model, weights.tensors, source=str(path), window_sizes=windows)
+        headed = create(weights, encoder)
+        load_classifier_weights(headed, weights.tensors, source=str(path), window_sizes=windows)
+        model = headed
     else:
         load_encoder_weights(encoder, weights.encoder, source=str(path), window_sizes=windows)
         model = _with_reconstruction(encoder, weights.tensors, str(path))
     crop = description.get("held_out_crop")
-    return TrainedModel(model.eval(), weights.classes, normalisation, crop)
+    return TrainedModel(model.eval(), weights.classes, normalisation, crop, weights.task)
 
 
 def _with_reconstruction(

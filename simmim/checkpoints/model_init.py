@@ -1,7 +1,7 @@
 """Initialises a model from a file, with its weights and encoder description, or from scratch."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from simmim.checkpoints.load import (
     match_weights,
 )
 from simmim.checkpoints.read import Weights, read_weights
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import Classifier, HeadedEncoder
 from simmim.models.swin import ARCHITECTURES, SwinTransformer
 from simmim.utils.console import say, warn
 from simmim.utils.errors import UserError
@@ -77,7 +77,7 @@ class ModelInit:
             return encoder
         if self.weights.num_classes is not None:
             say(
-                f"the head of {self.source} ({self.weights.num_classes} classes) is left out; "
+                f"the head of {self.source} ({self.weights.num_classes} outputs) is left out; "
                 "python -m simmim.transfer carries it over"
             )
         self._report(
@@ -148,8 +148,8 @@ class ModelInit:
             content.update(f"{name} {tuple(tensor.shape)} {values.tolist()}".encode())
         return content.hexdigest()[:12]
 
-    def find_head(self, classes: tuple[str, ...]) -> list[int]:
-        """The index in the file's head of each of these classes, matched by name.
+    def find_outputs(self, classes: tuple[str, ...]) -> list[int]:
+        """The index in the file's head of each of these classes (or outputs), matched by name.
 
         Raises:
             UserError: there is no file, it has no head, or its head lacks some of the classes.
@@ -171,10 +171,17 @@ class ModelInit:
             source=str(self.source),
         )
 
-    def create_classifier(self, rows: list[int]) -> Classifier:
-        """The encoder with these outputs of the file's head; logs which tensors were loaded."""
+    def create_classifier(
+        self,
+        rows: list[int],
+        create: Callable[[SwinTransformer, int], HeadedEncoder] = Classifier,
+    ) -> HeadedEncoder:
+        """The encoder with these outputs of the file's head; logs which tensors were loaded.
+
+        `create` adds a head with a number of outputs to an encoder.
+        """
         assert self.weights is not None
-        classifier = Classifier(self._build(), len(rows))
+        classifier = create(self._build(), len(rows))
         self._report(
             load_classifier_weights(
                 classifier,

@@ -24,7 +24,7 @@ from simmim.checkpoints.sharded.merge import is_sharded, read_whole
 from simmim.utils.errors import UserError, first_line
 
 # Files that a run writes at its end, and its subfolder for those of the run before it.
-FINAL_WEIGHTS = ("classifier.safetensors", "encoder.safetensors")
+FINAL_WEIGHTS = ("classifier.safetensors", "model.safetensors", "encoder.safetensors")
 EARLIER = "earlier"
 # The second is V1's since version 5 of transformers.
 _OF_HUGGING_FACE = (".attention.self.", ".attention.q_proj.", ".continuous_position_bias_mlp.")
@@ -35,16 +35,16 @@ _SETTINGS = (
     "argparse.Namespace",
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
 )
-_FOLDER_FILES = (*FINAL_WEIGHTS, "model.safetensors", "pytorch_model.bin")
+_FOLDER_FILES = (*FINAL_WEIGHTS, "pytorch_model.bin")
 
 
 class Weights(NamedTuple):
     """A model's weights under simmim's names: `encoder.…`, and head and mask token if it has them.
 
     `description` is set if simmim wrote the file, or if there is a `config.json` beside it;
-    `origin` is the program whose names the file had. `classes` are the names of a classifier's
-    outputs, in order, if the file has them. `pretrained_window_sizes` are those of the continuous
-    position bias, by stage, if known.
+    `origin` is the program whose names the file had. `classes` are the names of a head's
+    outputs, in order, if the file has them; `task` is what it was trained for.
+    `pretrained_window_sizes` are those of the continuous position bias, by stage, if known.
     """
 
     tensors: dict[str, Tensor]
@@ -52,6 +52,7 @@ class Weights(NamedTuple):
     origin: str
     classes: tuple[str, ...] = ()
     pretrained_window_sizes: list[list[int]] | None = None
+    task: str = "classification"
 
     @property
     def encoder(self) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ class Weights(NamedTuple):
 
     @property
     def num_classes(self) -> int | None:
-        """Outputs of the classification head; None without one."""
+        """Number of outputs of a head for labels; None without one."""
         head = self.tensors.get("head.linear.weight")
         return None if head is None or "mask_token" in self.tensors else head.shape[0]
 
@@ -93,13 +94,15 @@ def read_weights(path: str | Path) -> Weights:
         # A run's checkpoint has the description beside its weights.
         description = content.get("encoder") if is_description(content.get("encoder")) else None
         classes = tuple(map(str, content.get("classes", ())))
+        task = str(content.get("task", "classification"))
     else:
         classes = tuple(description.get("classes", ()))
+        task = description.get("task", "classification")
     if description is not None:
         # Lightning names weights by the task's attribute, `model`.
         ours = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
         windows = description["arguments"]["pretrained_window_sizes"]
-        return Weights(_with_prefix(ours), description, "simmim", classes, windows)
+        return Weights(_with_prefix(ours), description, "simmim", classes, windows, task)
     origin, convert = _dialect(tensors, path)
     ours = _with_prefix(convert(tensors))
     if origin == "Hugging Face" and (path.parent / "config.json").is_file():

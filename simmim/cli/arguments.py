@@ -29,7 +29,14 @@ from simmim.utils.errors import UserError
 PATHS = frozenset(
     {
         *("run_dir", "resume", "init.checkpoint", "mask.file", "peers.official"),
-        *("data.root", "data.val_root", "data.name", "data.exclude", "data.statistics"),
+        *(
+            "data.root",
+            "data.val_root",
+            "data.name",
+            "data.exclude",
+            "data.statistics",
+            "data.labels",
+        ),
     }
 )
 # Options that are paths in some stages only: elsewhere, `images` is a number.
@@ -44,6 +51,7 @@ NAMES = frozenset(
     {
         *("data.subset", "data.image_column", "data.label_column", "data.image_key"),
         *("data.train_split", "data.val_split", "save.monitor", "objective"),
+        *("task.column", "task.separator"),
         *("logger.mlflow.experiment", "logger.mlflow.name", "logger.mlflow.tracking_uri"),
         *("logger.wandb.project", "logger.wandb.name", "logger.wandb.entity"),
         "logger.wandb.group",

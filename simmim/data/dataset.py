@@ -8,12 +8,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from simmim.data.decoding.lazy_image import CroppingTransform, DecodedImage, LazyImage
-from simmim.data.unreadable.policy import BadImagePolicy, Candidate, Image
+from simmim.data.unreadable.policy import BadImagePolicy, Candidate, Image, Label
 from simmim.utils.rng import derive_seed
 
 Transform = Callable[[Tensor], Tensor]
@@ -33,12 +33,13 @@ class SampleKey(NamedTuple):
 class Sample(NamedTuple):
     """One image or, collated, a batch of them.
 
-    `label` is -1 if there is none. `sample_index` is the image's index in its source, or -1 for a
-    repeat (padding or a replacement), which must not be counted.
+    `label` is the number of a class (-1: none), or a vector of targets. `sample_index` is the
+    image's index in its source, or -1 for a repeat (padding or a replacement), which must not be
+    counted.
     """
 
     image: Real[Tensor, "*b c h w"]
-    label: Int[Tensor, "*b"] | int
+    label: Int[Tensor, "*b"] | Float[Tensor, "*b targets"] | int
     sample_index: Int[Tensor, "*b"] | int
 
 
@@ -66,7 +67,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], int]:
+    def load(self, index: int) -> tuple[Real[Tensor, "c h w"], Label]:
         """The image at its own size, uint8 or float32, and its label (-1 if there is none).
 
         Raises:
@@ -81,7 +82,7 @@ class ImageSource(Protocol):
 class LazyImageSource(ImageSource, Protocol):
     """A source of files that are decoded only once their crop is known."""
 
-    def open(self, index: int) -> tuple[LazyImage, int]:
+    def open(self, index: int) -> tuple[LazyImage, Label]:
         """The image, with decoding deferred if possible, and its label."""
 
 
@@ -115,7 +116,7 @@ class TransformedImages(Dataset[Sample]):
 
     def read(
         self, key: SampleKey, transform: Callable[[LazyImage], Image]
-    ) -> tuple[Image, int, int]:
+    ) -> tuple[Image, Label, int]:
         """Like `__getitem__` with another transform: the transformed image, its label and index."""
         chosen = self.tolerance.first_readable(self._candidates(key, transform), key.epoch)
         is_counted = not (key.is_padding or chosen.is_replacement)
@@ -131,12 +132,12 @@ class TransformedImages(Dataset[Sample]):
 
     def _read(
         self, place: int, key: SampleKey, transform: Callable[[LazyImage], Image]
-    ) -> tuple[Image, int]:
+    ) -> tuple[Image, Label]:
         picture, label = self._open(place)
         with seeded(derive_seed(self.seed, "augmentation", key.epoch, key.sample_index)):
             return transform(picture), label
 
-    def _open(self, place: int) -> tuple[LazyImage, int]:
+    def _open(self, place: int) -> tuple[LazyImage, Label]:
         if self._files is not None:
             return self._files.open(place)
         image, label = self.source.load(place)

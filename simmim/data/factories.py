@@ -30,6 +30,7 @@ from simmim.data.sources.shard_stream import open_streams
 from simmim.data.sources.shard_urls import find_shards, is_url, sort_roots, sort_shards
 from simmim.data.sources.shards import open_shards
 from simmim.data.sources.streams import ImageStream
+from simmim.data.sources.table import label_folders
 from simmim.data.synthetic.dataset import DemoImages, Pictures
 from simmim.data.transforms import CenterCrop, require_channels
 from simmim.data.unreadable.policy import Reading, ReadingOptions
@@ -150,14 +151,17 @@ def imagefolder(
     root: str | Path | None,
     val_root: str | Path | None = None,
     val_ratio: float = 0.05,
+    labels: str | Path | None = None,
     **options: Unpack[FileOptions],
 ) -> ImageDataModule:
     """A folder of images; without `train_transform`, all that `held_out_folder` finds are held out.
 
     The held-out images are those in `val_root` or, without it, in `val` (or `test`) beside `train`
     in `root`, in any case and spelling, or a fraction `val_ratio` if there are no such folders.
-    `mean` and `std` have an entry for each channel, or come from the file `statistics`; `options`
-    say what happens to images that cannot be read (`Reading`), as for all kinds of data.
+    `labels` is a CSV file whose first column names images and whose others are labels
+    (`read_table`). `mean` and `std` have an entry for each channel, or come from the file
+    `statistics`; `options` say what happens to images that cannot be read (`Reading`), as for all
+    kinds of data.
 
     Raises:
         UserError: no folder is given, or it holds no readable images.
@@ -170,7 +174,9 @@ def imagefolder(
         folders = FolderSplits(ImageFolder(held_out.root, (), held_out.classes), held_out)
     else:
         folders = split_folder(root, val_ratio, prepared.channels, val_root)
-    return prepared.module(folders.train, folders.val)
+    if labels is None:
+        return prepared.module(folders.train, folders.val)
+    return prepared.module(*label_folders(folders, labels, root))
 
 
 def webdataset(

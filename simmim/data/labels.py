@@ -2,10 +2,10 @@
 
 from typing import Protocol, runtime_checkable
 
+from jaxtyping import Int
 from torch import Tensor
 
-from simmim.data.dataset import ImageSource, Sample
-from simmim.data.decoding.on_device import UndecodedBatch
+from simmim.data.dataset import ImageSource
 from simmim.data.sources.image_folder import ImageFolder
 from simmim.utils.console import warn
 from simmim.utils.errors import UserError
@@ -52,12 +52,11 @@ def keep_labelled(source: ImageSource) -> ImageSource:
     return source.labelled()
 
 
-def require_label_each(batch: Sample | UndecodedBatch) -> None:
+def require_label_each(labels: Int[Tensor, " b"]) -> None:
     """Like `require_labels` for a batch of a stream, whose labels are not known before."""
-    assert isinstance(batch.label, Tensor)
-    missing = int((batch.label < 0).sum())
+    missing = int((labels < 0).sum())
     if missing:
         raise UserError(
-            f"{missing} of {len(batch.label)} images of a batch have no label (-1, null or an unknown "
+            f"{missing} of {len(labels)} images of a batch have no label (-1, null or an unknown "
             f"name), and others may not; {_WAY_OUT}"
         )

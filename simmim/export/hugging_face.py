@@ -25,7 +25,7 @@ def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
     Raises:
         UserError: a model that Hugging Face's classes do not support.
     """
-    config = create_config(trained.model, trained.classes)
+    config = create_config(trained.model, trained.classes, trained.task)
     preprocessor = create_preprocessor(
         trained.encoder, trained.normalisation, trained.held_out_crop
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simmim.checkpoints.model_file import TrainedModel
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.swin import SwinTransformer
 from simmim.utils.errors import UserError
 from simmim.utils.files import as_json
@@ -47,16 +47,16 @@ def save_onnx(trained: TrainedModel, path: Path, opset: int) -> float:
     """Writes an ONNX file and returns the largest difference of its outputs from PyTorch's.
 
     The input `images` is normalised, `b c h w` with any b; the output is `logits` of a classifier,
-    otherwise `features`. Mean, standard deviation, image size and classes are in the file's
-    `metadata_props` as JSON. The difference is measured with onnxruntime on batches of one and
-    three images, relative to the largest output.
+    `predictions` of a regression, otherwise `features`. Mean, standard deviation, image size and
+    classes are in the file's `metadata_props` as JSON. The difference is measured with onnxruntime
+    on batches of one and three images, relative to the largest output.
 
     Raises:
         UserError: an `opset` that the installed onnxruntime cannot run.
         RuntimeError: outputs differ from PyTorch's by more than `TOLERANCE`.
     """
-    is_classifier = isinstance(trained.model, Classifier)
-    model = trained.model if isinstance(trained.model, Classifier) else trained.encoder
+    model = trained.model if isinstance(trained.model, HeadedEncoder) else trained.encoder
+    output = model.output_name if isinstance(model, HeadedEncoder) else "features"
     example = _draw(trained.encoder, 2)
     with _quietly():
         program = torch.onnx.export(
@@ -65,7 +65,7 @@ def save_onnx(trained: TrainedModel, path: Path, opset: int) -> float:
             dynamo=True,
             opset_version=opset,
             input_names=["images"],
-            output_names=["logits" if is_classifier else "features"],
+            output_names=[output],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )

@@ -5,14 +5,15 @@ from typing import Any, Literal
 
 import torch
 
-from simmim.checkpoints.model_file import TrainedModel, load_trained, save_classifier, save_encoder
+from simmim.checkpoints.model_file import TrainedModel, save_encoder, save_labelled
 from simmim.checkpoints.read import weights_file
 from simmim.checkpoints.sharded.merge import is_sharded, read_whole
 from simmim.export.hugging_face import save_hugging_face
 from simmim.export.onnx import require_onnx, save_onnx
 from simmim.export.timm import save_timm
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import Classifier, HeadedEncoder
 from simmim.models.simmim import SimMIM
+from simmim.tasks.load import load_model
 from simmim.utils.console import say
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import show
@@ -44,7 +45,7 @@ def export(
         return export_checkpoint(Path(checkpoint), output, overwrite, Path(run_dir))
     if format == "onnx":
         require_onnx(opset)
-    trained = load_trained(checkpoint)
+    trained = load_model(checkpoint)
     say(f"{describe(trained)}, from {checkpoint}")
     path = output_path(format, output, trained, run_dir)
     written_file = path / "model.safetensors" if format == "hf" else path
@@ -57,9 +58,9 @@ def export(
     if format == "safetensors":
         written["load"] = save_own(trained, path)
     elif format == "timm":
-        written["load"] = save_timm(trained, path)
+        written["load"] = save_timm(as_plain(trained), path)
     elif format == "hf":
-        written["load"] = save_hugging_face(trained, path)
+        written["load"] = save_hugging_face(as_plain(trained), path)
     else:
         written["difference"] = save_onnx(trained, path, opset)
         say(f"differs from PyTorch by {written['difference']:.1e} of its largest output at most")
@@ -101,19 +102,34 @@ def export_checkpoint(
 
 
 def save_own(trained: TrainedModel, path: Path) -> str:
-    """Writes simmim's own file: a classifier, or SimMIM's encoder. Returns how to load it."""
-    if isinstance(trained.model, Classifier):
-        save_classifier(trained.model, path, trained.classes, trained.normalisation)
-        return f"simmim.load_classifier({str(path)!r})"
+    """Writes simmim's own file: a task's model, or SimMIM's encoder. Returns how to load it."""
+    if isinstance(trained.model, HeadedEncoder):
+        save_labelled(
+            trained.model, path, trained.classes, trained.normalisation, task=trained.task
+        )
+        load = "load_classifier" if trained.task == "classification" else "load_model"
+        return f"simmim.{load}({str(path)!r})"
     save_encoder(trained.encoder, path, trained.normalisation)
     return f"simmim.load_encoder({str(path)!r})"
+
+
+def as_plain(trained: TrainedModel) -> TrainedModel:
+    """The model as other programs have it, whose heads are one linear layer."""
+    if isinstance(trained.model, Classifier) or not isinstance(trained.model, HeadedEncoder):
+        return trained
+    # Imports Lightning, for which a classifier need not wait.
+    from simmim.tasks.task import task_named
+
+    return trained._replace(model=task_named(trained.task).as_classifier(trained.model))
 
 
 def describe(trained: TrainedModel) -> str:
     """Describes a model: `a classifier of 1000 classes for images of 256`."""
     kind = "an encoder"
-    if isinstance(trained.model, Classifier):
-        kind = f"a classifier of {trained.model.head.linear.out_features} classes"
+    if isinstance(trained.model, HeadedEncoder):
+        kind = f"a classifier of {trained.outputs} classes"
+        if trained.task != "classification":
+            kind = f"a model of task={trained.task} with {trained.outputs} outputs"
     elif isinstance(trained.model, SimMIM):
         kind = "an encoder with SimMIM's mask token and head"
     return f"{kind} for images of {show(trained.encoder.image_size)}"
@@ -125,7 +141,9 @@ def output_path(format: Format, output: str | None, trained: TrainedModel, run_d
     Raises:
         UserError: the file's suffix does not match the format, or `output` of hf is not a folder.
     """
-    own = "classifier" if isinstance(trained.model, Classifier) else "encoder"
+    own = "encoder"
+    if isinstance(trained.model, HeadedEncoder):
+        own = "classifier" if trained.task == "classification" else "model"
     names = {
         "safetensors": f"{own}.safetensors",
         "timm": "timm.safetensors",

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import torch
 
 from simmim.checkpoints.model_init import ModelInit
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import Classifier, HeadedEncoder
 from simmim.models.heads import HeadKind
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import SwinTransformer
@@ -16,7 +16,7 @@ from simmim.training.optim import AdamWRecipe
 from simmim.training.options import require_known, resolve_precision
 from simmim.utils.errors import UserError
 
-CreateModel: TypeAlias = Callable[[SwinTransformer], SimMIM | Classifier]
+CreateModel: TypeAlias = Callable[[SwinTransformer], SimMIM | HeadedEncoder]
 
 
 def simmim_with(head: HeadKind) -> CreateModel:
@@ -28,18 +28,28 @@ def simmim_with(head: HeadKind) -> CreateModel:
     return create_simmim
 
 
-def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:
-    """A function that creates the classifier of `classes` classes for fine-tuning and transfer.
+def headed_by(
+    create: Callable[[SwinTransformer, int], HeadedEncoder],
+    outputs: int,
+    *,
+    is_frozen: bool = False,
+) -> CreateModel:
+    """A function that creates the model of fine-tuning and transfer, with this many outputs.
 
-    With `is_frozen`, only its head is trained.
+    `create` adds a head to an encoder; with `is_frozen`, only the head is trained.
     """
 
-    def create_classifier(encoder: SwinTransformer) -> Classifier:
+    def create_headed(encoder: SwinTransformer) -> HeadedEncoder:
         if is_frozen:
             encoder.requires_grad_(False).eval()
-        return Classifier(encoder, classes)
+        return create(encoder, outputs)
 
-    return create_classifier
+    return create_headed
+
+
+def classifier_of(classes: int, *, is_frozen: bool = False) -> CreateModel:
+    """A function that creates the classifier of `classes` classes, as `headed_by` does."""
+    return headed_by(Classifier, classes, is_frozen=is_frozen)
 
 
 def create_planner(
@@ -52,7 +62,7 @@ def create_planner(
 ) -> Planner:
     """Creates a planner for the model that a run starts from."""
 
-    def build(name: str | None) -> SimMIM | Classifier:
+    def build(name: str | None) -> SimMIM | HeadedEncoder:
         encoder = start.planned
         if name is not None:
             encoder = start.plan_encoder(name=name, checkpoint_blocks="none")

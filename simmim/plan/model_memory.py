@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.simmim import SimMIM
 from simmim.models.swin.blocks import Stage
 
@@ -39,7 +39,7 @@ class StaticMemory(NamedTuple):
 
 
 def static_memory(
-    model: SimMIM | Classifier,
+    model: SimMIM | HeadedEncoder,
     sharing: Sharing,
     world_size: int,
     *,
@@ -86,7 +86,7 @@ def static_memory(
     )
 
 
-def largest_block(model: SimMIM | Classifier) -> int:
+def largest_block(model: SimMIM | HeadedEncoder) -> int:
     """The number of elements in the largest part that FSDP unshards at once."""
     parts: list[nn.Module] = [model.encoder.patch_embedding, model.head]
     for stage in model.encoder.stages:

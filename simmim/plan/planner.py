@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.simmim import SimMIM
 from simmim.plan.devices import Device
 from simmim.plan.model_memory import Sharing, StaticMemory, static_memory
@@ -123,11 +123,11 @@ class Planner:
         has_average: a moving average of the weights is kept.
     """
 
-    build: Callable[[str | None], SimMIM | Classifier]
+    build: Callable[[str | None], SimMIM | HeadedEncoder]
     device: Device
     optimization: AdamWRecipe
     has_average: bool = False
-    _models: dict[str | None, SimMIM | Classifier] = field(default_factory=dict)
+    _models: dict[str | None, SimMIM | HeadedEncoder] = field(default_factory=dict)
     _tracers: dict[object, StepTracer] = field(default_factory=dict)
     _steps: dict[object, dict[int, StepNeeds]] = field(default_factory=dict)
     _holdings: dict[object, StaticMemory] = field(default_factory=dict)
@@ -171,7 +171,7 @@ class Planner:
             fits, beyond = (middle, beyond) if room(middle) >= 0 else (fits, middle)
         return fits
 
-    def model(self, setting: Setting) -> SimMIM | Classifier:
+    def model(self, setting: Setting) -> SimMIM | HeadedEncoder:
         """The setting's model, on the meta device."""
         if setting.model not in self._models:
             self._models[setting.model] = self.build(setting.model)

@@ -116,6 +116,7 @@ class StageOptions(TypedDict, total=False):
     loss_region: LossRegion
     augmentation: Unread
     mixing: Unread
+    task: Unread
     save: Unread
     guard: Unread
     resume: str

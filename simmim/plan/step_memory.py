@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.losses import masked_l1
 from simmim.models.masking import enlarge
 from simmim.models.simmim import SimMIM
@@ -44,7 +44,7 @@ class StepTracer:
     `keeps_gradients`, gradients always exist.
     """
 
-    model: SimMIM | Classifier
+    model: SimMIM | HeadedEncoder
     arithmetic: Arithmetic
     keeps_gradients: bool = False
     _known: dict[tuple[object, ...], SegmentTrace] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class StepTracer:
 
 
 def _add_up(
-    traces: Sequence[SegmentTrace], model: SimMIM | Classifier, batch_size: int
+    traces: Sequence[SegmentTrace], model: SimMIM | HeadedEncoder, batch_size: int
 ) -> StepNeeds:
     height, width = model.encoder.image_size
     images = batch_size * model.encoder.in_channels * height * width * _IMAGE_BYTES
@@ -111,7 +111,7 @@ def _add_up(
 
 
 def segments(
-    model: SimMIM | Classifier, checkpointed_blocks: Sequence[int]
+    model: SimMIM | HeadedEncoder, checkpointed_blocks: Sequence[int]
 ) -> Iterator[tuple[Segment, tuple[object, ...]]]:
     """The model from images to loss as a chain of segments, each with a key of its kind."""
     first = _segment(_first(model), model.encoder.patch_embedding, *_own(model))
@@ -140,18 +140,18 @@ def _kind(block: SwinBlock) -> tuple[object, ...]:
     return block.grid, block.mask is None, type(block.norm3), block.drop_path.drops, block.training
 
 
-def _own(model: SimMIM | Classifier) -> tuple[nn.Parameter, ...]:
+def _own(model: SimMIM | HeadedEncoder) -> tuple[nn.Parameter, ...]:
     return (model.mask_token,) if isinstance(model, SimMIM) else ()
 
 
-def _first(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
+def _first(model: SimMIM | HeadedEncoder) -> Callable[[Tensor], Tensor]:
     """The function from images to tokens."""
-    if isinstance(model, Classifier):
+    if isinstance(model, HeadedEncoder):
         return model.encoder.embed
     return lambda images: model.embed(images, _token_mask(model, len(images)))
 
 
-def _last(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
+def _last(model: SimMIM | HeadedEncoder) -> Callable[[Tensor], Tensor]:
     """The function from the last stage's tokens to the loss.
 
     For SimMIM, it predicts whole images; training predicts only squares with masked pixels.
@@ -171,6 +171,6 @@ def _last(model: SimMIM | Classifier) -> Callable[[Tensor], Tensor]:
     return masked if isinstance(model, SimMIM) else labelled
 
 
-def _token_mask(model: SimMIM | Classifier, count: int) -> Tensor:
+def _token_mask(model: SimMIM | HeadedEncoder, count: int) -> Tensor:
     size = (count, *model.encoder.feature_sizes[0])
     return torch.empty(size, dtype=torch.bool, device="meta")

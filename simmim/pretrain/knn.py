@@ -6,7 +6,7 @@ import torch
 from simmim.data.datamodule import ImageDataModule
 from simmim.evaluate.features import Features, extract_features
 from simmim.evaluate.knn import NeighbourVote
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.utils.errors import UserError
 from simmim.utils.rng import derive_seed
 
@@ -70,7 +70,7 @@ class NearestNeighbours(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gathers the neighbours' features on all ranks, and classifies this rank's images."""
-        assert isinstance(pl_module, SimMIMTask)
+        assert isinstance(pl_module, SimMIMModule)
         if not self._is_due(trainer, pl_module):
             return
         images = _data(trainer)
@@ -89,7 +89,7 @@ class NearestNeighbours(pl.Callback):
         right, count = trainer.strategy.reduce(counts, reduce_op="sum")
         pl_module.log("val/knn_top1", right / count)
 
-    def _is_due(self, trainer: pl.Trainer, task: SimMIMTask) -> bool:
+    def _is_due(self, trainer: pl.Trainer, task: SimMIMModule) -> bool:
         if self.every_n_epochs is None:
             return False
         # The summary contains the metric of the final weights.
@@ -97,7 +97,7 @@ class NearestNeighbours(pl.Callback):
         return is_last or (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _extract(
-        self, trainer: pl.Trainer, task: SimMIMTask, images: ImageDataModule, *, held_out: bool
+        self, trainer: pl.Trainer, task: SimMIMModule, images: ImageDataModule, *, held_out: bool
     ) -> Features:
         """Features of this rank's share; during validation the encoder is in evaluation mode."""
         if held_out:

@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 
 from simmim.data.datamodule import ImageDataModule
 from simmim.data.dataset import Sample, SampleKey, TransformedImages
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.reconstruct.contact_sheet import contact_sheet, panels, save_sheet, sheets_in
 from simmim.training.loggers.base import ImageLogger
 from simmim.utils.console import warn
@@ -52,7 +52,7 @@ class Reconstructions(pl.Callback):
         """Draws the same images each time."""
         if self.count == 0:
             return
-        assert isinstance(pl_module, SimMIMTask)
+        assert isinstance(pl_module, SimMIMModule)
         batch = self._images(trainer, pl_module.device)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             result = pl_module.reconstruct_held_out(

@@ -18,7 +18,7 @@ from simmim.models.losses import LossRegion, check_target_window
 from simmim.models.simmim import SimMIM
 from simmim.plan.inputs import simmim_with
 from simmim.plan.preflight import require_memory
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.training.fit import announce, fit
 from simmim.training.run import RunOptions, create_data, create_run, training_arguments
 from simmim.utils.console import say
@@ -59,7 +59,7 @@ def pretrain(**options: Unpack[PretrainOptions]) -> dict[str, Any]:
     arguments = training_arguments(run, start, images)
 
     pl.seed_everything(seed, verbose=False)
-    task = SimMIMTask(
+    task = SimMIMModule(
         SimMIM(start.create_encoder(), options["head"]),
         mask_generator=mask_generator,
         target_window=options["target_window"],

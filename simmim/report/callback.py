@@ -17,8 +17,8 @@ from simmim.checkpoints.metadata import describe_encoder
 from simmim.report.html import REPORT, write_report
 from simmim.report.run_record import FACTS, RunFacts, State, write_facts
 from simmim.training.loggers.csv import MetricsCsv
+from simmim.training.module import TrainingModule
 from simmim.training.run_dir.summary import git_revision, package_versions
-from simmim.training.task import TrainingTask
 from simmim.utils.console import say, warn
 from simmim.utils.errors import UserError
 from simmim.utils.signals import Interrupted
@@ -61,7 +61,7 @@ class RunReport(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Records the environment of the run and its planned length."""
-        assert isinstance(pl_module, TrainingTask)
+        assert isinstance(pl_module, TrainingModule)
         device = trainer.strategy.root_device
         is_gpu = device.type == "cuda"
         self.facts |= {
@@ -172,7 +172,7 @@ class RunReport(pl.Callback):
 
     def _look(self, pl_module: pl.LightningModule) -> None:
         """Collects attention parameters; must run on every rank, since weights may be sharded."""
-        assert isinstance(pl_module, TrainingTask)
+        assert isinstance(pl_module, TrainingModule)
         encoder = pl_module.model.encoder
         weights = {
             name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

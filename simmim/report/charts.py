@@ -148,7 +148,7 @@ def spread(items: Iterable[Any], count: int) -> list[Any]:
 
 def charts_of(record: RunRecord) -> list[Chart]:
     """The charts of what this run logged, in the order of the page."""
-    quality = _pretraining if record.stage == "pretrain" else _classification
+    quality = _pretraining if record.stage == "pretrain" else _labelled
     return [*quality(record), *_training(record), *_speed(record), *_amplitudes(record)]
 
 
@@ -191,36 +191,48 @@ def _pretraining(record: RunRecord) -> list[Chart]:
     )
 
 
-def _classification(record: RunRecord) -> list[Chart]:
-    accuracy = _logged(
+def _labelled(record: RunRecord) -> list[Chart]:
+    one = record.quality
+    quality = _logged(
         record,
         {
-            "train/top1": "training top-1",
-            "val/top1": "held-out top-1",
-            "val/top5": "held-out top-5",
+            f"train/{one.metric}": f"training {one.shown}",
+            f"val/{one.metric}": f"held-out {one.shown}",
+            **{f"val/{name}": f"held-out {shown}" for name, shown in one.others.items()},
         },
     )
-    held_out = record.curve("val/top1")
+    held_out = record.curve(f"val/{one.metric}")
     if held_out.steps:
         level = [held_out.steps[0], held_out.steps[-1]]
-        if classes := record.facts.get("classes"):
-            accuracy.append(Series("chance", Curve(level, [1 / classes] * 2), is_reference=True))
-        direct = record.facts.get("untrained", {}).get("direct/top1")
+        if one.baseline is not None:
+            name = one.baseline_shown.removesuffix(" is").removesuffix(" gives")
+            quality.append(Series(name, Curve(level, [one.baseline] * 2), is_reference=True))
+        direct = record.facts.get("untrained", {}).get(f"direct/{one.metric}")
         if direct is not None:
-            accuracy.append(Series("direct", Curve(level, [direct] * 2), is_reference=True))
+            quality.append(Series("direct", Curve(level, [direct] * 2), is_reference=True))
+    shown = {"val/loss", f"val/{one.metric}", *(f"val/{name}" for name in one.others)}
+    further = [name for name in record.curves if name.startswith("val/") and name not in shown]
     return [
         *_unless_empty(
-            "Accuracy",
-            "Share of images whose class was told right. Training images are seen as held-out ones "
-            "are, without augmentation: the distance between the two is what was learned by heart.",
-            accuracy,
+            "Accuracy" if one.metric == "top1" else one.shown,
+            f"{one.explanation} Training images are seen as held-out ones are, without augmentation: "
+            "the distance between the two is what was learned by heart.",
+            quality,
             is_share=True,
         ),
         *_unless_empty(
             "Loss",
-            "Cross-entropy. That of training is of augmented and mixed images, and may stay above "
-            "the held-out one.",
+            "That of training is of augmented and mixed images, and may stay above the held-out one.",
             _logged(record, {"train/loss": "training", "val/loss": "held out"}),
+        ),
+        *(
+            chart
+            for name in further
+            for chart in _unless_empty(
+                f"Held-out {name.removeprefix('val/')}",
+                "In the units of the labels.",
+                _logged(record, {name: "held out"}),
+            )
         ),
     ]
 

@@ -14,8 +14,8 @@ from simmim.analysis.position_bias import BlockAttention
 from simmim.data.unreadable.skipped_list import SKIPPED
 from simmim.report.attention import read_attention
 from simmim.report.charts import charts_of, missing_from, spread
-from simmim.report.classification_rules import classification_metrics, judge_classification
 from simmim.report.images import heat_map, read_gallery
+from simmim.report.labelled_rules import judge_labelled, labelled_metrics
 from simmim.report.pretraining_rules import judge_pretraining, pretraining_metrics
 from simmim.report.run_record import UNUSUAL, RunRecord, read_run
 from simmim.report.verdict import Verdict
@@ -90,7 +90,7 @@ def verdict_of(record: RunRecord) -> Verdict:
     """The verdict, by the rules of the run's stage."""
     if record.stage == "pretrain":
         return judge_pretraining(pretraining_metrics(record))
-    return judge_classification(classification_metrics(record))
+    return judge_labelled(labelled_metrics(record))
 
 
 def key_figures(record: RunRecord) -> list[Fact]:
@@ -121,9 +121,15 @@ def _unusual(steps: Sequence[int]) -> tuple[int | None, str, Callable[[Any], str
 
 def _of_quality(record: RunRecord) -> list[tuple[str, Any, str, Callable[[Any], str]]]:
     if record.stage != "pretrain":
+        one, show = record.quality, "{:.1%}".format
         return [
-            ("Held-out top-1", record.last("val/top1"), "", "{:.1%}".format),
-            ("Training top-1", record.last("train/top1"), "without augmentation", "{:.1%}".format),
+            (f"Held-out {one.shown}", record.last(f"val/{one.metric}"), "", show),
+            (
+                f"Training {one.shown}",
+                record.last(f"train/{one.metric}"),
+                "without augmentation",
+                show,
+            ),
         ]
     figures = pretraining_metrics(record)
     ratio = figures.ratio if math.isfinite(figures.ratio) else None

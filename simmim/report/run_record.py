@@ -35,6 +35,8 @@ class RunFacts(TypedDict, total=False):
     total_steps: int
     effective_batch: int
     hidden_share: float  # masked share of each image, in pretraining
+    task: str  # of a labelled model
+    quality: dict[str, Any]  # what it is judged by: `simmim.tasks.module.Quality`
     classes: int  # number of classes of a classifier
     untrained: dict[str, float]  # validation metrics before training, in transfer
     git_revision: str | None
@@ -59,6 +61,26 @@ class Curve(NamedTuple):
 
 
 NOTHING = Curve([], [])
+
+
+class Quality(NamedTuple):
+    """The metric that a labelled run is judged by, from 0 to 1, as its task recorded it.
+
+    Attributes:
+        metric: its name, without `val/`.
+        shown: its name in words.
+        baseline: what a guess that ignores the image reaches; None if not known.
+        baseline_shown: that guess in words, as the subject and verb of a sentence.
+        explanation: a sentence on what it is.
+        others: other metrics of the same scale, by name, in words.
+    """
+
+    metric: str
+    shown: str
+    baseline: float | None
+    baseline_shown: str
+    explanation: str
+    others: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,21 @@ class RunRecord:
         if newest < self.steps - 1:  # a later step was logged
             return 0
         return next(count for count in itertools.count() if newest - count not in skipped)
+
+    @property
+    def quality(self) -> Quality:
+        """What a labelled run is judged by; runs before there were tasks classified."""
+        if recorded := self.facts.get("quality"):
+            return Quality(**{name: recorded[name] for name in Quality._fields})
+        classes = self.facts.get("classes")
+        return Quality(
+            "top1",
+            "top-1",
+            1 / classes if classes else None,
+            "chance is",
+            "Share of images whose class was told right.",
+            {"top5": "top-5"},
+        )
 
     def curve(self, name: str) -> Curve:
         """The metric of this name; empty if it was never logged."""

@@ -12,11 +12,11 @@ from simmim.data import ImageDataModule
 from simmim.models.swin.compile import compile_blocks
 from simmim.training.distributed.fsdp import gather_weights
 from simmim.training.loggers.base import FaultTolerantLogger
+from simmim.training.module import TrainingModule
 from simmim.training.optim import describe_lr
 from simmim.training.run import Run, as_plain
 from simmim.training.run_dir import config_record
 from simmim.training.run_dir.summary import write_summary
-from simmim.training.task import TrainingTask
 from simmim.utils.console import say
 from simmim.utils.devices import peak_memory_bytes
 from simmim.utils.errors import UserError
@@ -46,7 +46,7 @@ def announce(run: Run, model: torch.nn.Module, images: ImageDataModule) -> None:
 
 def fit(
     run: Run,
-    task: TrainingTask,
+    task: TrainingModule,
     images: ImageDataModule,
     *,
     stage: str,
@@ -75,7 +75,7 @@ def fit(
     return summary
 
 
-def begin(run: Run, task: TrainingTask, stage: str, untrained: Mapping[str, float]) -> None:
+def begin(run: Run, task: TrainingModule, stage: str, untrained: Mapping[str, float]) -> None:
     """Records and logs the run's configuration; raises UserError if it names unknown metrics."""
     logged = [*task.metric_names, *run.extra_metrics]
     run.checkpoints.require_metric(logged)
@@ -87,7 +87,7 @@ def begin(run: Run, task: TrainingTask, stage: str, untrained: Mapping[str, floa
     run.report.begin(stage, untrained)
 
 
-def train(run: Run, task: TrainingTask, images: ImageDataModule) -> None:
+def train(run: Run, task: TrainingModule, images: ImageDataModule) -> None:
     """Trains (from the checkpoint, if resumed), validates the final weights, closes the loggers."""
     trainer = run.trainer
     compile_blocks(task.model.encoder, run.options["compile"])
@@ -109,7 +109,7 @@ def train(run: Run, task: TrainingTask, images: ImageDataModule) -> None:
             logger.close()
 
 
-def summarize(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str, Any]:
+def summarize(run: Run, task: TrainingModule, images: ImageDataModule) -> dict[str, Any]:
     """The results of the run: metrics, the best checkpoint, counts, speed and memory."""
     trainer, throughput, checkpoints = run.trainer, run.throughput, run.checkpoints
     if throughput.data_wait is not None:
@@ -140,7 +140,7 @@ def require_objective(objective: str, metrics: Sequence[str]) -> None:
         )
 
 
-def validate_untrained(run: Run, task: TrainingTask, images: ImageDataModule) -> dict[str, float]:
+def validate_untrained(run: Run, task: TrainingModule, images: ImageDataModule) -> dict[str, float]:
     """The validation metrics of the weights that training starts from."""
     trainer = run.trainer
     # These metrics go to the summary. Loggers of a resumed run must not receive an earlier step.

@@ -28,6 +28,7 @@ from simmim.training.callbacks import (
 )
 from simmim.training.distributed.fsdp import FullySharded
 from simmim.training.loggers.base import ResumableLogger
+from simmim.training.module import TrainingArguments
 from simmim.training.open_data import open_data
 from simmim.training.optim import AdamWRecipe
 from simmim.training.options import resolve_precision
@@ -38,7 +39,6 @@ from simmim.training.run_dir.resume import (
     require_strategy,
     resume_checkpoint,
 )
-from simmim.training.task import TrainingArguments
 from simmim.training.trainer import run_length
 from simmim.utils.errors import UserError
 

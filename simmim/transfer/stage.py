@@ -8,54 +8,49 @@ from hydra.utils import instantiate
 from typing_extensions import Unpack
 
 from simmim.checkpoints.model_init import ModelInit
-from simmim.finetune.stage import LabelledOptions
-from simmim.plan.inputs import classifier_of
+from simmim.finetune.stage import LabelledOptions, of_split
+from simmim.plan.inputs import headed_by
 from simmim.plan.preflight import require_memory
 from simmim.report.callback import RunReport
-from simmim.tasks.classification.task import ClassificationTask
+from simmim.tasks.task import Task, require_same_task
 from simmim.training.fit import announce, fit, validate_untrained
 from simmim.training.run import create_data, create_run, training_arguments
 from simmim.utils.console import say
 
 
 def transfer(**options: Unpack[LabelledOptions]) -> dict[str, Any]:
-    """Transfers a classifier, with its head, to another image and window size. Returns the summary.
+    """Transfers a model, with its head, to another image and window size. Returns the summary.
 
     It is validated at the new size before any training ("direct"; Swin V2, table 1) and after.
     """
     started = time.monotonic()
-    run_dir, mixing = options["run_dir"], options["mixing"]
+    run_dir = options["run_dir"]
+    asked: Task = instantiate(options["task"])
     start = ModelInit(options["model"], instantiate(options["init"]))
+    task = require_same_task(asked, start)
     average = instantiate(options["ema"])
-    train_accuracy = instantiate(options["report"])
-    run = create_run(options, RunReport(run_dir), [*average, train_accuracy])
+    train_metric = instantiate(options["report"])
+    run = create_run(options, RunReport(run_dir), [*average, train_metric])
     images = create_data(run, start.planned, start.crop_as_validated(options["data"]))
-    images.keep_labelled()
-    classes = images.require_classes()
-    rows = start.find_head(classes)
-    require_memory(start, run, classifier_of(len(rows)), has_average=bool(average))
+    outputs = task.label(images)
+    rows = start.find_outputs(outputs)
+    create_model = headed_by(task.create_model, len(rows))
+    require_memory(start, run, create_model, has_average=bool(average))
     arguments = training_arguments(run, start, images)
 
     pl.seed_everything(options["seed"], verbose=False)
-    task = ClassificationTask(
-        start.create_classifier(rows),
-        classes=classes,
-        mixup=instantiate(mixing, num_classes=len(classes), batch_size=images.batch_size),
-        label_smoothing=mixing.label_smoothing,
-        held_out_crop=images.held_out_crop(),
-        **arguments,
-    )
-    announce(run, task.model, images)
+    model = start.create_classifier(rows, task.create_model)
+    mixing = options.get("mixing")
+    module = task.create_module(model, outputs, images, mode="full", mixing=mixing, **arguments)
+    announce(run, model, images)
     say(start.describe_change())
-    metrics = validate_untrained(run, task, images)
+    metrics = validate_untrained(run, module, images)
     direct = {name.replace("val/", "direct/"): value for name, value in metrics.items()}
-    say(f"direct, before any training at this size: top-1 {direct['direct/top1']:.1%}")
-    summary = fit(run, task, images, stage="transfer", started=started, untrained=direct)
+    shown = task.describe(of_split(metrics, "val"))
+    say(f"direct, before any training at this size: {shown}")
+    summary = fit(run, module, images, stage="transfer", started=started, untrained=direct)
     if summary:
-        metrics = summary["metrics"]
-        say(
-            f"held-out top-1 {metrics['val/top1']:.1%} after fine-tuning, "
-            f"{metrics['direct/top1']:.1%} direct"
-        )
+        tuned = task.describe(of_split(summary["metrics"], "val"))
+        say(f"held-out {tuned} after fine-tuning; {shown} direct")
         say(f"finished in {summary['seconds']:.0f} s: {run_dir}")
     return summary

@@ -31,6 +31,8 @@ OF_FINETUNING = {
     ("model", "auto"),
     ("optim", "adamw_finetune"),
     ("finetune_settings", "demo"),
+    ("mixing_settings", "classification_demo"),
+    *(("task", task) for task in ("classification", "regression", "multilabel")),
 }
 OF_PLANNING = {("stage", "pretrain"), ("stage", "finetune"), ("stage", "transfer")}
 OF_EVALUATION = {("evaluate_settings", "demo")}
@@ -78,6 +80,8 @@ def build(config: DictConfig, tmp_path) -> None:
     build_data(config, encoder.image_size, tmp_path)
     if "mask" in config:
         instantiate(config.mask, image_size=encoder.image_size, token_size=encoder.patch_size)
+    if "task" in config:
+        instantiate(config.task)
     if "mixing" in config:
         instantiate(config.mixing, num_classes=10, batch_size=config.data.batch_size)
 

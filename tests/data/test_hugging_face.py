@@ -1,5 +1,6 @@
 """Hugging Face datasets: at random from a disk, as streams, labels by name."""
 
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -14,9 +15,11 @@ from test_streams import batches
 from simmim import create_encoder
 from simmim.data import hf
 from simmim.data.transforms import CenterCrop
-from simmim.evaluate.task import EvaluationTask
 from simmim.models.classifier import Classifier
-from simmim.tasks.classification.task import ClassificationTask
+from simmim.tasks.classification.evaluation import place_labels, rank_outputs
+from simmim.tasks.classification.metrics import ValidationAccuracy
+from simmim.tasks.classification.module import ClassificationModule
+from simmim.tasks.evaluation import EvaluationModule
 from simmim.training.optim import AdamWRecipe
 from simmim.utils.errors import UserError
 
@@ -238,8 +241,8 @@ def create_trainer() -> pl.Trainer:
     return pl.Trainer(accelerator="cpu", enable_checkpointing=False, **quiet)
 
 
-def training_task(model, data) -> ClassificationTask:
-    return ClassificationTask(
+def training_task(model, data) -> ClassificationModule:
+    return ClassificationModule(
         model,
         classes=data.train.classes,
         normalisation=data.normalisation,
@@ -262,8 +265,10 @@ def test_a_missing_label_of_a_stream_is_told_when_it_comes(partly, is_trained):
         if is_trained:
             trainer.fit(training_task(model, data), data.train_dataloader())
         else:
-            options = {"outputs": 3, "normalisation": data.normalisation}
-            task = EvaluationTask(model, rows=[0, 1, 2], **options)
+            place = partial(place_labels, rows=torch.arange(3))
+            task = EvaluationModule(
+                model, ValidationAccuracy(3), rank_outputs, data.normalisation, label=place
+            )
             trainer.validate(task, data.train_dataloader(), verbose=False)
     held_out = open_data(name=str(partly), val_split="train", **given)
     with pytest.raises(UserError, match=r"^2 of 8 held-out images have no label"):

@@ -29,6 +29,7 @@ class Things:
             "LABELLED": images,
             "BANDS": bands,
             "SHARDS": self.shards,
+            "TABLE.csv": self.table,
             "PRETRAINED": self.pretrained,
             "FINETUNED": self.finetuned,
             "RUN": self.pretrained,
@@ -84,6 +85,16 @@ class Things:
         path.mkdir()
         options = [*options, *HOW_MUCH, *STEPS, f"run_dir={path}"]
         run_stage(stage, compose(stage, options), str(path), options)
+
+    def table(self, path: Path) -> None:
+        """A row for each image of `LABELLED`."""
+        root = self.make("LABELLED")
+        files = sorted(file for file in root.rglob("*") if file.is_file())
+        rows = [
+            f"{file.relative_to(root).as_posix()},{number * 0.5},{number % 2},{number % 3 == 0:d}"
+            for number, file in enumerate(files)
+        ]
+        path.write_text("\n".join(["image,age,crack,stain", *rows]))
 
     def official(self, path: Path) -> None:
         weights = load_file(self.make("PRETRAINED") / "encoder.safetensors")

@@ -27,7 +27,7 @@ def carry(path: Path, image_size: int, window_size: int) -> Classifier:
     """What the transfer stage starts from."""
     sizes = [f"model.image_size={image_size}", f"model.window_size={window_size}"]
     start = ModelInit(compose("transfer", sizes).model, Initialisation(str(path)))
-    return start.create_classifier(start.find_head(CLASSES)).eval()
+    return start.create_classifier(start.find_outputs(CLASSES)).eval()
 
 
 @torch.no_grad()

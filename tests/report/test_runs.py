@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_DEMO
 
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.report import callback
 from simmim.report.run_record import read_run
 
@@ -33,7 +33,7 @@ def test_a_run_writes_its_report_as_it_goes_and_goes_on_with_it(run, tmp_path, m
         )
         return path
 
-    training_step = SimMIMTask.training_step
+    training_step = SimMIMModule.training_step
 
     def fail(self, batch, batch_idx):
         if self.global_step == 5:
@@ -42,7 +42,7 @@ def test_a_run_writes_its_report_as_it_goes_and_goes_on_with_it(run, tmp_path, m
 
     monkeypatch.setattr(callback, "write_report", note)
     monkeypatch.setattr(callback, "_SHARE_OF_TIME", 1e9)
-    monkeypatch.setattr(SimMIMTask, "training_step", fail)
+    monkeypatch.setattr(SimMIMModule, "training_step", fail)
     with pytest.raises(RuntimeError):
         run("pretrain", *OPTIONS, "save.every_n_steps=4")
     # At the start, after the validation of the first epoch, with its best checkpoint and that of step
@@ -57,7 +57,7 @@ def test_a_run_writes_its_report_as_it_goes_and_goes_on_with_it(run, tmp_path, m
     assert "val/loss" not in page  # said in words
     assert "Attention by block" in page
 
-    monkeypatch.setattr(SimMIMTask, "training_step", training_step)
+    monkeypatch.setattr(SimMIMModule, "training_step", training_step)
     run("pretrain", *OPTIONS)
     record = read_run(folder)
     assert record.state == "finished"
@@ -74,7 +74,7 @@ def test_a_run_writes_its_report_as_it_goes_and_goes_on_with_it(run, tmp_path, m
 def test_a_report_that_cannot_be_written_hinders_nothing(run, tmp_path, monkeypatch, caplog):
     """No checkpoint, no other error, no end."""
     told = "report.html cannot be written (OSError: No space left on device); the run goes on"
-    training_step = SimMIMTask.training_step
+    training_step = SimMIMModule.training_step
 
     def fail(self, batch, batch_idx):
         if self.global_step == 5:
@@ -86,7 +86,7 @@ def test_a_report_that_cannot_be_written_hinders_nothing(run, tmp_path, monkeypa
 
     monkeypatch.setattr(callback, "write_report", have_no_room)
     monkeypatch.setattr(callback, "_SHARE_OF_TIME", 1e9)
-    monkeypatch.setattr(SimMIMTask, "training_step", fail)
+    monkeypatch.setattr(SimMIMModule, "training_step", fail)
     with pytest.raises(RuntimeError, match="the GPU is gone"):
         run(
             "pretrain",
@@ -100,7 +100,7 @@ def test_a_report_that_cannot_be_written_hinders_nothing(run, tmp_path, monkeypa
     content = torch.load(checkpoints / "step-00000002.ckpt", weights_only=True)
     assert "train/peak_memory_bytes" in content["callbacks"]["Continuation"]["figures"]
     assert sum(told in line for line in caplog.messages) == 1
-    monkeypatch.setattr(SimMIMTask, "training_step", training_step)
+    monkeypatch.setattr(SimMIMModule, "training_step", training_step)
     assert run("pretrain", *OPTIONS)["steps"] == 6
     assert not any("ckpt cannot be written" in line for line in caplog.messages)
     assert read_run(tmp_path / "run").state == "finished"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from simmim.report.classification_rules import ClassificationMetrics, judge_classification
+from simmim.report.labelled_rules import LabelledMetrics, judge_labelled
 from simmim.report.pretraining_rules import PretrainingMetrics, judge_pretraining
 from simmim.report.run_record import Curve
 
@@ -152,7 +152,7 @@ def test_the_sentence_compares_with_both_baselines():
         (
             {"held_out": held_out(0.09), "training": 0.9},
             "no better than baseline",
-            "training images are told right and others are not",
+            "what holds for training images does not hold for others",
         ),
         ({"held_out": held_out(0.8), "direct": 0.8}, "learning", ""),
         ({"held_out": held_out(0.6), "direct": 0.8, "is_over": False}, "learning", ""),
@@ -169,7 +169,7 @@ def test_the_sentence_compares_with_both_baselines():
                 "held_out_loss": held_out(1.0, 1.3),
             },
             "overfitting",
-            "training images are learned by heart: they are told right 20% more often",
+            "training images are learned by heart: their top-1 is 20% above that of held-out ones",
         ),
         ({"held_out": held_out(0.12)}, "learning slowly", "few steps"),
         (
@@ -182,6 +182,6 @@ def test_the_sentence_compares_with_both_baselines():
     ],
 )
 def test_training_with_labels(figures, kind, cause):
-    verdict = judge_classification(ClassificationMetrics(chance=1 / 12, **figures))
+    verdict = judge_labelled(LabelledMetrics(chance=1 / 12, **figures))
     assert verdict.kind == kind
     assert verdict.cause.startswith(cause)

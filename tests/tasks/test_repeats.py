@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from simmim.data.dataset import Sample
-from simmim.evaluate.task import EvaluationTask
 from simmim.models.classifier import Classifier
 from simmim.models.masking import RandomMaskGenerator
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import SwinTransformer
-from simmim.pretrain.task import SimMIMTask
-from simmim.tasks.classification.task import ClassificationTask
+from simmim.pretrain.module import SimMIMModule
+from simmim.tasks.classification.evaluation import rank_outputs
+from simmim.tasks.classification.metrics import ValidationAccuracy
+from simmim.tasks.classification.module import ClassificationModule
+from simmim.tasks.evaluation import EvaluationModule
+from simmim.training.module import TrainingArguments
 from simmim.training.optim import AdamWRecipe
-from simmim.training.task import TrainingArguments
 from simmim.utils.normalization import Normalisation
 
 
@@ -33,18 +35,17 @@ def create_task(kind: str) -> Any:
     }
     if kind == "pretraining":
         masks = RandomMaskGenerator((16, 16), 4, ratio=0.5)
-        task: Any = SimMIMTask(SimMIM(encoder), mask_generator=masks, **arguments)
+        task: Any = SimMIMModule(SimMIM(encoder), mask_generator=masks, **arguments)
     elif kind == "classification":
-        task = ClassificationTask(Classifier(encoder, 6), classes=tuple("abcdef"), **arguments)
+        task = ClassificationModule(Classifier(encoder, 6), classes=tuple("abcdef"), **arguments)
     else:
-        task = EvaluationTask(
-            Classifier(encoder, 6), rows=range(6), outputs=6, normalisation=Normalisation()
-        )
+        metrics = ValidationAccuracy(6)
+        task = EvaluationModule(Classifier(encoder, 6), metrics, rank_outputs, Normalisation())
     return task.eval()
 
 
 def figures(task: Any) -> list[float]:
-    if isinstance(task, SimMIMTask):
+    if isinstance(task, SimMIMModule):
         metrics = [task.val_loss, task.val_baseline, task.val_copying]
     else:
         metrics = [*task.held_out.metrics.values()]

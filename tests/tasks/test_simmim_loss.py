@@ -8,7 +8,7 @@ from simmim.models.losses import LossRegion
 from simmim.models.masking import RandomMaskGenerator, cut_squares, masked_tokens
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import SwinTransformer
-from simmim.pretrain.task import SimMIMTask
+from simmim.pretrain.module import SimMIMModule
 from simmim.training.optim import AdamWRecipe
 from simmim.utils.normalization import Normalisation
 
@@ -18,7 +18,7 @@ def create_task(
     target_window: int | None,
     head: HeadKind = "linear",
     loss_region: LossRegion = "masked",
-) -> SimMIMTask:
+) -> SimMIMModule:
     encoder = SwinTransformer(
         embed_dim=8,
         depths=(1, 1),
@@ -27,7 +27,7 @@ def create_task(
         window_size=3,
         patch_size=2,
     )
-    return SimMIMTask(
+    return SimMIMModule(
         SimMIM(encoder, head),
         mask_generator=RandomMaskGenerator((24, 48), mask_patch, token_size=2, ratio=0.3),
         target_window=target_window,

@@ -14,7 +14,7 @@ import torch
 from simmim.checkpoints.class_names import as_synsets
 from simmim.checkpoints.formats.compatibility import SWITCHES, Family, blocks, published_family
 from simmim.checkpoints.metadata import EncoderDescription, describe_encoder
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import Classifier, HeadedEncoder
 from simmim.models.simmim import SimMIM
 from simmim.models.swin import SwinTransformer
 from simmim.utils.errors import UserError
@@ -46,11 +46,16 @@ _DEFAULTS: dict[str, Any] = {
     "drop_path_rate": 0.1,
 }
 
+# Their name for a task, by which their model chooses its loss.
+_PROBLEMS = {"multilabel": "multi_label_classification", "regression": "regression"}
+
 
 def create_config(
-    model: SwinTransformer | Classifier | SimMIM, classes: Sequence[str]
+    model: SwinTransformer | HeadedEncoder | SimMIM,
+    classes: Sequence[str],
+    task: str = "classification",
 ) -> dict[str, Any]:
-    """The content of `config.json`.
+    """The content of `config.json`; `task` is what a classifier was trained for.
 
     Raises:
         UserError: Hugging Face has no such model.
@@ -91,6 +96,8 @@ def create_config(
         labels = list(classes) or [f"LABEL_{number}" for number in range(outputs)]
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
+        if task in _PROBLEMS:
+            config["problem_type"] = _PROBLEMS[task]
     return config
 
 
@@ -196,7 +203,7 @@ def _pretrained_windows(encoder: SwinTransformer) -> list[int]:
     return sizes
 
 
-def _kind(model: SwinTransformer | Classifier | SimMIM) -> str:
+def _kind(model: SwinTransformer | HeadedEncoder | SimMIM) -> str:
     if isinstance(model, Classifier):
         return "ForImageClassification"
     return "ForMaskedImageModeling" if isinstance(model, SimMIM) else "Model"

@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 import torch
 import torchvision
-from jaxtyping import Int, Real, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,7 +26,7 @@ from simmim.data.decoding.resize import Interpolation, resize
 from simmim.data.loader import TimedLoader
 from simmim.data.sources.streams import StreamedImages
 from simmim.data.transforms import CropFirst, RandomFlip
-from simmim.data.unreadable.policy import Decode
+from simmim.data.unreadable.policy import Decode, Label
 from simmim.utils.console import warn
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import Pair
@@ -64,7 +64,7 @@ class UndecodedSample(NamedTuple):
     """A future `Sample`, and the key with which it can be made again."""
 
     image: Real[Tensor, "c h w"] | EncodedPart
-    label: int
+    label: Label
     sample_index: int
     key: SampleKey
 
@@ -78,7 +78,7 @@ class PackedBatch(NamedTuple):
     files: UInt8[Tensor, " n"]
     parts: list[Part | None]
     decoded: Real[Tensor, "d c h w"] | None
-    label: Int[Tensor, " b"]
+    label: Int[Tensor, " b"] | Float[Tensor, "b targets"]
     sample_index: Int[Tensor, " b"]
     keys: list[SampleKey]
 
@@ -167,7 +167,8 @@ class UndecodedBatch:
                 continue
             sample = self.images.make_again(packed.keys[place], part.name, picture)
             images.append(sample.image.to(decoding))
-            label[place], sample_index[place] = sample.label, sample.sample_index
+            label[place] = torch.as_tensor(sample.label)
+            sample_index[place] = sample.sample_index
         return Sample(torch.stack(images).to(device), label.to(device), sample_index.to(device))
 
 
@@ -193,7 +194,7 @@ def pack(samples: Sequence[UndecodedSample]) -> PackedBatch:
             for sample in samples
         ],
         torch.stack(decoded) if decoded else None,
-        torch.tensor([sample.label for sample in samples]),
+        torch.stack([torch.as_tensor(sample.label) for sample in samples]),
         torch.tensor([sample.sample_index for sample in samples]),
         [sample.key for sample in samples],
     )

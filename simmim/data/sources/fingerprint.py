@@ -5,16 +5,26 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from simmim.data.dataset import ImageSource
+from simmim.data.sources.table import ClassedImages, TargetImages
 
 # Of larger sources, about this many names are hashed: an added or removed image shifts the others.
 _COMPARED_NAMES = 10_000
 
 
 def describe_source(source: ImageSource) -> str:
-    """The number of images, and a digest of their names, order and classes."""
+    """The number of images, and a digest of their names, order, classes and labels of a table."""
     step = max(1, len(source) // _COMPARED_NAMES)
     names = [source.identifier(index) for index in range(0, len(source), step)]
-    return f"{len(source)} ({_digest([*_within(names), *source.classes])})"
+    return f"{len(source)} ({_digest([*_within(names), *source.classes, *_labels(source)])})"
+
+
+def _labels(source: ImageSource) -> list[str]:
+    """The labels of images that have them of a table."""
+    if isinstance(source, ClassedImages):
+        return [str(source.labels)]
+    if isinstance(source, TargetImages):
+        return [*source.names, str(source.targets.tolist())]
+    return []
 
 
 def describe_names(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from simmim.data.dataset import Sample, SampleKey, Transform, on_lazy_images, seeded
 from simmim.data.decoding.decode import open_encoded
 from simmim.data.decoding.lazy_image import LazyImage
-from simmim.data.unreadable.policy import BadImagePolicy, Candidate, Image
+from simmim.data.unreadable.policy import BadImagePolicy, Candidate, Image, Label
 from simmim.utils.errors import UserError
 from simmim.utils.rng import derive_seed
 
@@ -145,7 +145,7 @@ class StreamedImages(Dataset[Sample]):
 
     def read(
         self, key: SampleKey, transform: Callable[[LazyImage], Image]
-    ) -> tuple[Image, int, int]:
+    ) -> tuple[Image, Label, int]:
         """Like `__getitem__` with another transform: the transformed image, its label and index."""
         batch, place = divmod(key.sample_index, self.batch_size * self.world_size)
         turn, lane = divmod(batch, self.lanes)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.utils.data import Dataset
 
+from simmim.data.sources.table import Table
 from simmim.data.synthetic.mosaics import MOSAIC_CLASSES, render_mosaic
 from simmim.data.synthetic.rng import create_generator, draw_label
 from simmim.data.synthetic.shapes import SHAPE_REACH, SHAPES
@@ -118,8 +119,13 @@ def render(
     ``detail`` times finer.
     """
     label = draw_label(seed, split, index, len(DEMO_CLASSES))
-    scene = _compose(create_generator(seed, split, "scenes", index), DEMO_CLASSES[label], detail)
-    return _draw(scene, image_size), label
+    return _draw(compose(seed, split, index, detail), image_size), label
+
+
+def compose(seed: int, split: str, index: int, detail: float = 1.0) -> Scene:
+    """What sample ``index`` of a split shows (`render`)."""
+    texture = DEMO_CLASSES[draw_label(seed, split, index, len(DEMO_CLASSES))]
+    return _compose(create_generator(seed, split, "scenes", index), texture, detail)
 
 
 def _compose(rng: np.random.Generator, texture: str, detail: float) -> Scene:
@@ -275,6 +281,24 @@ def _light(scene: Scene, x: Row, y: Column) -> Plane:
     return 1 / (1 + scene.dimming * (1 + along + away / 2))
 
 
+def describe_scenes(seed: int, split: str, indices: range, detail: float) -> Table:
+    """A row of what each of these pictures shows (`DemoImages.label_table`)."""
+    scenes = [compose(seed, split, index, detail) for index in indices]
+    grounds = [scene.ground.colours.mean(axis=0) for scene in scenes]
+    columns = {
+        "objects": [str(len(scene.figures)) for scene in scenes],
+        "size": [f"{max(figure.height for figure in scene.figures):.4f}" for scene in scenes],
+    }
+    for channel, colour in enumerate(("red", "green", "blue")):
+        columns[f"ground_{colour}"] = [f"{ground[channel]:.4f}" for ground in grounds]
+        columns[f"mostly_{colour}"] = [str(int(ground.argmax() == channel)) for ground in grounds]
+    for shape in SHAPES:
+        columns[shape] = [
+            str(int(any(figure.shape == shape for figure in scene.figures))) for scene in scenes
+        ]
+    return Table(columns, [f"demo/{split}/{index}" for index in indices], "the demo's table")
+
+
 class DemoImages(Dataset[tuple[torch.Tensor, int]]):
     """The first ``size`` demo pictures of a split, at ``image_size`` (height, width) in pixels.
 
@@ -344,6 +368,18 @@ class DemoImages(Dataset[tuple[torch.Tensor, int]]):
             self._seed, self._split, index, self._image_size, self._detail
         )
         return torch.from_numpy(picture).permute(2, 0, 1).contiguous(), label
+
+    def label_table(self) -> Table:
+        """What the pictures show, for `task=regression` and `task=multilabel`.
+
+        Columns are the number of `objects`, the `size` of the largest (its share of half the
+        picture's shorter side), the mean red, green and blue of the ground (0 to 1) and which of
+        them is the largest, and for each shape whether the picture has it. Raises `UserError` for
+        mosaics, which have no objects.
+        """
+        if self._render is not render:
+            raise UserError("data.pictures=mosaics shows no objects; use data.pictures=textures")
+        return describe_scenes(self._seed, self._split, range(self._size), self._detail)
 
     def identifier(self, index: int) -> str:
         """A name for a sample, such as ``demo/train/17``; IndexError if there is none."""

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import Generic, Literal, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from simmim.data.decoding.size_limits import Limits, limited
 from simmim.data.unreadable.retry import retry_transient_io, unreadable
 from simmim.data.unreadable.skipped_list import SkippedImages, read_names
 from simmim.utils.errors import UnreadableImageError, UserError
 
+# The number of an image's class (-1: none), or its targets.
+Label: TypeAlias = int | Float[Tensor, " targets"]
 OnError = Literal["skip", "raise"]
 Decode = Literal["workers", "device"]
 
@@ -49,7 +53,7 @@ class Candidate(Generic[Image]):
     """An image that may be a sample: its name, and how it is read (with its label)."""
 
     name: str
-    read: Callable[[], tuple[Image, int]]
+    read: Callable[[], tuple[Image, Label]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Chosen(Generic[Image]):
     """An image and its label, and whether it replaces others that could not be read."""
 
     image: Image
-    label: int
+    label: Label
     is_replacement: bool
 
 
@@ -110,7 +114,7 @@ class BadImagePolicy:
                 return Chosen(image, label, is_replacement=turn > 0)
         raise UserError(f"no image can be read, {failed} in a row were tried: {last}")
 
-    def read(self, candidate: Candidate[Image]) -> tuple[Image, int]:
+    def read(self, candidate: Candidate[Image]) -> tuple[Image, Label]:
         """One image and its label, within the size limits and of the dtype of all images.
 
         Raises:

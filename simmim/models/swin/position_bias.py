@@ -129,11 +129,7 @@ class ContinuousPositionBias(TableModule):
         """The bias of every head and (query, key) pair, in float32."""
         device = self.offsets.device.type
         # Without autocast, which the meta device (used to plan runs) does not support.
-        with (
-            torch.autocast(device, enabled=False)
-            if device != "meta"
-            else nullcontext()
-        ):
+        with torch.autocast(device, enabled=False) if device != "meta" else nullcontext():
             learned = F.relu(_in_float32(self.mlp[0], self.offsets.float()))
             by_offset = 16 * torch.sigmoid(_in_float32(self.mlp[2], learned))
         return spread(by_offset, self.index)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from simmim.models.swin.hooks import block_outputs, feature_variance, observe
-from simmim.training.task import TrainingTask
+from simmim.training.module import TrainingModule
 
 
 class Amplitudes(pl.Callback):
@@ -27,7 +27,7 @@ class Amplitudes(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Observes the blocks if the step that begins will be logged."""
-        assert isinstance(pl_module, TrainingTask)
+        assert isinstance(pl_module, TrainingModule)
         is_first = batch_idx % trainer.accumulate_grad_batches == 0
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_logged = (trainer.global_step + 1) % every == 0
@@ -43,7 +43,7 @@ class Amplitudes(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Float[Tensor, ""]
     ) -> None:
         """Adds the variances to the metrics that are logged with the step's loss."""
-        assert isinstance(pl_module, TrainingTask)
+        assert isinstance(pl_module, TrainingModule)
         self._looking.close()
         if not self._seen:
             return

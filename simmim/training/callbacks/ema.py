@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 
-from simmim.training.task import TrainingTask
+from simmim.training.module import TrainingModule
 from simmim.utils.errors import UserError
 
 
@@ -45,7 +45,7 @@ class WeightAverage(WeightAveraging):
         batch_idx: int,
     ) -> None:
         """Updates the average after each step, except skipped ones."""
-        assert isinstance(pl_module, TrainingTask)
+        assert isinstance(pl_module, TrainingModule)
         if pl_module.skipped_step:
             self._latest_update_step = trainer.global_step
         elif trainer.global_step > self._latest_update_step:

@@ -17,7 +17,7 @@ from simmim.training.callbacks.nonfinite_origin import (
     find,
     first,
 )
-from simmim.training.task import TrainingTask
+from simmim.training.module import TrainingModule
 from simmim.utils.console import warn
 from simmim.utils.errors import UserError
 from simmim.utils.files import append, as_json, written_beside
@@ -78,7 +78,7 @@ class NonFiniteGuard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Checks loss and gradient norm of the step before its weights change."""
-        assert isinstance(pl_module, TrainingTask)
+        assert isinstance(pl_module, TrainingModule)
         metrics = pl_module.measure_step(optimizer)
         if metrics is None:
             return
@@ -120,7 +120,7 @@ class NonFiniteGuard(pl.Callback):
         )
 
     def _tell_spike(
-        self, trainer: pl.Trainer, task: TrainingTask, loss: float, norm: float
+        self, trainer: pl.Trainer, task: TrainingModule, loss: float, norm: float
     ) -> None:
         findings = find(trainer, task, is_usual=True)
         self._write(trainer, "spike", findings, loss, norm)

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from simmim.data.datamodule import ImageDataModule
 from simmim.models.swin.hooks import Amplitude, Inspection, inspect_forward
-from simmim.training.task import MicroBatch, TrainingTask
+from simmim.training.module import MicroBatch, TrainingModule
 
 
 class Origin(NamedTuple):
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
     amplitudes: dict[str, Amplitude]
 
 
-def find(trainer: pl.Trainer, task: TrainingTask, *, is_usual: bool) -> list[Finding]:
+def find(trainer: pl.Trainer, task: TrainingModule, *, is_usual: bool) -> list[Finding]:
     """The findings of all ranks, before the weights change; each repeats one forward pass.
 
     `is_usual` is whether loss and gradient are finite.
@@ -63,7 +63,7 @@ def all_suspects(findings: list[Finding]) -> list[str]:
     return [name for finding in findings for name in finding.suspects]
 
 
-def _find(trainer: pl.Trainer, task: TrainingTask, is_usual: bool) -> Finding:
+def _find(trainer: pl.Trainer, task: TrainingModule, is_usual: bool) -> Finding:
     losses = torch.stack([micro_batch.loss for micro_batch in task.micro_batches])
     worst = task.micro_batches[int(losses.argmax())]  # NaN counts as the largest
     seen = inspect_forward(task.model, task.model.encoder, lambda: task.compute_loss_again(worst))

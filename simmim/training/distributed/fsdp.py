@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from simmim.checkpoints.sharded.dcp import load_parts
 from simmim.checkpoints.sharded.layout import is_distributed
 from simmim.checkpoints.sharded.merge import name_parameters, read_rest
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.simmim import SimMIM
 from simmim.models.swin.blocks import Stage
 
@@ -78,7 +78,7 @@ class FullySharded(ModelParallelStrategy):
         return content
 
 
-def shard(model: SimMIM | Classifier, mesh: DeviceMesh) -> None:
+def shard(model: SimMIM | HeadedEncoder, mesh: DeviceMesh) -> None:
     """Shards the model over `mesh` (FSDP2): each block's weights are gathered while it computes.
 
     Modules between the blocks are sharded separately, so that the encoder also runs without its

@@ -27,7 +27,7 @@ RESULT_INVARIANT = {
 LENGTH = {"trainer.max_epochs", "trainer.max_steps"}
 # Paths on this machine. When a run is resumed, their content is compared instead.
 PLACES = {
-    *("data.root", "data.val_root", "data.statistics", "data.exclude"),
+    *("data.root", "data.val_root", "data.statistics", "data.exclude", "data.labels"),
     "init.checkpoint",
 }
 # The options that make up the global batch. Otherwise, only the random numbers that each device

@@ -9,7 +9,7 @@ from simmim.training.run_dir.config_diff import RESULT_INVARIANT, changed_option
 # put here or into RESULT_INVARIANT.
 DECIDING = {
     *("augmentation", "data", "ema", "init", "mask", "mixing", "mode", "model", "optim"),
-    *("seed", "target_window", "trainer", "head", "loss_region"),
+    *("seed", "target_window", "trainer", "head", "loss_region", "task"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Rules that judge classification runs, from held-out accuracy against chance and training accuracy."""
+"""Rules that judge runs on labels: the held-out metric against a guess, and the training metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,20 +22,21 @@ _SMALL_BATCH = 8
 
 
 @dataclass(frozen=True)
-class ClassificationMetrics:
+class LabelledMetrics:
     """The metrics that fine-tuning and transfer are judged by; None if not known.
 
     Attributes:
-        held_out: top-1 on held-out images.
-        held_out_loss: cross-entropy on held-out images.
+        held_out: the metric that the task is judged by (`Quality`), on held-out images.
+        held_out_loss: the loss on held-out images.
         training_loss: loss of each logged step, with augmentation and mixing.
-        training: top-1 on training images without augmentation.
-        chance: top-1 of guessing.
-        direct: held-out top-1 before any training, in transfer.
+        training: the metric on training images without augmentation.
+        chance: the metric of a guess that ignores the image.
+        direct: the metric on held-out images before any training, in transfer.
         peak_lr: the largest learning rate so far.
         effective_batch: images per step.
         is_over: whether the run has ended for good.
         skipped_in_a_row: number of consecutive skipped steps up to the newest.
+        shown: the metric in words; `chance_shown` is what has `chance`, with a verb.
     """
 
     held_out: Curve
@@ -48,16 +49,18 @@ class ClassificationMetrics:
     effective_batch: int | None = None
     is_over: bool = True
     skipped_in_a_row: int = 0
+    shown: str = "top-1"
+    chance_shown: str = "chance is"
 
     @property
     def skill(self) -> float:
-        """Held-out top-1 rescaled so that 0 is chance and 1 is all correct."""
+        """The held-out metric rescaled so that 0 is a guess and 1 is the best."""
         chance = self.chance or 0.0
         return ((self.held_out.last or 0.0) - chance) / max(1 - chance, 1e-9)
 
     @property
     def gap(self) -> float:
-        """Top-1 on training images minus that on held-out ones; 0 if not known."""
+        """The metric on training images minus that on held-out ones; 0 if not known."""
         return 0.0 if self.training is None else self.training - (self.held_out.last or 0.0)
 
     @property
@@ -74,49 +77,51 @@ class ClassificationMetrics:
         return is_finite(self.held_out_loss, self.training_loss, self.skipped_in_a_row)
 
 
-def compare(run: ClassificationMetrics) -> str:
-    """A sentence that compares the held-out accuracy with the known reference accuracies."""
+def compare(run: LabelledMetrics) -> str:
+    """A sentence that compares the held-out metric with the other values of it that are known."""
     known = [
         f"{what} {value:.1%}"
         for what, value in (
-            ("chance is", run.chance),
+            (run.chance_shown, run.chance),
             ("on training images it is", run.training),
             ("before training at this size it was", run.direct),
         )
         if value is not None
     ]
     end = f"; {', '.join(known)}" if known else ""
-    return f"Held-out top-1 is {run.held_out.last:.1%}{end}."
+    return f"Held-out {run.shown} is {run.held_out.last:.1%}{end}."
 
 
-STEEP = Cause[ClassificationMetrics](
+STEEP = Cause[LabelledMetrics](
     lambda run: (run.peak_lr or 0.0) >= _STEEP,
     lambda run: f"the learning rate is too high: it reached {run.peak_lr:.2g}",
     ("Divide optim.lr by 10 to 100.", "With few labels, optim.layer_decay=0.8 keeps early layers."),
 )
-SMALL_BATCH = Cause[ClassificationMetrics](
+SMALL_BATCH = Cause[LabelledMetrics](
     lambda run: run.effective_batch is not None and run.effective_batch <= _SMALL_BATCH,
     lambda run: (
         f"the batch is too small: {run.effective_batch} images a step give a noisy gradient"
     ),
     ("Use a larger data.batch_size, or trainer.accumulate_grad_batches.",),
 )
-OVERFLOW = Cause[ClassificationMetrics](
+OVERFLOW = Cause[LabelledMetrics](
     lambda run: True,
     lambda run: "some value overflowed: the precision is too low, or an input is not finite",
     ("Use trainer.precision=32-true once.", "Lower optim.lr."),
 )
-FORGOT = Cause[ClassificationMetrics](
+FORGOT = Cause[LabelledMetrics](
     lambda run: True,
     lambda run: "training at this size undoes what the classifier knew",
     ("Lower optim.lr.", "Use weaker augmentation and mixing.", "Use the direct classifier."),
 )
-NO_LABELS_LEARNED = Cause[ClassificationMetrics](
+NO_LABELS_LEARNED = Cause[LabelledMetrics](
     lambda run: run.gap > _GAP,
-    lambda run: "training images are told right and others are not: they differ, or are too few",
+    lambda run: (
+        "what holds for training images does not hold for others: they differ, or are too few"
+    ),
     ("See that held-out images are of the same kind and classes.", "Use more labelled images."),
 )
-UNKNOWN = Cause[ClassificationMetrics](
+UNKNOWN = Cause[LabelledMetrics](
     lambda run: True,
     lambda run: (
         "few steps, a learning rate that does not suit, or labels that do not fit the images"
@@ -127,10 +132,10 @@ UNKNOWN = Cause[ClassificationMetrics](
         "Try optim.lr three times as high, and a third of it.",
     ),
 )
-BY_HEART = Cause[ClassificationMetrics](
+BY_HEART = Cause[LabelledMetrics](
     lambda run: True,
     lambda run: (
-        f"training images are learned by heart: they are told right {run.gap:.0%} more often than "
+        f"training images are learned by heart: their {run.shown} is {run.gap:.0%} above that of "
         "held-out ones"
     ),
     (
@@ -140,7 +145,7 @@ BY_HEART = Cause[ClassificationMetrics](
     ),
 )
 
-RULES: Sequence[Rule[ClassificationMetrics]] = (
+RULES: Sequence[Rule[LabelledMetrics]] = (
     Rule(
         "diverged",
         lambda run: not run.is_finite,
@@ -182,24 +187,28 @@ RULES: Sequence[Rule[ClassificationMetrics]] = (
 )
 
 
-def judge_classification(metrics: ClassificationMetrics) -> Verdict:
+def judge_labelled(metrics: LabelledMetrics) -> Verdict:
     """The verdict of a run of fine-tuning or transfer."""
     return judge(metrics, RULES)
 
 
-def classification_metrics(record: RunRecord) -> ClassificationMetrics:
+def labelled_metrics(record: RunRecord) -> LabelledMetrics:
     """Extracts the metrics from a run's record."""
-    classes = record.facts.get("classes")
-    direct = record.facts.get("untrained", {}).get("direct/top1")
-    return ClassificationMetrics(
-        held_out=record.curve("val/top1"),
+    quality = record.quality
+    direct = record.facts.get("untrained", {}).get(f"direct/{quality.metric}")
+    return LabelledMetrics(
+        held_out=record.curve(f"val/{quality.metric}"),
         held_out_loss=record.curve("val/loss"),
         training_loss=record.curve("train/loss"),
-        training=record.last("train/top1"),
-        chance=1 / classes if classes else None,
-        direct=record.summary.get("metrics", {}).get("direct/top1") if direct is None else direct,
+        training=record.last(f"train/{quality.metric}"),
+        chance=quality.baseline,
+        direct=record.summary.get("metrics", {}).get(f"direct/{quality.metric}")
+        if direct is None
+        else direct,
         peak_lr=max(record.curve("train/lr").values, default=None),
         effective_batch=record.facts.get("effective_batch") or record.option("data.batch_size"),
         is_over=record.is_over,
         skipped_in_a_row=record.skipped_in_a_row,
+        shown=quality.shown,
+        chance_shown=quality.baseline_shown,
     )

@@ -1,18 +1,19 @@
-"""Accuracy on training images: its gap to the validation accuracy shows overfitting."""
+"""The task's metric on training images: its gap to that of validation shows overfitting."""
 
 import pytorch_lightning as pl
 import torch
 
 from simmim.data.datamodule import ImageDataModule
-from simmim.tasks.classification.task import ClassificationTask
+from simmim.tasks.module import LabelledModule
 from simmim.utils.errors import UserError
 from simmim.utils.rng import derive_seed
 
 
-class TrainAccuracy(pl.Callback):
-    """Logs `train/top1` with each validation: the accuracy on training images without augmentation.
+class TrainMetric(pl.Callback):
+    """Logs `train/top1`, or what the task is judged by, with each validation.
 
-    A stream, which has no random access, is left out.
+    It is that of training images without augmentation. A stream, which has no random access, is
+    left out.
 
     Args:
         training_images: number of images to evaluate, the same ones each time (0: none).
@@ -42,25 +43,20 @@ class TrainAccuracy(pl.Callback):
         """
         images = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(images, ImageDataModule)
-        assert isinstance(pl_module, ClassificationTask)
+        assert isinstance(pl_module, LabelledModule)
         if not self._has_begun or not self.training_images:
             return
         try:
             source = images.require_random_access()
         except UserError:
             return
-        loader = images.evaluation_dataloader(source, self._choose(images))
-        right, count = torch.zeros(2, device=pl_module.device)
-        for batch in loader:
+        metrics = pl_module.create_metrics().to(pl_module.device)
+        for batch in images.evaluation_dataloader(source, self._choose(images)):
             own = trainer.strategy.batch_to_device(batch)
-            # Under FSDP, all ranks have to run the same forward passes, so repeats run too.
             with trainer.precision_plugin.forward_context():
-                logits = pl_module.model(pl_module.normalisation.normalise(own.image))
-            counts = own.sample_index >= 0
-            right += ((logits.argmax(dim=1) == own.label) & counts).sum()
-            count += counts.sum()
-        totals = trainer.strategy.reduce(torch.stack([right, count]), reduce_op="sum")
-        pl_module.log("train/top1", totals[0] / totals[1])
+                pl_module.add_to(metrics, own)
+        name = pl_module.quality().metric
+        pl_module.log(f"train/{name}", metrics.metrics[f"val/{name}"].compute())
 
     def _choose(self, images: ImageDataModule) -> list[int]:
         """A random choice over all images, because a folder lists one class after another."""

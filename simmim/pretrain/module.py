@@ -27,10 +27,10 @@ from simmim.models.reconstruction import (
     loss_of_masked,
 )
 from simmim.models.simmim import SimMIM
-from simmim.training.task import TrainingArguments, TrainingTask
+from simmim.training.module import TrainingArguments, TrainingModule
 
 
-class SimMIMTask(TrainingTask):
+class SimMIMModule(TrainingModule):
     """SimMIM pretraining: normalise, mask, predict, masked L1.
 
     Args:

@@ -21,7 +21,7 @@ from simmim.checkpoints.metadata import describe_encoder
 from simmim.checkpoints.model_file import save_encoder
 from simmim.data.dataset import Sample
 from simmim.data.decoding.on_device import UndecodedBatch
-from simmim.models.classifier import Classifier
+from simmim.models.classifier import HeadedEncoder
 from simmim.models.simmim import SimMIM
 from simmim.training.distributed.fsdp import shard
 from simmim.training.optim import AdamWRecipe
@@ -68,7 +68,7 @@ class StepMetrics(NamedTuple):
     gradient_norm: float | None
 
 
-class TrainingTask(pl.LightningModule):
+class TrainingModule(pl.LightningModule):
     """Trains a model with an encoder by a recipe, over a known number of steps.
 
     Attributes:
@@ -80,7 +80,9 @@ class TrainingTask(pl.LightningModule):
 
     metric_names: tuple[str, ...]
 
-    def __init__(self, model: SimMIM | Classifier, **arguments: Unpack[TrainingArguments]) -> None:
+    def __init__(
+        self, model: SimMIM | HeadedEncoder, **arguments: Unpack[TrainingArguments]
+    ) -> None:
         super().__init__()
         self.model = model
         self.normalisation = arguments["normalisation"]
