@@ -21,7 +21,9 @@ class MultilabelModule(LabelledModule):
         outputs: names of the labels, in order.
         prevalence: the mean share of held-out images that have a label, which a random order
             reaches as mean average precision.
-        mode, held_out_crop, training: see `LabelledModule`.
+        mode: `full` trains everything; `linear` freezes the encoder and trains the head alone.
+        held_out_crop: how validation images are cropped; stored in the checkpoints.
+        **training: see `TrainingArguments`.
     """
 
     task = "multilabel"
