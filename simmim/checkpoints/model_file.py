@@ -66,18 +66,7 @@ def load_encoder(path: str | Path) -> SwinTransformer:
     Raises:
         UserError: the file is missing, damaged, or not one that simmim writes.
     """
-    weights = read_weights(path)
-    if weights.description is None:
-        raise UserError(
-            f"{path} does not say what encoder it holds ({weights.origin} weights); "
-            "build it with simmim.create_encoder and load simmim.checkpoints' conversion into it"
-        )
-    encoder = SwinTransformer(**weights.description["arguments"])
-    warn_of_padding(encoder, weights.origin)
-    load_encoder_weights(
-        encoder, weights.encoder, source=str(path), window_sizes=weights.window_sizes
-    )
-    return encoder
+    return rebuild_encoder(read_described(path), str(path))
 
 
 class TrainedClassifier(NamedTuple):
@@ -134,12 +123,7 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
     Raises:
         UserError: the file is missing, damaged, holds no classifier, or was not written by simmim.
     """
-    weights = read_weights(path)
-    if weights.description is None:
-        raise UserError(
-            f"{path} does not say what model it holds ({weights.origin} weights); build it with "
-            "simmim.create_encoder and load simmim.checkpoints' conversion into it"
-        )
+    weights = read_described(path)
     if weights.num_classes is None:
         raise UserError(
             f"{path} holds an encoder without classes; fine-tune it with python -m simmim.finetune "
@@ -149,14 +133,9 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
         raise UserError(
             f"{path} holds a model of task={weights.task}; read it with simmim.load_model"
         )
-    model = Classifier(SwinTransformer(**weights.description["arguments"]), weights.num_classes)
-    warn_of_padding(model.encoder, weights.origin)
-    load_classifier_weights(
-        model, weights.tensors, source=str(path), window_sizes=weights.window_sizes
-    )
-    description = weights.description
-    normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
-    return TrainedClassifier(model, weights.classes, normalisation)
+    trained = rebuild(weights, str(path))
+    assert isinstance(trained.model, Classifier)
+    return TrainedClassifier(trained.model.train(), trained.classes, trained.normalisation)
 
 
 class TrainedModel(NamedTuple):
@@ -206,27 +185,54 @@ def load_trained(
     Raises:
         UserError: the file is missing, damaged, or does not say what model it holds.
     """
+    return rebuild(read_described(path), str(path), create)
+
+
+def read_described(path: str | Path) -> Weights:
+    """Weights that say what model they are of; UserError if they do not, or cannot be read."""
     weights = read_weights(path)
     if weights.description is None:
         raise UserError(
             f"{path} does not say what model it holds ({weights.origin} weights); give a file or run "
-            "of simmim or a Hugging Face folder, e.g. what finetune with init.checkpoint= writes"
+            "of simmim or a Hugging Face folder, e.g. what finetune with init.checkpoint= writes, or "
+            "build it with simmim.create_encoder and load simmim.checkpoints' conversion into it"
         )
-    description = weights.description
-    normalisation = Normalisation(tuple(description["mean"]), tuple(description["std"]))
-    encoder = SwinTransformer(**description["arguments"])
-    windows = weights.window_sizes
-    warn_of_padding(encoder, weights.origin)
-    model: SwinTransformer | HeadedEncoder | SimMIM = encoder
-    if weights.num_classes is not None:
-        headed = create(weights, encoder)
-        load_classifier_weights(headed, weights.tensors, source=str(path), window_sizes=windows)
-        model = headed
+    return weights
+
+
+def rebuild_encoder(weights: Weights, source: str) -> SwinTransformer:
+    """The encoder that weights describe, with them; `source` is their file's name in messages."""
+    encoder = _create_described(weights)
+    load_encoder_weights(encoder, weights.encoder, source=source, window_sizes=weights.window_sizes)
+    return encoder
+
+
+def rebuild(
+    weights: Weights,
+    source: str,
+    create: Callable[[Weights, SwinTransformer], HeadedEncoder] = create_headed,
+) -> TrainedModel:
+    """The model that weights describe, with them; otherwise as `load_trained`."""
+    model: SwinTransformer | HeadedEncoder | SimMIM
+    if weights.num_classes is None:
+        model = _with_reconstruction(rebuild_encoder(weights, source), weights.tensors, source)
     else:
-        load_encoder_weights(encoder, weights.encoder, source=str(path), window_sizes=windows)
-        model = _with_reconstruction(encoder, weights.tensors, str(path))
-    crop = description.get("held_out_crop")
+        model = create(weights, _create_described(weights))
+        load_classifier_weights(
+            model, weights.tensors, source=source, window_sizes=weights.window_sizes
+        )
+    assert weights.description is not None
+    crop = weights.description.get("held_out_crop")
+    normalisation = weights.normalisation
+    assert normalisation is not None
     return TrainedModel(model.eval(), weights.classes, normalisation, crop, weights.task)
+
+
+def _create_described(weights: Weights) -> SwinTransformer:
+    assert weights.description is not None
+    encoder = SwinTransformer(**weights.description["arguments"])
+    warn_of_padding(encoder, weights.origin)
+    return encoder
 
 
 def _with_reconstruction(

@@ -107,11 +107,8 @@ class ModelInit:
 
         Also the data's if the two are for values in different units, such as [0, 1] and counts.
         """
-        described = None if self.weights is None else self.weights.description
-        if described is None:
-            return of_data
-        trained = Normalisation(tuple(described["mean"]), tuple(described["std"]))
-        if trained == of_data or len(trained.mean) != len(of_data.mean):
+        trained = None if self.weights is None else self.weights.normalisation
+        if trained is None or trained == of_data or len(trained.mean) != len(of_data.mean):
             return of_data
         scales = [theirs / own for theirs, own in zip(trained.std, of_data.std, strict=True)]
         if max(*scales, *(1 / scale for scale in scales)) > _OTHER_UNITS:

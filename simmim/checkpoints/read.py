@@ -22,6 +22,7 @@ from simmim.checkpoints.formats.timm import from_timm
 from simmim.checkpoints.metadata import FORMAT_VERSION, EncoderDescription, is_description
 from simmim.checkpoints.sharded.merge import is_sharded, read_whole
 from simmim.utils.errors import UserError, first_line
+from simmim.utils.normalization import Normalisation
 
 # Files that a run writes at its end, and its subfolder for those of the run before it.
 FINAL_WEIGHTS = ("classifier.safetensors", "model.safetensors", "encoder.safetensors")
@@ -67,6 +68,13 @@ class Weights(NamedTuple):
     def window_sizes(self) -> list[list[int]] | None:
         """`[height, width]` of the window by stage; None if the file does not say."""
         return None if self.description is None else self.description["window_sizes"]
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """What the model's input was normalised with; None if the file does not say."""
+        if self.description is None:
+            return None
+        return Normalisation(tuple(self.description["mean"]), tuple(self.description["std"]))
 
     @property
     def num_classes(self) -> int | None:

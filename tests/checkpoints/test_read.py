@@ -154,7 +154,7 @@ def test_official_names_without_a_wrapper(tmp_path):
 
 def test_a_foreign_file_does_not_rebuild_an_encoder(tmp_path):
     path = save(tiny(), to_timm, tmp_path / "timm.pth")
-    with pytest.raises(UserError, match="does not say what encoder it holds"):
+    with pytest.raises(UserError, match="does not say what model it holds"):
         simmim.load_encoder(path)
 
 
