@@ -13,12 +13,12 @@ from simmim.data.dataset import ImageSource, Transform
 from simmim.data.decoding.on_device import require_crop_alone
 from simmim.data.samplers import Order
 from simmim.data.sources.hugging_face import (
-    Columns,
     index_splits,
     load_named,
     load_saved,
     stream_splits,
 )
+from simmim.data.sources.hugging_face_columns import Columns
 from simmim.data.sources.image_folder import (
     FolderSplits,
     ImageFolder,
