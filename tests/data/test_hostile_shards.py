@@ -39,18 +39,19 @@ def header(content: bytearray, at: int, *, size: bytes | None = None, kind: byte
 
 
 @pytest.mark.parametrize(
-    ("size", "kind"),
+    ("size", "kind", "damage"),
     [
-        (b"77777777777\0", None),  # 8 GiB
-        (b"\xff" * 12, None),  # -1
-        (b"\x80" + b"\xff" * 11, None),
-        (b"77777777777\0", b"L"),
-        (b"00010000000\0", b"x"),
-        (b"00010000000\0", b"g"),
-        (None, b"S"),
+        (b"77777777777\0", None, "unexpected end of data"),  # 8 GiB
+        (b"\xff" * 12, None, "a header of -1 bytes"),
+        (b"\x80" + b"\xff" * 11, None, "unexpected end of data"),
+        (b"77777777777\0", b"L", "a header of 8589934591 bytes"),
+        (b"\xff" * 12, b"L", "a header of -1 bytes"),
+        (b"00010000000\0", b"x", "a header of 2097152 bytes"),
+        (b"00010000000\0", b"g", "a header of 2097152 bytes"),
+        (None, b"S", "a sparse file"),
     ],
 )
-def test_no_size_of_a_tar_header_is_believed(tmp_path, size, kind):
+def test_no_size_of_a_tar_header_is_believed(tmp_path, size, kind, damage):
     image = encoded("PNG", picture(size=10))
     third = 2 * (512 + -(-len(image) // 512) * 512)
     path = write_shard(
@@ -59,7 +60,7 @@ def test_no_size_of_a_tar_header_is_believed(tmp_path, size, kind):
         **{"0": image, "1": image, "2": image},
     )
     index = scan_shard(path)
-    assert index.damage
+    assert damage in index.damage
     # The second may lack a part.
     assert 1 <= len(index) <= 2
     assert (index.offsets + index.sizes <= path.stat().st_size).all()
@@ -73,6 +74,24 @@ def test_no_size_of_a_tar_header_is_believed(tmp_path, size, kind):
         samples_per_epoch=1,
     )
     assert 1 <= len(data.val) <= 2
+
+
+@pytest.mark.parametrize(
+    ("attributes", "damage"),
+    [
+        ({"size": "-5"}, "a file of -5 bytes"),
+        ({"GNU.sparse.map": "0,10", "GNU.sparse.size": "10"}, "a sparse file"),
+    ],
+)
+def test_nor_is_what_an_extended_header_says(tmp_path, attributes, damage):
+    path = tmp_path / "a.tar"
+    image = encoded("PNG")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, said in (("0.png", {}), ("1.png", attributes)):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = len(image), said
+            tar.addfile(info, io.BytesIO(image))
+    assert damage in scan_shard(path).damage
 
 
 def test_a_name_is_nowhere_to_write_to_and_not_of_any_length(tmp_path):
@@ -110,6 +129,8 @@ def test_headers_of_headers_without_end_are_damage(tmp_path):
         {"offsets": np.array([0, 512])},
         {"names": np.zeros(1, "S50000000")},
         {"sizes": np.array([5.0])},
+        {"labels": np.zeros(3, "S1")},
+        {"names": np.array([7])},
     ],
 )
 def test_an_index_that_cannot_be_of_its_shard_is_made_anew(tmp_path, forged):
