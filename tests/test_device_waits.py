@@ -36,7 +36,7 @@ def train(run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[l
             waits.put_on_host(*tensors_in(batch))
             yield batch
 
-    def send(task: pl.LightningModule, batch: Any, device: Any, number: int) -> Any:
+    def send(module: pl.LightningModule, batch: Any, device: Any, number: int) -> Any:
         """From pinned memory, as the loader's is where there is a GPU."""
         return tree_map_only(torch.Tensor, torch.clone, batch)
 
@@ -87,7 +87,7 @@ def train(run, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[l
 )
 def test_a_step_waits_once(train, stage: str, options: list[str]) -> None:
     """Logged or not, in an epoch's first step too; gradients are clipped in all of them."""
-    assert train(stage, *options) == [["task.measure_step"]] * STEPS
+    assert train(stage, *options) == [["module.measure_step"]] * STEPS
 
 
 @pytest.mark.parametrize(

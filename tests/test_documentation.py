@@ -85,7 +85,8 @@ def options() -> set[str]:
     for path in config_directory().glob("*/*.yaml"):
         group = path.parent.name
         nodes = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        found |= dotted(nodes if group == "experiment" else {group: nodes})
+        is_global = "@package _global_" in path.read_text()
+        found |= dotted(nodes if is_global else {group: nodes})
     return found
 
 
