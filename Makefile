@@ -43,7 +43,7 @@ slow: $(READY)  ## what `make test` leaves out: pages and notebooks as typed, me
 fast: $(READY)  ## the tests that a changed package or interpreter breaks first
 	$(BIN)/python $(PYTEST) -m "not torture" $(FAST)
 
-# Runs the fast tests in .venv-$(1), which is made anew: by Python $(2), with the versions that $(3) chooses.
+# Runs the fast tests in .venv-$(1), which is made again, by Python $(2), with the versions that $(3) chooses.
 define fast_in
 	$(UV) venv --quiet --clear --python $(2) .venv-$(1)
 	$(UV) pip install --quiet --python .venv-$(1) $(3) --editable ".[test]"

@@ -39,7 +39,7 @@ class Cell(NamedTuple):
 
     @property
     def growth(self) -> float:
-        """The largest amplitude over the smallest, of the deep stage: merging starts both anew."""
+        """The largest amplitude over the smallest, of the deep stage: merging starts both again."""
         deep = self.amplitudes[-self.blocks :]
         return max(deep) / min(deep)
 

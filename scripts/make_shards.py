@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--channels", type=int, default=3, help="3: pictures in RGB (default)")
     parser.add_argument(
-        "--max-side", type=int, help="larger pictures are scaled down and encoded anew"
+        "--max-side", type=int, help="larger pictures are scaled down and encoded again"
     )
     arguments = parser.parse_args()
     try:

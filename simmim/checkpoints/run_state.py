@@ -67,7 +67,7 @@ def require_resumable(path: Path) -> RunState:
     except Exception as error:
         raise UserError(
             f"{path} is damaged or no checkpoint ({first_line(error)}); set resume= to another one, "
-            "or resume=never to start anew"
+            "or resume=never to start again"
         ) from error
     return require_run(state)
 

@@ -167,7 +167,7 @@ class RunReport(pl.Callback):
             self._has_warned = True
             warn(
                 f"{self.run_dir / REPORT} cannot be written ({type(error).__name__}: {error}); the run "
-                f"goes on, and python -m simmim.report {self.run_dir} makes it anew"
+                f"goes on, and python -m simmim.report {self.run_dir} writes it again"
             )
 
     def _look(self, pl_module: pl.LightningModule) -> None:

@@ -150,7 +150,7 @@ class RunRecord:
             "top-1",
             1 / classes if classes else None,
             "chance is",
-            "Share of images whose class was told right.",
+            "Share of images whose class was predicted correctly.",
             {"top5": "top-5"},
         )
 

@@ -1,4 +1,4 @@
-"""Loader workers that are started anew, not forked: spawn (macOS's way), forkserver (Python 3.14's)."""
+"""Loader workers that start afresh, not forked: spawn (macOS's way), forkserver (Python 3.14's)."""
 
 import io
 import pickle

@@ -29,7 +29,7 @@ def tiny_encoder(**changes: Any) -> SwinTransformer:
 
 
 def awake(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with every parameter drawn anew: at its start, its blocks are the identity."""
+    """The model with every parameter drawn again: at its start, its blocks are the identity."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -153,7 +153,7 @@ def require_named(path: str | None, excluded: Collection[str], names: Iterable[s
     if excluded and other is not None:
         raise UserError(
             f"data.exclude={path} excludes nothing: of its {len(excluded):,} names, as "
-            f"{min(excluded)}, none is among the data's, as {other}; make it anew by "
+            f"{min(excluded)}, none is among the data's, as {other}; make it again with "
             "python -m simmim.check with this data.root, or leave data.exclude out"
         )
 

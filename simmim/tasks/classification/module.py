@@ -61,7 +61,7 @@ class ClassificationModule(LabelledModule):
             "top-1",
             1 / len(self.outputs),
             "chance is",
-            "Share of images whose class was told right.",
+            "Share of images whose class was predicted correctly.",
             {"top5": "top-5"},
         )
 

@@ -105,12 +105,12 @@ class Multilabel(Task):
         answers = {name: tensor.cpu() for name, tensor in module.answers.items()}
         order = answers["index"].argsort()
         shares, wanted = answers["shares"][order], answers["wanted"][order] > 0
-        told = shares > 0.5
-        right = (told & wanted).sum(dim=0).tolist()
+        predicted = shares > 0.5
+        right = (predicted & wanted).sum(dim=0).tolist()
         counts = zip(
             names,
             wanted.sum(dim=0).tolist(),
-            told.sum(dim=0).tolist(),
+            predicted.sum(dim=0).tolist(),
             right,
             metrics.map.by_label.tolist(),
             strict=True,
@@ -118,13 +118,13 @@ class Multilabel(Task):
         per_label = [
             (
                 name,
-                have,
+                actual,
                 precision,
-                hit / said if said else "",
-                hit / have if have else "",
-                2 * hit / (said + have) if said + have else "",
+                hits / positives if positives else "",
+                hits / actual if actual else "",
+                2 * hits / (positives + actual) if positives + actual else "",
             )
-            for name, have, said, hit, precision in counts
+            for name, actual, positives, hits, precision in counts
         ]
         images_of = rows_of_images(images, answers["index"][order], [wanted.long(), shares])
         header = ["image", *(f"{what}{name}" for name in names for what in ("", "probability_"))]

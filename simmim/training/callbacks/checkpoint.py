@@ -199,7 +199,7 @@ class Checkpoints(pl.Callback):
         try:
             content = read_state(self.best)
         except Exception as error:  # torch raises many kinds for a damaged file
-            log.warning(f"{self.best} cannot be read ({error}); what is best is found anew")
+            log.warning(f"{self.best} cannot be read ({error}); the best is searched for again")
             return
         state = content["callbacks"][self.state_key]
         if state["monitor"] == self.monitor and state["best_step"] <= resumed_step:

@@ -138,7 +138,7 @@ class StallWatch:
             return None
         if self._board is not None and not self._board.claim():
             return ""
-        saved = "begins anew, for no checkpoint was written yet"
+        saved = "starts again from the beginning, because no checkpoint was written yet"
         if self._checkpoint.exists():
             saved = f"goes on from {self._checkpoint}"
         return f"{who}; the same command {saved}"

@@ -74,7 +74,7 @@ def newest_whole(last: Path) -> RunState | None:
     if damaged:
         others = f", nor is any of {len(damaged) - 1} older ones whole" if damaged[1:] else ""
         raise UserError(
-            f"{damaged[0]}{others}; set resume= to another one, or resume=never to start anew"
+            f"{damaged[0]}{others}; set resume= to another one, or resume=never to start again"
         )
     return None
 
@@ -123,7 +123,7 @@ def require_same_options(
     )
     raise UserError(
         f"{resumed.path} is of a run with other options: {shown}. Use those that it began with, "
-        f"another run_dir, resume=never to start anew{force}"
+        f"another run_dir, resume=never to start again{force}"
     )
 
 
@@ -153,6 +153,6 @@ def require_strategy(state: RunState, trainer: pl.Trainer) -> None:
     elif isinstance(strategy, DeepSpeedStrategy):
         raise UserError(
             f"{resumed} was not written by trainer=deepspeed_zero1, which goes on from its own "
-            "checkpoints alone; use trainer=fsdp or ddp, or start anew with its weights: "
+            "checkpoints alone; use trainer=fsdp or ddp, or start again with its weights: "
             f"init.checkpoint={resumed} resume=never"
         )

@@ -140,7 +140,7 @@ def test_drop_path_grows_linearly_from_nothing_at_the_first_block() -> None:
 
 
 def test_a_map_of_another_size_gives_what_an_encoder_built_for_it_gives() -> None:
-    # 2 tokens of window fit both maps, so that only masks and padding are made anew.
+    # 2 tokens of window fit both maps, so that only masks and padding are made again.
     images = torch.randn(1, 3, 20, 28)
     built_for_it = tiny(image_size=(20, 28))
     assert torch.equal(tiny(image_size=16)(images), built_for_it(images))

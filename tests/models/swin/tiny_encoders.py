@@ -25,7 +25,7 @@ def tiny(**changes: Any) -> SwinTransformer:
 
 @torch.no_grad()
 def awaken(encoder: SwinTransformer) -> SwinTransformer:
-    """Draws every parameter anew, so that no branch is silent and no bias is zero."""
+    """Draws every parameter again, so that no branch is silent and no bias is zero."""
     generator = torch.Generator().manual_seed(1)
     for parameter in encoder.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)

@@ -1,4 +1,4 @@
-"""A run that begins anew in the directory of a finished one: what of the two is there, and when."""
+"""A run that starts again in the directory of a finished one: what of the two is there, and when."""
 
 from pathlib import Path
 from unittest.mock import Mock
