@@ -246,14 +246,39 @@ def test_images_and_rows_without_each_other_are_told(folder, caplog):
     (folder / "labels.csv").write_text("\n".join([*lines[:-2], "gone.png,1,2,F,0,1"]))
     images = open_images(folder)
     assert len(images.train) + len(images.val) == 46
-    assert "left out for want of a row" in caplog.text
+    assert "left out, without a row" in caplog.text
     assert "1 of 47 rows" in caplog.text
 
 
 def test_no_row_for_any_image_names_both(folder):
     (folder / "labels.csv").write_text("image,age\nx1,3\nx2,4\n")
-    with pytest.raises(UserError, match=r"first column has names as x1, and an image is ward\d/"):
+    with pytest.raises(
+        UserError, match=r"first column has names such as x1, and an image is ward\d/"
+    ):
         open_images(folder)
+
+
+@pytest.mark.parametrize("root", ["linked", "parts", "../{}/linked"])
+@pytest.mark.parametrize("below", ["data.root", "the part"])
+def test_names_below_a_folder_however_it_is_reached(folder, below, root, monkeypatch):
+    monkeypatch.chdir(folder)
+    images = folder / "images"
+    for part, ward in (("train", "ward0"), ("val", "ward1")):
+        (folder / "parts" / part).mkdir(parents=True)
+        (images / ward).rename(folder / "parts" / part / ward)
+    (folder / "linked").symlink_to(folder / "parts", target_is_directory=True)
+    table = (folder / "labels.csv").read_text()
+    if below == "data.root":
+        table = table.replace("ward0/", "train/ward0/").replace("ward1/", "val/ward1/")
+    (folder / "labels.csv").write_text(table)
+    data = imagefolder(
+        root=root.format(folder.name),
+        labels=folder / "labels.csv",
+        image_size=8,
+        batch_size=2,
+        train_transform=torch.nn.Identity(),
+    )
+    assert len(data.train) == len(data.val) == 24
 
 
 def test_one_column_needs_no_list():

@@ -213,7 +213,10 @@ class Rows(NamedTuple):
         An image is named by its path below the data's folder or below its own part, by its file's
         name, or by any of these without its suffix; a name of several images is none.
         """
-        candidates = [self._names_of(images, path) for path in images.paths]
+        # Resolved, because either may have been reached through a link.
+        root, folder = images.root.resolve(), self.folder.resolve()
+        part = root.relative_to(folder) if root.is_relative_to(folder) else None
+        candidates = [names_of(path, images.root, part) for path in images.paths]
         count: dict[str, int] = {}
         for names in candidates:
             for name in set(names):
@@ -224,13 +227,6 @@ class Rows(NamedTuple):
             )
             for names in candidates
         ]
-
-    def _names_of(self, images: ImageFolder, path: str) -> list[str]:
-        whole = images.root / path
-        names = [path, PurePosixPath(path).name, whole.as_posix()]
-        if whole.is_relative_to(self.folder):
-            names.insert(0, whole.relative_to(self.folder).as_posix())
-        return [*names, *(name.removesuffix(whole.suffix) for name in names)]
 
     def label(self, images: ImageFolder, what: str) -> TabledImages:
         """The images that have a row, with their table; the others are left out, with a warning.
@@ -243,14 +239,14 @@ class Rows(NamedTuple):
         if not kept and images.paths:
             raise UserError(
                 f"none of the {len(images):,} {what} images has a row in data.labels {self.path}: its "
-                f"first column has names as {next(iter(self.rows))}, and an image is "
+                f"first column has names such as {next(iter(self.rows))}, and an image is "
                 f"{images.paths[0]}; use paths below data.root, or file names"
             )
         if len(kept) < len(images):
             first = next(index for index, row in enumerate(found) if row is None)
             warn(
-                f"left out for want of a row in {self.path}: {len(images) - len(kept):,} of "
-                f"{len(images):,} {what} images, as {images.identifier(first)}"
+                f"left out, without a row in {self.path}: {len(images) - len(kept):,} of "
+                f"{len(images):,} {what} images, such as {images.identifier(first)}"
             )
         rows = [row for row in found if row is not None]
         columns = {
@@ -259,6 +255,14 @@ class Rows(NamedTuple):
         table = Table(columns, [f"line {row.line}" for row in rows], self.path)
         chosen = [images.paths[index] for index in kept]
         return TabledImages(ImageFolder(images.root, chosen, (), images.channels), table)
+
+
+def names_of(path: str, root: Path, part: Path | None) -> list[str]:
+    """What a table may call the image at `path` in `root`, which is `part` of the data's folder."""
+    names = [path, PurePosixPath(path).name, (root / path).as_posix()]
+    if part is not None:
+        names.insert(0, (part / path).as_posix())
+    return [*names, *(name.removesuffix(PurePosixPath(path).suffix) for name in names)]
 
 
 def label_folders(
