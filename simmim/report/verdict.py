@@ -1,6 +1,6 @@
 """A run's verdict, derived from its metrics: a word, a sentence, a likely cause and advice.
 
-The rules are in `pretraining_rules.py` and `classification_rules.py`.
+The rules are in `pretraining_rules.py` and `labelled_rules.py`.
 """
 
 import itertools

@@ -53,7 +53,7 @@ TWO_IMAGES = replace(
         (HIDDEN_99, "no better than baseline", "too much is hidden, 99.3%"),
         (
             ONE_IMAGE,
-            "no better than baseline",
+            "learning slowly",
             "the batch is too small: a gradient from 1 image is",
         ),
         (TWO_IMAGES, "learning slowly", "the batch is too small: a gradient from 2 images is"),
@@ -80,7 +80,11 @@ def held_out(*values: float) -> Curve:
             "diverged",
             "the learning rate is too high",
         ),
-        ({"held_out": held_out(0.5, 9.0), "peak_lr": 0.1}, "diverged", "the learning rate is too"),
+        (
+            {"held_out": held_out(0.5, 9.0), "peak_lr": 0.1},
+            "no better than baseline",
+            "the learning rate is too high",
+        ),
         (
             {
                 "held_out": held_out(0.5, 2.0),
@@ -91,11 +95,16 @@ def held_out(*values: float) -> Curve:
         ),
         ({"held_out": held_out(0.62), "is_over": False}, "not learning yet", "it is early"),
         ({"held_out": held_out(*[0.61] * 10)}, "no better than baseline", "the learning rate does"),
-        ({"held_out": held_out(*[0.5] * 10)}, "learning slowly", "the learning rate does not suit"),
+        ({"held_out": held_out(*[0.5] * 10)}, "learning", "copying the nearest visible pixel"),
+        ({"held_out": held_out(*[0.5] * 3)}, "learning slowly", "few steps"),
         ({"held_out": held_out(0.56), "is_over": False}, "learning", ""),
         ({"held_out": held_out(0.3)}, "learning well", ""),
-        ({"held_out": held_out(0.338)}, "learning", "copying the nearest visible pixel"),
-        ({"held_out": held_out(0.3), "nearest_visible": None}, "learning", "how well copying"),
+        ({"held_out": held_out(*[0.338] * 10)}, "learning", "copying the nearest visible pixel"),
+        (
+            {"held_out": held_out(*[0.3] * 10), "nearest_visible": None},
+            "learning",
+            "how well copying",
+        ),
         # A step that was skipped is logged too.
         ({"held_out": held_out(0.3), "training": held_out(0.4, math.nan)}, "learning well", ""),
         (
