@@ -216,6 +216,11 @@ def test_a_resumed_run_refuses_other_numbers(run, folder):
         ),
         ([], ("ward0/000.png", "ward0/000.png,1"), r"line 2 of .* has 7 entries and the header 6"),
         ([], ("image,age", "image,weight"), r"needs a header line"),
+        (
+            [],
+            ("ward0/000.png", "x" * 200_000),
+            r"line 2 of .* not one of a CSV file \(field larger",
+        ),
         (["task.columns=[old]"], (",1,", ",0,"), r"all training images have the same old"),
     ],
 )
@@ -248,6 +253,22 @@ def test_images_and_rows_without_each_other_are_told(folder, caplog):
     assert len(images.train) + len(images.val) == 46
     assert "left out, without a row" in caplog.text
     assert "1 of 47 rows" in caplog.text
+
+
+def test_a_name_of_two_images_is_of_none(tmp_path):
+    for part, names in (("train", "ab"), ("val", "ac")):
+        (tmp_path / part).mkdir()
+        for name in names:
+            Image.new("L", (2, 3)).save(tmp_path / part / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("image,age\na.png,1\nb.png,2\nc.png,3\n")
+    data = imagefolder(
+        root=tmp_path,
+        labels=tmp_path / "labels.csv",
+        image_size=8,
+        batch_size=1,
+        train_transform=torch.nn.Identity(),
+    )
+    assert [data.train.table.columns["age"], data.val.table.columns["age"]] == [["2"], ["3"]]
 
 
 def test_no_row_for_any_image_names_both(folder):

@@ -1,6 +1,8 @@
 """Labels from a table: a CSV file whose first column names images, and whose others are labels."""
 
 import csv
+import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -161,23 +163,28 @@ def read_table(path: str | Path, folder: Path) -> "Rows":
             f"data.labels {path} cannot be read ({error}); give a CSV file in UTF-8, whose first "
             "column names images"
         ) from error
-    lines = text.splitlines(keepends=True)
-    head = lines[0] if lines else ""
-    reader = csv.reader(lines, delimiter=max(_SEPARATORS, key=head.count))
-    header = [name.strip() for name in next(reader, [])]
+    head = text.partition("\n")[0]
+    delimiter = max(_SEPARATORS, key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        lines = [Row(reader.line_num, [entry.strip() for entry in entries]) for entries in reader]
+    except csv.Error as error:
+        raise UserError(
+            f"line {reader.line_num} of data.labels {path} is not one of a CSV file ({error}); mend it"
+        ) from error
+    header = lines[0].entries if lines else []
     if len(header) < 2 or len(set(header)) < len(header):
         raise UserError(
             f"data.labels {path} needs a header line: a column of images' names, then columns of "
             f"labels, each with a name of its own; it has {', '.join(header) or 'none'}"
         )
     rows: dict[str, Row] = {}
-    for entries in reader:
-        if not any(entry.strip() for entry in entries):
+    for row in lines[1:]:
+        if not any(row.entries):
             continue
-        row = Row(reader.line_num, [entry.strip() for entry in entries])
-        if len(entries) != len(header):
+        if len(row.entries) != len(header):
             raise UserError(
-                f"line {row.line} of data.labels {path} has {len(entries)} entries and the header "
+                f"line {row.line} of data.labels {path} has {len(row.entries)} entries and the header "
                 f"{len(header)}; mend it"
             )
         name = as_name(row.entries[0])
@@ -207,34 +214,37 @@ class Rows(NamedTuple):
     rows: Mapping[str, Row]
     folder: Path
 
-    def find(self, images: ImageFolder) -> list[Row | None]:
-        """The row of each image, None without one.
+    def find(self, parts: Sequence[ImageFolder]) -> list[list[Row | None]]:
+        """The row of each image of each part, None without one.
 
         An image is named by its path below the data's folder or below its own part, by its file's
         name, or by any of these without its suffix; a name of several images is none.
         """
+        candidates = [self._names_of(part) for part in parts]
+        count = Counter(name for part in candidates for names in part for name in {*names})
+        return [
+            [
+                next(
+                    (self.rows[name] for name in names if name in self.rows and count[name] == 1),
+                    None,
+                )
+                for names in part
+            ]
+            for part in candidates
+        ]
+
+    def _names_of(self, images: ImageFolder) -> list[list[str]]:
         # Resolved, because either may have been reached through a link.
         root, folder = images.root.resolve(), self.folder.resolve()
         part = root.relative_to(folder) if root.is_relative_to(folder) else None
-        candidates = [names_of(path, images.root, part) for path in images.paths]
-        count: dict[str, int] = {}
-        for names in candidates:
-            for name in set(names):
-                count[name] = count.get(name, 0) + 1
-        return [
-            next(
-                (self.rows[name] for name in names if name in self.rows and count[name] == 1), None
-            )
-            for names in candidates
-        ]
+        return [names_of(path, images.root, part) for path in images.paths]
 
-    def label(self, images: ImageFolder, what: str) -> TabledImages:
-        """The images that have a row, with their table; the others are left out, with a warning.
+    def label(self, images: ImageFolder, found: Sequence[Row | None], what: str) -> TabledImages:
+        """The images with a row in `found`, and their table; warns of the others, which are left out.
 
         Raises:
             UserError: no image has a row.
         """
-        found = self.find(images)
         kept = [index for index, row in enumerate(found) if row is not None]
         if not kept and images.paths:
             raise UserError(
@@ -274,9 +284,12 @@ def label_folders(
         UserError: as `read_table`, or no image of a part has a row.
     """
     rows = read_table(labels, Path(root).expanduser())
+    parts = (folders.train, folders.val)
     train, val = (
-        rows.label(part, what)
-        for part, what in ((folders.train, "training"), (folders.val, "held-out"))
+        rows.label(images, found, what)
+        for images, found, what in zip(
+            parts, rows.find(parts), ("training", "held-out"), strict=True
+        )
     )
     used = len(train) + len(val)
     if used < len(rows.rows):
