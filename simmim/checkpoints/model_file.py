@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -138,6 +138,11 @@ def load_classifier(path: str | Path) -> TrainedClassifier:
     return TrainedClassifier(trained.model.train(), trained.classes, trained.normalisation)
 
 
+def labelled_kind(task: str) -> Literal["classifier", "model"]:
+    """What a task's model is called in the names of its file and of the function that reads it."""
+    return "classifier" if task == "classification" else "model"
+
+
 class TrainedModel(NamedTuple):
     """A model in eval mode, the names of its outputs if it has a head, its normalisation.
 
@@ -157,6 +162,11 @@ class TrainedModel(NamedTuple):
         if not isinstance(self.model, HeadedEncoder):
             return None
         return len(self.model.state_dict()["head.linear.weight"])
+
+    @property
+    def kind(self) -> Literal["encoder", "classifier", "model"]:
+        """What it is called in the names of its file and of the function that reads it."""
+        return labelled_kind(self.task) if isinstance(self.model, HeadedEncoder) else "encoder"
 
     @property
     def encoder(self) -> SwinTransformer:

@@ -19,13 +19,15 @@ from simmim.utils.files import as_json
 from simmim.utils.sizes import Pair
 
 
-def save_hugging_face(trained: TrainedModel, folder: Path) -> str:
+def save_hugging_face(trained: TrainedModel, folder: Path, problem_type: str | None = None) -> str:
     """Writes configuration, weights and preprocessing; returns the line of Python that loads them.
+
+    `problem_type` is Hugging Face's name for what a head was trained for (None: one class an image).
 
     Raises:
         UserError: a model that Hugging Face's classes do not support.
     """
-    config = create_config(trained.model, trained.classes, trained.task)
+    config = create_config(trained.model, trained.classes, problem_type)
     preprocessor = create_preprocessor(
         trained.encoder, trained.normalisation, trained.held_out_crop
     )

@@ -60,7 +60,8 @@ def export(
     elif format == "timm":
         written["load"] = save_timm(as_plain(trained), path)
     elif format == "hf":
-        written["load"] = save_hugging_face(as_plain(trained), path)
+        plain = as_plain(trained)
+        written["load"] = save_hugging_face(plain, path, find_problem_type(trained))
     else:
         written["difference"] = save_onnx(trained, path, opset)
         say(f"differs from PyTorch by {written['difference']:.1e} of its largest output at most")
@@ -107,10 +108,9 @@ def save_own(trained: TrainedModel, path: Path) -> str:
         save_labelled(
             trained.model, path, trained.classes, trained.normalisation, task=trained.task
         )
-        load = "load_classifier" if trained.task == "classification" else "load_model"
-        return f"simmim.{load}({str(path)!r})"
-    save_encoder(trained.encoder, path, trained.normalisation)
-    return f"simmim.load_encoder({str(path)!r})"
+    else:
+        save_encoder(trained.encoder, path, trained.normalisation)
+    return f"simmim.load_{trained.kind}({str(path)!r})"
 
 
 def as_plain(trained: TrainedModel) -> TrainedModel:
@@ -123,12 +123,21 @@ def as_plain(trained: TrainedModel) -> TrainedModel:
     return trained._replace(model=task_named(trained.task).as_classifier(trained.model))
 
 
+def find_problem_type(trained: TrainedModel) -> str | None:
+    """Hugging Face's name for the model's task, None for its default: one class an image."""
+    if trained.kind != "model":
+        return None
+    from simmim.tasks.task import task_named
+
+    return task_named(trained.task).problem_type
+
+
 def describe(trained: TrainedModel) -> str:
     """Describes a model: `a classifier of 1000 classes for images of 256`."""
     kind = "an encoder"
     if isinstance(trained.model, HeadedEncoder):
         kind = f"a classifier of {trained.outputs} classes"
-        if trained.task != "classification":
+        if trained.kind != "classifier":
             kind = f"a model of task={trained.task} with {trained.outputs} outputs"
     elif isinstance(trained.model, SimMIM):
         kind = "an encoder with SimMIM's mask token and head"
@@ -141,11 +150,8 @@ def output_path(format: Format, output: str | None, trained: TrainedModel, run_d
     Raises:
         UserError: the file's suffix does not match the format, or `output` of hf is not a folder.
     """
-    own = "encoder"
-    if isinstance(trained.model, HeadedEncoder):
-        own = "classifier" if trained.task == "classification" else "model"
     names = {
-        "safetensors": f"{own}.safetensors",
+        "safetensors": f"{trained.kind}.safetensors",
         "timm": "timm.safetensors",
         "hf": "hf",
         "onnx": "model.onnx",

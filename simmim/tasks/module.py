@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from typing_extensions import Unpack
 
-from simmim.checkpoints.model_file import save_labelled
+from simmim.checkpoints.model_file import labelled_kind, save_labelled
 from simmim.data.dataset import Sample, is_counted
 from simmim.models.classifier import HeadedEncoder, Mode
 from simmim.training.module import TrainingArguments, TrainingModule
@@ -109,10 +109,9 @@ class LabelledModule(TrainingModule):
     def save_weights(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Writes the whole model beside `encoder.safetensors`."""
         super().save_weights(folder, weights)
-        name = "classifier" if self.task == "classification" else "model"
         save_labelled(
             self.model,
-            folder / f"{name}.safetensors",
+            folder / f"{labelled_kind(self.task)}.safetensors",
             self.outputs,
             self.normalisation,
             weights,

@@ -52,9 +52,12 @@ class Task(ABC):
 
     Attributes:
         name: name of the task's folder, which model files contain.
+        problem_type: Hugging Face's name for the task, by which their model chooses its loss; None
+            for their default, one class an image.
     """
 
     name: ClassVar[str]
+    problem_type: ClassVar[str | None] = None
 
     @abstractmethod
     def label(self, images: ImageDataModule) -> tuple[str, ...]:

@@ -46,16 +46,13 @@ _DEFAULTS: dict[str, Any] = {
     "drop_path_rate": 0.1,
 }
 
-# Their name for a task, by which their model chooses its loss.
-_PROBLEMS = {"multilabel": "multi_label_classification", "regression": "regression"}
-
 
 def create_config(
     model: SwinTransformer | HeadedEncoder | SimMIM,
     classes: Sequence[str],
-    task: str = "classification",
+    problem_type: str | None = None,
 ) -> dict[str, Any]:
-    """The content of `config.json`; `task` is what a classifier was trained for.
+    """The content of `config.json`; by `problem_type` their model chooses its loss.
 
     Raises:
         UserError: Hugging Face has no such model.
@@ -96,8 +93,8 @@ def create_config(
         labels = list(classes) or [f"LABEL_{number}" for number in range(outputs)]
         config["id2label"] = {str(number): label for number, label in enumerate(labels)}
         config["label2id"] = {label: number for number, label in enumerate(labels)}
-        if task in _PROBLEMS:
-            config["problem_type"] = _PROBLEMS[task]
+        if problem_type is not None:
+            config["problem_type"] = problem_type
     return config
 
 

@@ -37,6 +37,7 @@ class Multilabel(Task):
     """
 
     name = "multilabel"
+    problem_type = "multi_label_classification"
 
     def __init__(
         self,

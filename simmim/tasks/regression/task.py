@@ -32,6 +32,7 @@ class Regression(Task):
     """
 
     name = "regression"
+    problem_type = "regression"
 
     def __init__(self, columns: str | Sequence[str] | None = None) -> None:
         self.columns = as_names(columns)
