@@ -199,14 +199,14 @@ class Implementations(NamedTuple):
             return create_ours(work, compiled=compiled)
         if name == "official":
             assert self.official is not None
-            contestant: Implementation | None = create_official(work, self.official)
+            implementation: Implementation | None = create_official(work, self.official)
         elif name in PEERS:
-            contestant = PEERS[name](work)
+            implementation = PEERS[name](work)
         else:
             raise UserError(f"peers.names={name} is unknown; use {', '.join(PEERS)}")
-        if contestant is not None and compiled:
-            contestant.model.compile(dynamic=False)
-        return contestant
+        if implementation is not None and compiled:
+            implementation.model.compile(dynamic=False)
+        return implementation
 
 
 PEERS: dict[str, Callable[[Workload], Implementation | None]] = {

@@ -49,18 +49,18 @@ def measure_here(measurement: Measurement) -> int:
     official = None if measurement.official is None else Path(measurement.official)
     inputs = draw_inputs(work, device)
     before = 0
-    contestant = Implementations((), official).create(
+    implementation = Implementations((), official).create(
         measurement.name, work, compiled=measurement.compiled
     )
-    assert contestant is not None
+    assert implementation is not None
     if device.type == "cpu":
         before = _resident_bytes() - sum(
             parameter.numel() * parameter.element_size()
-            for parameter in contestant.model.parameters()
+            for parameter in implementation.model.parameters()
         )
-    contestant.model.to(device).train(work.kind != "inference")
+    implementation.model.to(device).train(work.kind != "inference")
     for _ in range(_STEPS):
-        run_step(contestant, work, inputs, measurement.precision)
+        run_step(implementation, work, inputs, measurement.precision)
     return peak_memory_bytes(device) - before
 
 

@@ -67,46 +67,46 @@ def benchmark(
         if value < 1:
             raise UserError(f"{name}={value} is not positive; use 1 or more")
     official = None if peers.official is None else Path(str(peers.official))
-    entrants = Implementations(tuple(str(name) for name in peers.names), official)
-    unknown = [name for name in entrants.peers if name not in PEERS]
+    implementations = Implementations(tuple(str(name) for name in peers.names), official)
+    unknown = [name for name in implementations.peers if name not in PEERS]
     if unknown:
         raise UserError(f"peers.names={unknown[0]} is unknown; use {', '.join(PEERS)}")
     if threads is not None:
         torch.set_num_threads(threads)
-    race = StepBenchmark(entrants, place, available_precisions(place, precisions), rounds)
+    steps = StepBenchmark(implementations, place, available_precisions(place, precisions), rounds)
 
     def works(named: Sequence[str]) -> list[Workload]:
         return [parse_row(row, model, batch_size) for model in models for row in named]
 
     chosen = works(rows), works(compiled_rows), works(memory_rows)
-    figures: dict[str, Any] = {"machine": describe_machine(place), "rounds": rounds}
-    say(f"{figures['machine']['processor']}, {torch.get_num_threads()} threads")
+    measured: dict[str, Any] = {"machine": describe_machine(place), "rounds": rounds}
+    say(f"{measured['machine']['processor']}, {torch.get_num_threads()} threads")
     growths = []
     if "steps" in parts:
-        figures["steps"] = [
-            *race.time_all(chosen[0], compiled=False),
-            *race.time_all(chosen[1], compiled=True),
+        measured["steps"] = [
+            *steps.time_all(chosen[0], compiled=False),
+            *steps.time_all(chosen[1], compiled=True),
         ]
-        tables.show_steps(figures["steps"])
+        tables.show_steps(measured["steps"])
     if "memory" in parts:
-        figures["memory"] = race.weigh_all(chosen[2])
-        tables.show_memory(figures["memory"])
+        measured["memory"] = steps.weigh_all(chosen[2])
+        tables.show_memory(measured["memory"])
     if "loading" in parts:
-        figures["loading"] = load_all(images, rounds)
-        tables.show_loading(figures["loading"])
+        measured["loading"] = load_all(images, rounds)
+        tables.show_loading(measured["loading"])
     if "growth" in parts:
         growths = measure_growth(models[0], place, rounds=rounds, quick=quick)
-        figures["growth"] = [asdict(growth) for growth in growths]
+        measured["growth"] = [asdict(growth) for growth in growths]
         tables.show_growth(growths)
     if "compile_time" in parts:
         seconds = {name: measure_compile_time(name, place) for name in compile_time}
-        figures["compile_time_seconds"] = seconds
+        measured["compile_time_seconds"] = seconds
         tables.show_compile_time(seconds)
     folder = Path(run_dir)
-    (folder / "benchmark.json").write_text(as_json(figures) + "\n")
-    tables.draw(folder / "benchmark.png", figures.get("steps", []), growths)
+    (folder / "benchmark.json").write_text(as_json(measured) + "\n")
+    tables.draw(folder / "benchmark.png", measured.get("steps", []), growths)
     say(f"written to {folder / 'benchmark.json'}")
-    return figures
+    return measured
 
 
 class StepBenchmark:
@@ -114,12 +114,12 @@ class StepBenchmark:
 
     def __init__(
         self,
-        entrants: Implementations,
+        implementations: Implementations,
         device: torch.device,
         precisions: Sequence[Precision],
         rounds: int,
     ) -> None:
-        self.entrants = entrants
+        self.implementations = implementations
         self.device = device
         self.precisions = precisions
         self.rounds = rounds
@@ -138,10 +138,10 @@ class StepBenchmark:
         torch.compiler.reset()
         inputs = draw_inputs(work, self.device)
         timers: dict[str, Callable[[], float]] = {}
-        for name in self.entrants.names:
-            contestant = self.entrants.create(name, work, compiled=compiled)
-            if contestant is not None:
-                timers[name] = create_timer(contestant, work, inputs, precision)
+        for name in self.implementations.names:
+            implementation = self.implementations.create(name, work, compiled=compiled)
+            if implementation is not None:
+                timers[name] = create_timer(implementation, work, inputs, precision)
         seconds = interleave(timers, self.rounds)
         ours = seconds["ours"]
         return {
@@ -169,7 +169,7 @@ class StepBenchmark:
                 "compiled": False,
                 "bytes": {
                     name: measure_apart(self._measurement(name, work, precision))
-                    for name in self.entrants.names
+                    for name in self.implementations.names
                     if name != "torchvision" or work.kind != "simmim"
                 },
             }
@@ -185,7 +185,9 @@ class StepBenchmark:
             compiled=False,
             device=str(self.device),
             threads=torch.get_num_threads(),
-            official=None if self.entrants.official is None else str(self.entrants.official),
+            official=None
+            if self.implementations.official is None
+            else str(self.implementations.official),
         )
 
 

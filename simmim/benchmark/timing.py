@@ -25,32 +25,32 @@ class Ratio(NamedTuple):
 
 
 def run_step(
-    contestant: Implementation, work: Workload, inputs: Inputs, precision: Precision
+    implementation: Implementation, work: Workload, inputs: Inputs, precision: Precision
 ) -> None:
     """Runs one step: forward, loss and backward, or only forward for inference."""
     device = inputs.images.device.type
     is_training = work.kind != "inference"
-    contestant.model.zero_grad(set_to_none=True)
+    implementation.model.zero_grad(set_to_none=True)
     autocast = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
     with torch.set_grad_enabled(is_training), autocast:
-        result = contestant.step(inputs)
+        result = implementation.step(inputs)
     if is_training:
         torch.autograd.backward(result)
 
 
 def create_timer(
-    contestant: Implementation, work: Workload, inputs: Inputs, precision: Precision
+    implementation: Implementation, work: Workload, inputs: Inputs, precision: Precision
 ) -> Callable[[], float]:
     """Creates a function that runs steps of an implementation and returns the seconds per step."""
     device = inputs.images.device
-    contestant.model.to(device).train(work.kind != "inference")
+    implementation.model.to(device).train(work.kind != "inference")
     steps = _STEPS_AT_ONCE.get(device.type, 1)
 
     def timed() -> float:
         synchronise(device)
         started = time.perf_counter()
         for _ in range(steps):
-            run_step(contestant, work, inputs, precision)
+            run_step(implementation, work, inputs, precision)
         synchronise(device)
         return (time.perf_counter() - started) / steps
 

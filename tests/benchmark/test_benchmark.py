@@ -42,9 +42,9 @@ def test_who_takes_part_does_the_same_work():
     inputs = draw_inputs(work, torch.device("cpu"))
     losses, sizes = [], []
     for name in ("ours", "timm", "hugging_face"):
-        contestant = Implementations((), None).create(name, work)
-        losses.append(float(contestant.step(inputs)))
-        sizes.append(sum(parameter.numel() for parameter in contestant.model.parameters()))
+        implementation = Implementations((), None).create(name, work)
+        losses.append(float(implementation.step(inputs)))
+        sizes.append(sum(parameter.numel() for parameter in implementation.model.parameters()))
     assert max(losses) < 1.3 * min(losses)
     assert max(sizes) < 1.01 * min(sizes)
 
