@@ -1,7 +1,6 @@
 """The Swin block (attention and MLP as residual branches), and the stage with its patch merging."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -9,8 +8,7 @@ from simmim.models.swin.activation_checkpointing import recompute
 from simmim.models.swin.attention import AttentionBackend, PositionBias, Similarity, WindowAttention
 from simmim.models.swin.derived_tables import TableModule
 from simmim.models.swin.drop_path import DropPath
-from simmim.models.swin.kernels.gelu import gelu_after
-from simmim.models.swin.kernels.linear import Linear, is_compiled_on_cpu
+from simmim.models.swin.kernels.linear import Linear
 from simmim.models.swin.kernels.triton_attention import regions_of
 from simmim.models.swin.patch_embed import Norm, PatchMerging
 from simmim.models.swin.tracing import is_symbolic
@@ -29,10 +27,6 @@ class Mlp(nn.Module):
 
     def forward(self, features: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Transforms each token independently."""
-        is_own = isinstance(self.fc1, nn.Linear)
-        if is_own and is_compiled_on_cpu(features) and torch.is_grad_enabled():
-            product = F.linear(features, self.fc1.weight)
-            return self.fc2(gelu_after(product, self.fc1.bias))
         return self.fc2(self.activation(self.fc1(features)))
 
 

@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from simmim.models.swin import SwinTransformer, blocks
+from simmim.models.swin import SwinTransformer
 from simmim.models.swin.attention import (
     PositionBias,
     Similarity,
@@ -17,7 +16,7 @@ from simmim.models.swin.attention import (
 )
 from simmim.models.swin.blocks import Mlp
 from simmim.models.swin.compile import check_compile, compile_blocks
-from simmim.models.swin.kernels import chunked_attention, gelu, linear
+from simmim.models.swin.kernels import chunked_attention, linear
 from simmim.models.swin.kernels.linear import Linear
 from simmim.models.swin.windows import attention_mask, fit_window
 from simmim.utils.errors import UserError
@@ -28,9 +27,8 @@ pytestmark = pytest.mark.unchecked
 
 @pytest.fixture
 def plain_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What operators do with a chunk and in a GELU is not compiled, which takes seconds."""
+    """What operators do with a chunk is not compiled, which takes seconds."""
     monkeypatch.setattr(chunked_attention, "_compile", lambda function: function)
-    monkeypatch.setattr(gelu, "_compile", lambda: gelu._compute)
 
 
 def create(**changes) -> SwinTransformer:
@@ -80,7 +78,6 @@ def test_compiled_position_biases_learn_in_float32_under_autocast(
     """Their gradients are those of the same encoder without a compiler, where bf16 would round them."""
     # Compiled, biases are added to what has been rounded, and slopes are: all gradients differ by that.
     monkeypatch.setattr(linear, "is_compiled_on_cpu", lambda tensor: False)
-    monkeypatch.setattr(blocks, "is_compiled_on_cpu", lambda tensor: False)
     torch.compiler.reset()
     encoder, plain = create(), create()
     compile_blocks(encoder, "default", backend="aot_eager")
@@ -112,33 +109,6 @@ def test_a_compiled_layer_equals_pytorchs(
     for ours, expected in zip(*results, strict=True):
         assert ours.dtype == expected.dtype
         assert (ours - expected).norm() < tolerance * expected.norm()
-
-
-def test_a_compiled_mlp_without_gradients_is_pytorchs_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """There is no use for slopes."""
-    monkeypatch.setattr(blocks, "gelu_after", None)
-    torch.compiler.reset()
-    mlp = Mlp(24, 40)
-    features = torch.randn(2, 3, 5, 24)
-    expected = mlp(features)
-    mlp.compile(backend="aot_eager", fullgraph=True)
-    with torch.no_grad():
-        torch.testing.assert_close(mlp(features), expected)
-
-
-def test_gelu_and_its_slope_are_the_error_functions() -> None:
-    hidden = torch.linspace(-12, 12, 100_001)
-    product, bias = (hidden - 0.5).requires_grad_(), torch.tensor([0.5], requires_grad=True)
-    exact = (product + bias).detach().double().requires_grad_()
-    value = gelu.gelu_after(product.unsqueeze(1), bias).squeeze(1)
-    slope, of_bias = torch.autograd.grad(value.sum(), (product, bias))
-    expected = F.gelu(exact)
-    (expected_slope,) = torch.autograd.grad(expected.sum(), exact)
-    assert ((value - expected).abs() <= 2e-7 * exact.abs().clamp(min=1)).all()
-    assert ((slope - expected_slope).abs() <= 4e-7).all()
-    torch.testing.assert_close(of_bias, slope.sum(dim=0, keepdim=True))
 
 
 @pytest.mark.parametrize("kind", ["log_cpb", "table"])

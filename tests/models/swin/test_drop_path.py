@@ -11,7 +11,7 @@ from torch import Tensor
 from simmim.models.swin import SwinTransformer
 from simmim.models.swin.compile import compile_blocks
 from simmim.models.swin.drop_path import draw_paths
-from simmim.models.swin.kernels import chunked_attention, gelu
+from simmim.models.swin.kernels import chunked_attention
 
 # The compiler would stop at checks of types.
 pytestmark = pytest.mark.unchecked
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.unchecked
 def operators_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """What operators do within is not compiled, which takes seconds."""
     monkeypatch.setattr(chunked_attention, "_compile", lambda function: function)
-    monkeypatch.setattr(gelu, "_compile", lambda: gelu._compute)
 
 
 def create(**changes) -> SwinTransformer:
