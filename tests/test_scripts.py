@@ -1,6 +1,7 @@
 """The scripts beside the package: what they run, and the tables that they write."""
 
 import csv
+import importlib.util
 import json
 import subprocess
 import sys
@@ -349,6 +350,22 @@ def test_the_data_path_is_measured_on_a_folder_of_jpegs(tmp_path):
     assert figures["difference"] < 3
     assert all(rate > 0 for rate, *_ in figures["ways"].values())
     assert "torchvision" in table
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("shift", [[], ["--plain"]])
+def test_the_attention_benchmark_times_what_equals_the_reference(tmp_path, shift):
+    check_started(
+        str(SCRIPTS / "attention_benchmark" / "__main__.py"),
+        *("--device", "cpu", "--types", "float32", "--tokens", "200", "--rounds", "1", *shift),
+        *("--windows", "3", "--heads", "2", "--head-dim", "8", "--only", "sdpa math"),
+        cwd=tmp_path,
+    )
+    [cell] = json.loads((tmp_path / "attention_benchmark.json").read_text())["cells"]
+    assert cell["shifted"] is not bool(shift)
+    result = cell["results"]["sdpa math"]
+    assert "not_run" not in result
+    assert len(result["step_ms"]) == len(result["forward_ms"]) == 1
 
 
 def test_amplitudes_are_measured_before_and_after_training(tmp_path):

@@ -44,7 +44,7 @@ LONG_SCRIPTS = {
     "claims.py": "an hour and more; tests/test_claims.py runs it in small",
     "memory_table.py": "minutes; tests/test_scripts.py runs a row of it",
     "data_path.py": "minutes; tests/test_scripts.py runs it in small",
-    "attention_race.py": "needs a GPU",
+    "attention_benchmark": "needs a GPU; tests/test_scripts.py runs it on a CPU in small",
     "compile_attention.py": "takes minutes; tests/models/swin runs what it compiles",
     "plan_accuracy.py": "ten minutes; tests/plan compares plans with what is measured",
     "draw_figures.py": "half a minute; tests/test_figures.py draws them",
@@ -222,6 +222,8 @@ def small(stage: str, given: dict[str, str]) -> list[str]:
 def type_script(script: str, options: list[str]) -> None:
     """A script's `main`, or that a long one is there and knows the options."""
     path = ROOT / "scripts" / script
+    if path.is_dir():
+        path /= "__main__.py"
     assert path.is_file(), f"there is no scripts/{script}"
     if script in LONG_SCRIPTS:
         unknown = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from simmim.models.swin import SwinTransformer
 from simmim.models.swin.attention import attend_reference
 from simmim.models.swin.kernels.triton_attention import fused_attention
-from simmim.models.swin.kernels.triton_launch import RACED_TILES, Tile, choose_tile
+from simmim.models.swin.kernels.triton_launch import TUNED_TILES, Tile, choose_tile
 from simmim.models.swin.windows import attention_mask, fit_window
 from simmim.utils.sizes import Pair
 
@@ -100,12 +100,12 @@ def answer(
 def worst_difference(case: Case) -> float:
     key = (case.window_size[0] * case.window_size[1], case.head_dim, case.dtype.itemsize)
     if case.tile is not None:
-        RACED_TILES[key] = case.tile
+        TUNED_TILES[key] = case.tile
     try:
         given = draw(case)
         found = answer(fused_attention, *given)
     finally:
-        RACED_TILES.pop(key, None)
+        TUNED_TILES.pop(key, None)
     differences = []
     for one, other in zip(found, answer(spelled_out, *given), strict=True):
         # The gradient of a query that is zero is as large as one over the least length.

@@ -46,8 +46,8 @@ _LARGEST_TILES = {
 }
 
 # Tiles by (tokens, channels of a head, bytes per element) that override the rule. Meant for those
-# that `scripts/attention_race.py --tiles` measures as faster; it has not been run on a GPU yet.
-RACED_TILES: dict[tuple[int, int, int], Tile] = {}
+# that `scripts/attention_benchmark --tiles` measures as faster; it has not been run on a GPU yet.
+TUNED_TILES: dict[tuple[int, int, int], Tile] = {}
 
 # The approximate maximum number of programs among which the sum of the bias's gradient is split.
 _BIAS_PROGRAMS = 1024
@@ -55,9 +55,9 @@ _BIAS_PROGRAMS = 1024
 
 def choose_tile(tokens: int, head_dim: int, bytes_of_number: int) -> Tile:
     """The tile for a shape; it depends only on the shape, so that results do not depend on timings."""
-    raced = RACED_TILES.get((tokens, head_dim, bytes_of_number))
-    if raced is not None:
-        return raced
+    tuned = TUNED_TILES.get((tokens, head_dim, bytes_of_number))
+    if tuned is not None:
+        return tuned
     largest = _LARGEST_TILES[bytes_of_number, max(32, padded_width(head_dim))]
     window = max(16, triton.next_power_of_2(tokens))
     rows, columns = min(largest.rows, window), min(largest.columns, window)
