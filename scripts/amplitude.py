@@ -14,11 +14,12 @@ import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
-NORMS = {"pre": "pre-norm", "res_post": "res-post-norm"}
+Norm = Literal["pre", "res_post"]
+NORMS: dict[Norm, str] = {"pre": "pre-norm", "res_post": "res-post-norm"}
 IMAGE_SIZE = 32
 MASK_PATCH = 4
 HELD_OUT = 64
@@ -88,7 +89,7 @@ def main() -> None:
 
 
 def follow(
-    norm: str, blocks: int, seed: int, *, steps: int, batch_size: int, learning_rate: float
+    norm: Norm, blocks: int, seed: int, *, steps: int, batch_size: int, learning_rate: float
 ) -> list[Cell]:
     """One encoder at its initial values and, where it is trained, after that.
 

@@ -47,8 +47,8 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     console = Console(soft_wrap=True, highlight=False)
-    for error in errors[:_SHOWN]:
-        Console(stderr=True, soft_wrap=True).print(f"left out: {error}")
+    for reason in errors[:_SHOWN]:
+        Console(stderr=True, soft_wrap=True).print(f"left out: {reason}")
     console.print(f"{len(source) - len(errors)} images, {len(errors)} could not be read")
     mean, std = (list(map(float, values)) for values in (statistics.mean, statistics.std))
     for name, values in (("mean", mean), ("std", std)):

@@ -10,6 +10,7 @@ So a figure shows what the code does: windows, regions, offsets and biases come 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -29,7 +30,7 @@ from simmim.models.swin.windows import WindowGrid, attention_mask, fit_window, p
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 # The same file for the same figure, with letters that look alike everywhere.
-STYLE = {
+STYLE: Any = {  # matplotlib's type names each of its settings
     "svg.hashsalt": "simmim",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -194,7 +195,9 @@ def draw_position_bias() -> Figure:
     small = ContinuousPositionBias(1, pretrained, pretrained, log_spaced=True)
     large = ContinuousPositionBias(1, (24, 24), pretrained, log_spaced=True)
     # Steeper than at the start of training, for its shape to show.
-    torch.nn.init.normal_(small.mlp[2].weight, std=0.08)
+    steep = small.mlp[2].weight
+    assert isinstance(steep, torch.Tensor)
+    torch.nn.init.normal_(steep, std=0.08)
     large.load_state_dict(small.state_dict())
     biases = [by_offset(small), by_offset(large)]
     lowest, highest = min(map(np.min, biases)), max(map(np.max, biases))
@@ -264,8 +267,14 @@ def arrow(
     start: tuple[float, float], end: tuple[float, float], path: str | None
 ) -> FancyArrowPatch:
     """An arrow from one point to another, round the corner where `path` says so."""
-    style = {} if path is None else {"connectionstyle": path}
-    return FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=8, linewidth=0.8, **style)
+    return FancyArrowPatch(
+        start,
+        end,
+        arrowstyle="-|>",
+        connectionstyle=path or "arc3",
+        mutation_scale=8,
+        linewidth=0.8,
+    )
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {

@@ -55,7 +55,7 @@ class Made(NamedTuple):
     """A finished shard, and the files that are not in it because they cannot be read."""
 
     name: str
-    count: int
+    images: int
     errors: list[str]
 
 
@@ -84,10 +84,10 @@ def main() -> None:
         )
     except UserError as error:
         sys.exit(f"error: {error}")
-    errors = [error for shard in made for error in shard.errors]
-    for error in errors[:_SHOWN]:
-        Console(stderr=True, soft_wrap=True).print(f"left out: {error}")
-    count = sum(shard.count for shard in made)
+    errors = [reason for shard in made for reason in shard.errors]
+    for reason in errors[:_SHOWN]:
+        Console(stderr=True, soft_wrap=True).print(f"left out: {reason}")
+    count = sum(shard.images for shard in made)
     Console(soft_wrap=True, highlight=False).print(
         f"{count} images in {len(made)} shards, {len(errors)} left out; data=webdataset "
         f"data.root={arguments.out}"
@@ -144,9 +144,9 @@ def make_shards(
         written = processes.map(partial(write_shard, recipe), range(len(shards)), shards)
         made = list(track(written, "writing shards", total=len(shards)))
     description = {
-        "samples": sum(shard.count for shard in made),
+        "samples": sum(shard.images for shard in made),
         "classes": classes,
-        "shards": {shard.name: shard.count for shard in made},
+        "shards": {shard.name: shard.images for shard in made},
     }
     (out / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
     if classes and strays:

@@ -213,7 +213,7 @@ def images(folder: Path) -> dict[str, bytes]:
 def test_shards_hold_the_files_byte_by_byte_with_their_labels(tmp_path):
     written = images(tmp_path / "images")
     made = make_shards(tmp_path / "images", tmp_path / "shards", shard_size=5, workers=2)
-    assert sum(shard.count for shard in made) == 12
+    assert sum(shard.images for shard in made) == 12
     [error] = [error for shard in made for error in shard.errors]
     assert "ant/broken.jpg" in error
     description = json.loads((tmp_path / "shards" / "dataset.json").read_text())
@@ -255,7 +255,7 @@ def test_shards_are_made_of_one_part_and_of_what_lies_in_class_folders(tmp_path)
     images(tmp_path / "one")
     Image.new("RGB", (30, 20)).save(tmp_path / "one" / "stray.png")
     made = make_shards(tmp_path / "one", tmp_path / "shards", workers=1)
-    assert sum(shard.count for shard in made) == 12
+    assert sum(shard.images for shard in made) == 12
     assert any("stray.png lies beside the class folders" in error for error in made[-1].errors)
     for part in ("Train", "Val"):
         images(tmp_path / "both" / part)
