@@ -281,7 +281,7 @@ def test_no_row_for_any_image_names_both(folder):
 
 @pytest.mark.parametrize("root", ["linked", "parts", "../{}/linked"])
 @pytest.mark.parametrize("below", ["data.root", "the part"])
-def test_names_below_a_folder_however_it_is_reached(folder, below, root, monkeypatch):
+def test_names_below_a_folder_however_it_is_reached(folder, below, root, monkeypatch, caplog):
     monkeypatch.chdir(folder)
     images = folder / "images"
     for part, ward in (("train", "ward0"), ("val", "ward1")):
@@ -292,14 +292,13 @@ def test_names_below_a_folder_however_it_is_reached(folder, below, root, monkeyp
     if below == "data.root":
         table = table.replace("ward0/", "train/ward0/").replace("ward1/", "val/ward1/")
     (folder / "labels.csv").write_text(table)
-    data = imagefolder(
-        root=root.format(folder.name),
-        labels=folder / "labels.csv",
-        image_size=8,
-        batch_size=2,
-        train_transform=torch.nn.Identity(),
-    )
+    options = {"labels": folder / "labels.csv", "image_size": 8, "batch_size": 2}
+    root = root.format(folder.name)
+    data = imagefolder(root=root, train_transform=torch.nn.Identity(), **options)
     assert len(data.train) == len(data.val) == 24
+    # Without training, the rows of training images are not missed.
+    assert len(imagefolder(root=root, train_transform=None, **options).val) == 24
+    assert "have no image" not in caplog.text
 
 
 def test_one_column_needs_no_list():

@@ -292,7 +292,8 @@ def label_folders(
         )
     )
     used = len(train) + len(val)
-    if used < len(rows.rows):
+    # Where nothing is trained, the other rows are those of training images, which are not looked at.
+    if used < len(rows.rows) and len(folders.train):
         warn(f"{len(rows.rows) - used:,} of {len(rows.rows):,} rows of {rows.path} have no image")
     return train, val
 
