@@ -32,7 +32,8 @@ class EvaluationModule(pl.LightningModule):
         label: maps the data's labels to the model's; raises UserError for a missing one.
 
     Attributes:
-        answers: what `answer` gives, of the images of all ranks, after a validation.
+        answers: what `answer` gives, of the images of all ranks in their order, after a validation;
+            `index` has their numbers.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class EvaluationModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs the metrics, and gathers the answers of all ranks."""
         self.log_dict({name: metric.compute() for name, metric in self.held_out.metrics.items()})
-        self.answers = self._collected.compute()
+        answers = {name: column.cpu() for name, column in self._collected.compute().items()}
+        order = answers["index"].argsort()
+        self.answers = {name: column[order] for name, column in answers.items()}
 
 
 def evaluate_held_out(

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float
 from omegaconf import DictConfig
-from torch import Tensor
 from typing_extensions import Unpack
 
 from simmim.checkpoints.model_init import ModelInit
@@ -14,16 +12,14 @@ from simmim.checkpoints.read import Weights
 from simmim.data import ImageDataModule
 from simmim.data.sources.table import TargetImages, as_names
 from simmim.models.classifier import Classifier, HeadedEncoder, Mode
-from simmim.tasks.evaluation import EvaluationModule, evaluate_held_out, rows_of_images
+from simmim.tasks.multilabel.evaluation import evaluate_multilabel
 from simmim.tasks.multilabel.labels import label_sets
-from simmim.tasks.multilabel.metrics import MultilabelMetrics
 from simmim.tasks.multilabel.module import MultilabelModule
 from simmim.tasks.task import Evaluation, Outputs, Task, percent, require_all_outputs
 from simmim.training.module import TrainingArguments
 from simmim.utils.console import warn
 
 SHOWN = {"map": "mAP", "f1": "F1"}
-_WORST_LABELS = 5
 
 
 class Multilabel(Task):
@@ -97,63 +93,8 @@ class Multilabel(Task):
     ) -> Evaluation:
         """Average precision, precision, recall and F1 of each label; each image's probabilities."""
         require_all_outputs(outputs, self.name)
-        names = self.label(images)
-        model = start.create_classifier(start.find_outputs(names), self.create_model)
-        metrics = MultilabelMetrics(len(names))
-        normalisation = start.find_normalisation(images.normalisation)
-        module = EvaluationModule(model, metrics, keep, normalisation)
-        found = evaluate_held_out(module, images, trainer, start.source)
-        answers = {name: tensor.cpu() for name, tensor in module.answers.items()}
-        order = answers["index"].argsort()
-        shares, wanted = answers["shares"][order], answers["wanted"][order] > 0
-        predicted = shares > 0.5
-        right = (predicted & wanted).sum(dim=0).tolist()
-        counts = zip(
-            names,
-            wanted.sum(dim=0).tolist(),
-            predicted.sum(dim=0).tolist(),
-            right,
-            metrics.map.by_label.tolist(),
-            strict=True,
-        )
-        per_label = [
-            (
-                name,
-                actual,
-                precision,
-                hits / positives if positives else "",
-                hits / actual if actual else "",
-                2 * hits / (positives + actual) if positives + actual else "",
-            )
-            for name, actual, positives, hits, precision in counts
-        ]
-        images_of = rows_of_images(images, answers["index"][order], [wanted.long(), shares])
-        header = ["image", *(f"{what}{name}" for name in names for what in ("", "probability_"))]
-        worst = sorted((row for row in per_label if row[1]), key=lambda row: row[2])
-        return Evaluation(
-            images=len(wanted),
-            unreadable=len(images.val) - len(wanted),
-            metrics=found,
-            details={"labels": len(names)},
-            tables={
-                "per_label.csv": [
-                    ("label", "images", "average_precision", "precision", "recall", "f1"),
-                    *per_label,
-                ],
-                "predictions.csv": [header, *images_of],
-            },
-            shown=f"mAP {found['val/map']:.1%}, F1 {found['val/f1']:.1%}, worst labels:",
-            lines=[
-                f"{name}: average precision {precision:.1%}, of {have} images"
-                for name, have, precision, *_ in worst[:_WORST_LABELS]
-            ],
-        )
+        return evaluate_multilabel(start, images, trainer, self.label(images))
 
     def adopt(self, weights: Weights) -> "Multilabel":
         """The labels that the model was trained on."""
         return Multilabel(self.columns, self.separator, known=weights.classes)
-
-
-def keep(outputs: Float[Tensor, "n k"], labels: Float[Tensor, "n k"]) -> dict[str, Tensor]:
-    """Probabilities and true labels."""
-    return {"shares": outputs.sigmoid(), "wanted": labels}

@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
-from jaxtyping import Float
 from omegaconf import DictConfig
-from torch import Tensor
 from typing_extensions import Unpack
 
 from simmim.checkpoints.model_init import ModelInit
@@ -14,9 +12,8 @@ from simmim.data import ImageDataModule
 from simmim.data.sources.table import TargetImages, as_names
 from simmim.models.classifier import Classifier, HeadedEncoder, Mode
 from simmim.models.swin import SwinTransformer
-from simmim.tasks.evaluation import EvaluationModule, evaluate_held_out, rows_of_images
+from simmim.tasks.regression.evaluation import evaluate_regressor
 from simmim.tasks.regression.labels import label_numbers
-from simmim.tasks.regression.metrics import RegressionMetrics
 from simmim.tasks.regression.model import Regressor
 from simmim.tasks.regression.module import RegressionModule
 from simmim.tasks.task import Evaluation, Outputs, Task, require_all_outputs
@@ -86,46 +83,7 @@ class Regression(Task):
     ) -> Evaluation:
         """Error and R² of each number, and the prediction for each image."""
         require_all_outputs(outputs, self.name)
-        names = self.label(images)
-        rows = start.find_outputs(names)
-        model = start.create_classifier(rows, self.create_model)
-        assert isinstance(model, Regressor)
-        metrics = RegressionMetrics(model.head.mean, model.head.std)
-        normalisation = start.find_normalisation(images.normalisation)
-        module = EvaluationModule(model, metrics, keep, normalisation)
-        found = evaluate_held_out(module, images, trainer, start.source)
-        answers = {name: tensor.cpu() for name, tensor in module.answers.items()}
-        order = answers["index"].argsort()
-        predicted, wanted = answers["predicted"][order], answers["wanted"][order]
-        r2 = metrics.r2.by_output.tolist()
-        error = (predicted - wanted).double()
-        by_output = [
-            (name, mae, rmse, one)
-            for name, mae, rmse, one in zip(
-                names,
-                error.abs().mean(dim=0).tolist(),
-                error.square().mean(dim=0).sqrt().tolist(),
-                r2,
-                strict=True,
-            )
-        ]
-        images_of = rows_of_images(images, answers["index"][order], [wanted, predicted])
-        header = ["image", *(f"{what}{name}" for name in names for what in ("", "predicted_"))]
-        return Evaluation(
-            images=len(wanted),
-            unreadable=len(images.val) - len(wanted),
-            metrics=found,
-            details={"outputs": list(names)},
-            tables={
-                "per_output.csv": [("output", "mae", "rmse", "r2"), *by_output],
-                "predictions.csv": [header, *images_of],
-            },
-            shown=f"R² {found['val/r2']:.3f}, mean absolute error {found['val/mae']:.4g}; by output:",
-            lines=[
-                f"{name}: mean absolute error {mae:.4g}, root mean square {rmse:.4g}, R² {one:.3f}"
-                for name, mae, rmse, one in by_output
-            ],
-        )
+        return evaluate_regressor(start, images, trainer, self.label(images))
 
     def as_classifier(self, model: HeadedEncoder) -> Classifier:
         """The model with its scale folded into the linear layer."""
@@ -135,8 +93,3 @@ class Regression(Task):
     def adopt(self, weights: Weights) -> "Regression":
         """Regression onto the columns that the model was trained on, if none are chosen."""
         return Regression(self.columns or weights.classes or None)
-
-
-def keep(outputs: Float[Tensor, "n k"], labels: Float[Tensor, "n k"]) -> dict[str, Tensor]:
-    """Predicted and true numbers."""
-    return {"predicted": outputs, "wanted": labels}
