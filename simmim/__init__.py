@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         save_encoder,
     )
     from simmim.models.swin import create_encoder
-    from simmim.tasks.load import load_model
+    from simmim.tasks.load_model import load_model
     from simmim.utils.normalization import Normalisation
 
 try:
@@ -32,7 +32,7 @@ _HOME = {
     "create_encoder": "simmim.models.swin",
     "load_classifier": "simmim.checkpoints.model_file",
     "load_encoder": "simmim.checkpoints.model_file",
-    "load_model": "simmim.tasks.load",
+    "load_model": "simmim.tasks.load_model",
     "save_classifier": "simmim.checkpoints.model_file",
     "save_encoder": "simmim.checkpoints.model_file",
 }

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from simmim.data.dataset import ImageSource
-from simmim.data.decoding.bands import is_array, is_tiff
 from simmim.data.decoding.decode import open_encoded
+from simmim.data.decoding.npy import is_array, is_tiff
 from simmim.data.decoding.pillow import FORMATS
 from simmim.data.unreadable.policy import BadImagePolicy, Candidate
 from simmim.utils.errors import UnreadableImageError, UserError

@@ -190,7 +190,7 @@ def load_trained(
 ) -> TrainedModel:
     """Rebuilds the model that a file, a run of simmim or a Hugging Face folder describes.
 
-    `create` builds the model of a file with a head; `simmim.tasks.load.load_model` knows all tasks.
+    `create` builds the model of a file with a head; `simmim.load_model` knows all tasks.
 
     Raises:
         UserError: the file is missing, damaged, or does not say what model it holds.

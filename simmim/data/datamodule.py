@@ -24,8 +24,8 @@ from simmim.data.host_resources import (
     launched_ranks,
     shared_bytes,
 )
-from simmim.data.labels import keep_labelled, require_labels
 from simmim.data.loader import TimedLoader, describe_wait
+from simmim.data.missing_labels import keep_labelled, require_labels
 from simmim.data.samplers import EvaluationSampler, Order, TrainSampler, in_turn
 from simmim.data.sources.fingerprint import describe_names, describe_source
 from simmim.data.sources.image_folder import ImageFolder

@@ -25,12 +25,12 @@ from simmim.data.sources.image_folder import (
     held_out_folder,
     split_folder,
 )
+from simmim.data.sources.label_table import label_folders
 from simmim.data.sources.shard_samples import image_keys
 from simmim.data.sources.shard_stream import open_streams
 from simmim.data.sources.shard_urls import find_shards, is_url, sort_roots, sort_shards
 from simmim.data.sources.shards import open_shards
 from simmim.data.sources.streams import ImageStream
-from simmim.data.sources.table import label_folders
 from simmim.data.synthetic.dataset import DemoImages, Pictures
 from simmim.data.transforms import CenterCrop, require_channels
 from simmim.data.unreadable.policy import Reading, ReadingOptions

@@ -1,1 +1,1 @@
-"""Evaluation: accuracy of a classifier, or k-NN and linear probe of a frozen encoder."""
+"""Evaluation: a labelled model by its task, or k-NN and linear probe of a frozen encoder."""

@@ -13,7 +13,7 @@ from simmim.export.onnx import require_onnx, save_onnx
 from simmim.export.timm import save_timm
 from simmim.models.classifier import Classifier, HeadedEncoder
 from simmim.models.simmim import SimMIM
-from simmim.tasks.load import load_model
+from simmim.tasks.load_model import load_model
 from simmim.utils.console import say
 from simmim.utils.errors import UserError
 from simmim.utils.sizes import show

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning."""
+"""Supervised fine-tuning; what it trains, logs and evaluates is in `simmim/tasks`."""

@@ -1,1 +1,1 @@
-"""What all training stages share: tasks, trainer, callbacks, loggers and run directory."""
+"""What all stages that train share: modules, trainer, callbacks, loggers and run directory."""

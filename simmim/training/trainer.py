@@ -31,7 +31,7 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 for _untrue_here in (
     ".*is deprecated, use `isinstance.treespec, TreeSpec.*",
     ".*smaller than the logging interval.*",  # short epochs are not a mistake
-    ".*your dataloader is not resumable.*",  # data.sampling resumes at the next batch
+    ".*your dataloader is not resumable.*",  # data.samplers resumes at the next batch
     ".*does not have many workers.*",
     ".*`srun` command is available.*",  # a run may be started without srun
     ".*overridden `on_before_batch_transfer` in `LightningModule`.*",  # the data module lacks it
@@ -120,7 +120,7 @@ def create_trainer(
             enable_checkpointing=False,  # callbacks.Checkpoints writes them
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # data.sampling assigns samples to ranks
+            use_distributed_sampler=False,  # data.samplers assigns samples to ranks
         )
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"Lightning cannot run this trainer: {error}") from error

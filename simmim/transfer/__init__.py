@@ -1,1 +1,1 @@
-"""Transfer of a classifier to another image and window size."""
+"""Transfer of a labelled model to another image and window size."""

@@ -15,7 +15,7 @@ from started import check_started
 
 import simmim
 from simmim.data import imagefolder
-from simmim.data.sources.table import TargetImages
+from simmim.data.sources.label_table import TargetImages
 from simmim.models.classifier import Classifier
 from simmim.tasks.multilabel import Multilabel
 from simmim.tasks.regression import Regression

@@ -11,9 +11,9 @@ from pathlib import Path
 from jaxtyping import Real
 from torch import Tensor
 
-from simmim.data.decoding.bands import OpenFile, is_array, is_tiff, read_array
 from simmim.data.decoding.jpeg import decode_crop, decode_whole, is_jpeg, upright_colour_size
 from simmim.data.decoding.lazy_image import Box, DecodedImage, LazyImage
+from simmim.data.decoding.npy import OpenFile, is_array, is_tiff, read_array
 from simmim.data.decoding.pillow import DAMAGED, read_picture
 from simmim.data.decoding.resize import Interpolation
 from simmim.data.decoding.size_limits import require_size

@@ -11,9 +11,9 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image, Jpeg2KImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from simmim.data.decoding.bands import OpenFile
 from simmim.data.decoding.colours import to_8_bits, to_rgb, upright
 from simmim.data.decoding.metadata import orientation, without_metadata
+from simmim.data.decoding.npy import OpenFile
 from simmim.data.decoding.size_limits import require_size
 
 # Pillow knows more formats, some of which run other programs (EPS).

@@ -14,8 +14,8 @@ from jaxtyping import Real, UInt8
 from PIL import Image, TiffImagePlugin
 from torch import Tensor
 
-from simmim.data.decoding.bands import OpenFile, check_shape, to_tensor
 from simmim.data.decoding.colours import full_scale, to_8_bits, to_rgb, upright
+from simmim.data.decoding.npy import OpenFile, check_shape, to_tensor
 from simmim.data.decoding.pillow import read_picture
 from simmim.data.decoding.size_limits import require_size
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from simmim.data.dataset import ImageSource
-from simmim.data.sources.table import ClassedImages, TargetImages
+from simmim.data.sources.label_table import ClassedImages, TargetImages
 
 # Of larger sources, about this many names are hashed: an added or removed image shifts the others.
 _COMPARED_NAMES = 10_000

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch.utils.data import Dataset
 
-from simmim.data.sources.table import Table
+from simmim.data.sources.label_table import Table
 from simmim.data.synthetic.mosaics import MOSAIC_CLASSES, render_mosaic
 from simmim.data.synthetic.rng import create_generator, draw_label
 from simmim.data.synthetic.shapes import SHAPE_REACH, SHAPES

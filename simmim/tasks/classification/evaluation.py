@@ -12,7 +12,7 @@ from torch import Tensor
 from simmim.checkpoints.class_names import imagenet_synsets
 from simmim.checkpoints.model_init import ModelInit
 from simmim.data import ImageDataModule
-from simmim.data.labels import require_label_each, require_labels
+from simmim.data.missing_labels import require_label_each, require_labels
 from simmim.tasks.classification.confusion import Predictions, by_class, count_confusion
 from simmim.tasks.classification.metrics import ValidationAccuracy
 from simmim.tasks.evaluation import EvaluationModule, evaluate_held_out

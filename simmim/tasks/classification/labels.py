@@ -2,7 +2,7 @@
 
 from simmim.data import ImageDataModule
 from simmim.data.dataset import ImageSource
-from simmim.data.sources.table import ClassedImages, Table, TabledImages
+from simmim.data.sources.label_table import ClassedImages, Table, TabledImages
 from simmim.utils.errors import UserError
 
 

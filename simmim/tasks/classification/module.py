@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from simmim.data.dataset import Sample
 from simmim.data.decoding.on_device import UndecodedBatch
-from simmim.data.labels import require_label_each
+from simmim.data.missing_labels import require_label_each
 from simmim.models.classifier import HeadedEncoder, Mode
 from simmim.tasks.classification.metrics import ValidationAccuracy
 from simmim.tasks.classification.mixup import Mix

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 from simmim.checkpoints.model_init import ModelInit
 from simmim.checkpoints.read import Weights
 from simmim.data import ImageDataModule
-from simmim.data.sources.table import TargetImages, as_names
+from simmim.data.sources.label_table import TargetImages, as_names
 from simmim.models.classifier import Classifier, HeadedEncoder, Mode
 from simmim.tasks.multilabel.evaluation import evaluate_multilabel
 from simmim.tasks.multilabel.labels import label_sets

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from simmim.data import ImageDataModule
-from simmim.data.sources.table import Table, labelled_parts, require_table, with_targets
+from simmim.data.sources.label_table import Table, labelled_parts, require_table, with_targets
 from simmim.utils.console import say
 from simmim.utils.errors import UserError
 

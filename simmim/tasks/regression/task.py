@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from simmim.checkpoints.model_init import ModelInit
 from simmim.checkpoints.read import Weights
 from simmim.data import ImageDataModule
-from simmim.data.sources.table import TargetImages, as_names
+from simmim.data.sources.label_table import TargetImages, as_names
 from simmim.models.classifier import Classifier, HeadedEncoder, Mode
 from simmim.models.swin import SwinTransformer
 from simmim.tasks.regression.evaluation import evaluate_regressor
