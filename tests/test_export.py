@@ -17,8 +17,9 @@ from conftest import TINY_DEMO, compose
 from torch import Tensor
 
 import simmim
-from simmim.checkpoints.model_file import load_trained
+from simmim.checkpoints.model_file import TrainedModel, load_trained
 from simmim.cli.main import run_command, run_stage
+from simmim.export.stage import save_own
 from simmim.models.classifier import Classifier
 from simmim.models.simmim import SimMIM
 from simmim.utils.errors import UserError
@@ -252,3 +253,11 @@ def test_help_and_configuration_do_not_import_torch(tmp_path, arguments):
     assert done.stdout.strip().endswith("False"), done.stderr
     assert "opset" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_crop_that_it_was_validated_with_goes_along(tmp_path):
+    encoder = simmim.create_encoder("swinv2_nano", image_size=32, window_size=2)
+    crop = {"crop_ratio": 0.875, "squash": False}
+    trained = TrainedModel(Classifier(encoder, 2), ("a", "b"), simmim.Normalisation(), crop)
+    save_own(trained, tmp_path / "model.safetensors")
+    assert simmim.load_model(tmp_path / "model.safetensors").held_out_crop == crop

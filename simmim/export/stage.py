@@ -106,7 +106,12 @@ def save_own(trained: TrainedModel, path: Path) -> str:
     """Writes simmim's own file: a task's model, or SimMIM's encoder. Returns how to load it."""
     if isinstance(trained.model, HeadedEncoder):
         save_labelled(
-            trained.model, path, trained.classes, trained.normalisation, task=trained.task
+            trained.model,
+            path,
+            trained.classes,
+            trained.normalisation,
+            held_out_crop=trained.held_out_crop,
+            task=trained.task,
         )
     else:
         save_encoder(trained.encoder, path, trained.normalisation)

@@ -41,7 +41,7 @@ class FinetuneOptions(LabelledOptions):
     mode: Mode
 
 
-def of_split(metrics: Mapping[str, float], split: str) -> dict[str, float]:
+def of_split(metrics: Mapping[str, float | None], split: str) -> dict[str, float | None]:
     """The metrics of `val` or `direct`, without this prefix."""
     prefix = f"{split}/"
     return {

@@ -8,6 +8,7 @@ that its module records.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import pytorch_lightning as pl
@@ -90,7 +91,7 @@ class Task(ABC):
         """The LightningModule that trains a model; `mixing` are the options of that name, if any."""
 
     @abstractmethod
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def describe(self, metrics: Mapping[str, float | None]) -> str:
         """The main metrics in words, such as `top-1 45.0%`, from their names without `val/`."""
 
     @abstractmethod
@@ -124,14 +125,14 @@ def find_task(weights: Weights) -> Task:
 
 def task_named(name: str) -> Task:
     """The task of this folder, with its default options; UserError if there is none."""
-    try:
+    if name.isidentifier() and find_spec(f"simmim.tasks.{name}") is not None:
         package = import_module(f"simmim.tasks.{name}")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"the model was trained for task={name}, which this simmim does not know; upgrade simmim"
-        ) from error
-    task: Task = package.TASK()
-    return task
+        if hasattr(package, "TASK"):
+            task: Task = package.TASK()
+            return task
+    raise UserError(
+        f"the model was trained for task={name}, which this simmim does not know; upgrade simmim"
+    )
 
 
 def require_same_task(task: Task, start: ModelInit) -> Task:
@@ -146,11 +147,18 @@ def require_same_task(task: Task, start: ModelInit) -> Task:
     return task.adopt(start.weights)
 
 
-def percent(metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
+def percent(metrics: Mapping[str, float | None], names: Mapping[str, str]) -> str:
     """Shares in words: `top-1 45.0%, top-5 90.0%`, with the `names` to show metrics by."""
     return ", ".join(
-        f"{shown} {metrics[name]:.1%}" for name, shown in names.items() if name in metrics
+        f"{shown} {in_words(metrics[name], '.1%')}"
+        for name, shown in names.items()
+        if name in metrics
     )
+
+
+def in_words(metric: float | None, form: str) -> str:
+    """A metric in this format; `not known` for None, as summaries have it where it is not finite."""
+    return "not known" if metric is None else format(metric, form)
 
 
 def require_all_outputs(outputs: Outputs, task: str) -> None:

@@ -14,13 +14,16 @@ from sklearn.metrics import average_precision_score, f1_score, mean_absolute_err
 from started import check_started
 
 import simmim
+from simmim import create_encoder
 from simmim.data import imagefolder
-from simmim.data.sources.label_table import TargetImages
+from simmim.data.sources.image_folder import ImageFolder
+from simmim.data.sources.label_table import TabledImages, TargetImages
 from simmim.models.classifier import Classifier
 from simmim.tasks.multilabel import Multilabel
 from simmim.tasks.regression import Regression
 from simmim.tasks.regression.labels import as_number
 from simmim.tasks.regression.model import Regressor
+from simmim.tasks.task import task_named
 from simmim.utils.errors import UserError
 
 MODEL = ["model=swinv2_nano", *(option for option in TINY if "model." in option)]
@@ -269,6 +272,61 @@ def test_a_name_of_two_images_is_of_none(tmp_path):
         train_transform=torch.nn.Identity(),
     )
     assert [data.train.table.columns["age"], data.val.table.columns["age"]] == [["2"], ["3"]]
+
+
+def test_a_whole_path_goes_before_a_file_s_name(tmp_path):
+    (tmp_path / "images" / "x").mkdir(parents=True)
+    for name in ("a.png", "x/a.png", "x/b.png"):
+        Image.new("L", (2, 3)).save(tmp_path / "images" / name)
+    # Named from the table's own folder, too.
+    (tmp_path / "labels.csv").write_text("image,age\na.png,1\nimages/x/a.png,2\nb,3\n")
+    options = {"image_size": 8, "batch_size": 1, "train_transform": torch.nn.Identity()}
+    data = imagefolder(
+        root=tmp_path / "images", labels=tmp_path / "labels.csv", val_ratio=0.5, **options
+    )
+    ages = {
+        Path(part.identifier(index)).relative_to(tmp_path / "images").as_posix(): age
+        for part in (data.train, data.val)
+        for index, age in enumerate(part.table.columns["age"])
+    }
+    assert ages == {"a.png": "1", "x/a.png": "2", "x/b.png": "3"}
+    with (tmp_path / "labels.csv").open("a") as file:
+        file.write("x/b.png,4\n")
+    with pytest.raises(UserError, match=r"lines 4 and 5 of .* are for the same image"):
+        imagefolder(root=tmp_path / "images", labels=tmp_path / "labels.csv", **options)
+
+
+def test_what_cannot_be_judged_is_refused_before_training(folder, tmp_path):
+    images = open_images(folder)
+    images.val = TabledImages(ImageFolder(folder, ["a"]), images.val.label_table().pick([0]))
+    with pytest.raises(UserError, match="1 image is held out, and R² needs two or more"):
+        Regression("age").label(images)
+    images = open_images(folder)
+    names = Multilabel(["old"]).label(images)
+    images.val.targets.zero_()
+    model = Classifier(create_encoder("swinv2_nano", image_size=32, window_size=2), 1)
+    with pytest.raises(UserError, match="no held-out image has any of the labels"):
+        Multilabel().create_module(model, names, images, mode="full", mixing=None)
+    with pytest.raises(UserError, match="separator is empty"):
+        Multilabel(["sex"], separator="").label(open_images(folder))
+    table = (folder / "labels.csv").read_text()
+    (folder / "labels.csv").write_text(table.replace(",F,", ",,").replace(",M,", ",,"))
+    with pytest.raises(UserError, match=r"column sex of .* names no label"):
+        Multilabel(["sex"]).label(open_images(folder))
+    assert as_number("1e39") is as_number("nan") is None
+
+
+@pytest.mark.parametrize("task", ["task", "classification.labels", "of_tomorrow", "../x"])
+def test_a_file_of_an_unknown_task_is_refused(task):
+    with pytest.raises(UserError, match="does not know; upgrade simmim"):
+        task_named(task)
+
+
+def test_a_metric_that_is_not_finite_is_not_known():
+    assert (
+        Regression().describe({"r2": None, "mae": 1.5}) == "R² not known, mean absolute error 1.5"
+    )
+    assert Multilabel().describe({"map": None, "f1": 0.5}) == "mAP not known, F1 50.0%"
 
 
 def test_no_row_for_any_image_names_both(folder):

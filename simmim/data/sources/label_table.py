@@ -206,6 +206,13 @@ class Row(NamedTuple):
     entries: list[str]
 
 
+class Names(NamedTuple):
+    """What a table may call an image: its whole paths, and shorter names that others may have too."""
+
+    paths: list[str]
+    others: list[str]
+
+
 class Rows(NamedTuple):
     """A CSV file's rows by the names of their images, which lie below `folder`."""
 
@@ -217,27 +224,37 @@ class Rows(NamedTuple):
     def find(self, parts: Sequence[ImageFolder]) -> list[list[Row | None]]:
         """The row of each image of each part, None without one.
 
-        An image is named by its path below the data's folder or below its own part, by its file's
-        name, or by any of these without its suffix; a name of several images is none.
+        An image is named by its path below the data's folder, the table's or its own part, by its
+        file's name, or by any of these without its suffix; a name that several images have counts
+        for none of them.
+
+        Raises:
+            UserError: an image has several rows.
         """
         candidates = [self._names_of(part) for part in parts]
-        count = Counter(name for part in candidates for names in part for name in {*names})
-        return [
-            [
-                next(
-                    (self.rows[name] for name in names if name in self.rows and count[name] == 1),
-                    None,
-                )
-                for names in part
-            ]
-            for part in candidates
-        ]
+        flat = [names for part in candidates for names in part]
+        paths = Counter(name for names in flat for name in {*names.paths})
+        others = Counter(name for names in flat for name in {*names.paths, *names.others})
 
-    def _names_of(self, images: ImageFolder) -> list[list[str]]:
-        # Resolved, because either may have been reached through a link.
-        root, folder = images.root.resolve(), self.folder.resolve()
-        part = root.relative_to(folder) if root.is_relative_to(folder) else None
-        return [names_of(path, images.root, part) for path in images.paths]
+        def find_row(names: Names) -> Row | None:
+            unique = [name for name in names.paths if paths[name] == 1]
+            unique += [name for name in names.others if others[name] == 1]
+            rows = {self.rows[name].line: self.rows[name] for name in unique if name in self.rows}
+            if len(rows) > 1:
+                raise UserError(
+                    f"lines {' and '.join(map(str, sorted(rows)))} of data.labels {self.path} are for "
+                    f"the same image, {names.paths[0]}; leave one"
+                )
+            return next(iter(rows.values()), None)
+
+        return [[find_row(names) for names in part] for part in candidates]
+
+    def _names_of(self, images: ImageFolder) -> list[Names]:
+        # Resolved, because any of them may have been reached through a link.
+        root = images.root.resolve()
+        folders = (self.folder.resolve(), Path(self.path).resolve().parent)
+        below = [root.relative_to(folder) for folder in folders if root.is_relative_to(folder)]
+        return [names_of(path, images.root, below) for path in images.paths]
 
     def label(self, images: ImageFolder, found: Sequence[Row | None], what: str) -> TabledImages:
         """The images with a row in `found`, and their table; warns of the others, which are left out.
@@ -267,12 +284,13 @@ class Rows(NamedTuple):
         return TabledImages(ImageFolder(images.root, chosen, (), images.channels), table)
 
 
-def names_of(path: str, root: Path, part: Path | None) -> list[str]:
-    """What a table may call the image at `path` in `root`, which is `part` of the data's folder."""
-    names = [path, PurePosixPath(path).name, (root / path).as_posix()]
-    if part is not None:
-        names.insert(0, (part / path).as_posix())
-    return [*names, *(name.removesuffix(PurePosixPath(path).suffix) for name in names)]
+def names_of(path: str, root: Path, below: Sequence[Path]) -> Names:
+    """What a table may call the image at `path` in `root`; `below` are other paths of `root`."""
+    paths = [*((other / path).as_posix() for other in below), path, (root / path).as_posix()]
+    file = PurePosixPath(path)
+    return Names(
+        paths, [file.name, *(name.removesuffix(file.suffix) for name in [*paths, file.name])]
+    )
 
 
 def label_folders(

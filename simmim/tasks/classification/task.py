@@ -59,7 +59,7 @@ class Classification(Task):
             **training,
         )
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def describe(self, metrics: Mapping[str, float | None]) -> str:
         """Top-1 and top-5."""
         return percent(metrics, SHOWN)
 

@@ -46,6 +46,11 @@ def label_sets(
         sets = [split_names(table, chosen[0], separator) for table in tables]
         found = sorted({name for of_part in sets for labels in of_part for name in labels})
         names = tuple(known or found)
+        if not names:
+            raise UserError(
+                f"column {chosen[0]} of {tables[0].origin} names no label; choose another by "
+                "task.columns=[NAME]"
+            )
         if strange := sorted({*found} - {*names}):
             raise UserError(
                 f"{tables[0].origin} has labels that the model does not know "
@@ -90,6 +95,8 @@ def flagged(table: Table, names: Sequence[str]) -> list[set[str]]:
 
 def find_separator(tables: Sequence[Table], name: str, separator: str | None) -> str:
     """The separator of names in a column: the given one, or the first of | ; , that occurs in it."""
+    if separator == "":
+        raise UserError(f"task.separator is empty; use task.separator={_SPACE} for a space")
     if separator is not None:
         return " " if separator == _SPACE else separator
     text = "".join(entry for table in tables for entry in table.columns[name])

@@ -18,6 +18,7 @@ from simmim.tasks.multilabel.module import MultilabelModule
 from simmim.tasks.task import Evaluation, Outputs, Task, percent, require_all_outputs
 from simmim.training.module import TrainingArguments
 from simmim.utils.console import warn
+from simmim.utils.errors import UserError
 
 SHOWN = {"map": "mAP", "f1": "F1"}
 
@@ -69,22 +70,30 @@ class Multilabel(Task):
         **training: Unpack[TrainingArguments],
     ) -> MultilabelModule:
         """Training by binary cross-entropy."""
-        assert isinstance(images.val, TargetImages)
+        assert isinstance(images.val, TargetImages) and isinstance(images.train, TargetImages)
         shares = images.val.targets.mean(dim=0)
         occurring = shares[shares > 0]
+        if not len(occurring):
+            raise UserError(
+                "no held-out image has any of the labels, so that nothing would be measured; hold out "
+                "more by data.val_ratio, or put others into val"
+            )
+        in_training = images.train.targets.sum(dim=0).tolist()
+        if unseen := [name for name, count in zip(outputs, in_training, strict=True) if not count]:
+            warn(f"no training image is {', '.join(unseen[:8])}: it cannot be learned")
         for name, share in zip(outputs, shares.tolist(), strict=True):
             if share == 0:
                 warn(f"no held-out image is {name}: its average precision is left out")
         return MultilabelModule(
             model,
             outputs=outputs,
-            prevalence=float(occurring.mean()) if len(occurring) else 0.0,
+            prevalence=float(occurring.mean()),
             mode=mode,
             held_out_crop=images.held_out_crop(),
             **training,
         )
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def describe(self, metrics: Mapping[str, float | None]) -> str:
         """Mean average precision and F1."""
         return percent(metrics, SHOWN)
 

@@ -1,23 +1,32 @@
 """Gives images their numbers, from columns of a table."""
 
-import math
 from collections.abc import Sequence
+
+import torch
 
 from simmim.data import ImageDataModule
 from simmim.data.sources.label_table import Table, labelled_parts, require_table, with_targets
 from simmim.utils.console import say
 from simmim.utils.errors import UserError
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 def label_numbers(images: ImageDataModule, columns: Sequence[str] | None) -> tuple[str, ...]:
     """Makes these columns of the table the labels (None: all of numbers); returns their names.
 
     Raises:
-        UserError: the data has no table, or the columns are missing or hold other than numbers.
+        UserError: the data has no table, or the columns are missing or hold other than numbers, or
+            fewer than two images are held out.
     """
     parts = labelled_parts(images)
     tables = [require_table(getattr(images, part), "regression") for part in parts]
     names = tuple(columns or find_number_columns(tables))
+    if len(tables[-1].rows) < 2:
+        raise UserError(
+            f"{len(tables[-1].rows)} image is held out, and R² needs two or more; hold out more by "
+            "data.val_ratio, or put more into val"
+        )
     for part, table in zip(parts, tables, strict=True):
         numbers = [parse_numbers(table, name) for name in names]
         setattr(images, part, with_targets(getattr(images, part), numbers, names))
@@ -62,9 +71,9 @@ def parse_numbers(table: Table, name: str) -> list[float]:
 
 
 def as_number(entry: str) -> float | None:
-    """The number that an entry is; None if it is none, or not finite."""
+    """The number that an entry is; None if it is none, or not finite in float32."""
     try:
         number = float(entry)
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _LARGEST else None

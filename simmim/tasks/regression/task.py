@@ -16,7 +16,7 @@ from simmim.tasks.regression.evaluation import evaluate_regressor
 from simmim.tasks.regression.labels import label_numbers
 from simmim.tasks.regression.model import Regressor
 from simmim.tasks.regression.module import RegressionModule
-from simmim.tasks.task import Evaluation, Outputs, Task, require_all_outputs
+from simmim.tasks.task import Evaluation, Outputs, Task, in_words, require_all_outputs
 from simmim.training.module import TrainingArguments
 from simmim.utils.errors import UserError
 
@@ -74,9 +74,10 @@ class Regression(Task):
             model, outputs=outputs, mode=mode, held_out_crop=images.held_out_crop(), **training
         )
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def describe(self, metrics: Mapping[str, float | None]) -> str:
         """R² and mean absolute error."""
-        return f"R² {metrics['r2']:.3f}, mean absolute error {metrics['mae']:.4g}"
+        r2, mae = in_words(metrics["r2"], ".3f"), in_words(metrics["mae"], ".4g")
+        return f"R² {r2}, mean absolute error {mae}"
 
     def evaluate(
         self, start: ModelInit, images: ImageDataModule, trainer: pl.Trainer, outputs: Outputs
