@@ -69,7 +69,11 @@ class Multilabel(Task):
         mixing: DictConfig | None,
         **training: Unpack[TrainingArguments],
     ) -> MultilabelModule:
-        """Training by binary cross-entropy."""
+        """Training by binary cross-entropy.
+
+        Raises:
+            UserError: no held-out image has any of the labels.
+        """
         assert isinstance(images.val, TargetImages) and isinstance(images.train, TargetImages)
         shares = images.val.targets.mean(dim=0)
         occurring = shares[shares > 0]
