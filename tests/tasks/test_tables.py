@@ -19,6 +19,7 @@ from simmim.data import imagefolder
 from simmim.data.sources.image_folder import ImageFolder
 from simmim.data.sources.label_table import TabledImages, TargetImages
 from simmim.models.classifier import Classifier
+from simmim.tasks.classification import Classification
 from simmim.tasks.multilabel import Multilabel
 from simmim.tasks.regression import Regression
 from simmim.tasks.regression.labels import as_number
@@ -314,6 +315,23 @@ def test_what_cannot_be_judged_is_refused_before_training(folder, tmp_path):
     with pytest.raises(UserError, match=r"column sex of .* names no label"):
         Multilabel(["sex"]).label(open_images(folder))
     assert as_number("1e39") is as_number("nan") is None
+
+
+def test_columns_that_are_not_labels_are_named(folder, caplog):
+    assert Multilabel().label(open_images(folder)) == ("old", "heavy")
+    assert "not labels, for they hold other than 1 and 0: age, weight, sex" in caplog.text
+
+
+def test_a_column_without_a_table_is_refused(folder):
+    images = imagefolder(
+        root=folder / "images",
+        image_size=8,
+        batch_size=2,
+        val_ratio=0.3,
+        train_transform=torch.nn.Identity(),
+    )
+    with pytest.raises(UserError, match=r"task.column=sex is of a table, and there is none"):
+        Classification("sex").label(images)
 
 
 @pytest.mark.parametrize("task", ["task", "classification.labels", "of_tomorrow", "../x"])

@@ -12,7 +12,7 @@ def label_classes(images: ImageDataModule, column: str | None = None) -> None:
     Images outside of class folders are left out, with a warning.
 
     Raises:
-        UserError: the column is missing, or has an empty entry.
+        UserError: the column is missing, or has an empty entry; or there is a `column` and no table.
     """
     images.keep_labelled()
     sources = (images.train, images.val)
@@ -20,7 +20,12 @@ def label_classes(images: ImageDataModule, column: str | None = None) -> None:
         choose_column(source.table, column) if isinstance(source, TabledImages) else []
         for source in sources
     ]
-    if not any(entries):
+    if not any(isinstance(source, TabledImages) for source in sources):
+        if column is not None:
+            raise UserError(
+                f"task.column={column} is of a table, and there is none; set data.labels=FILE.csv, or "
+                "leave task.column out"
+            )
         return
     classes = tuple(sorted({entry for of_source in entries for entry in of_source}))
     number = {name: place for place, name in enumerate(classes)}

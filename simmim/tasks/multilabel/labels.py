@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from simmim.data import ImageDataModule
 from simmim.data.sources.label_table import Table, labelled_parts, require_table, with_targets
-from simmim.utils.console import say
+from simmim.utils.console import say, warn
 from simmim.utils.errors import UserError
 
 _FLAGS = {
@@ -74,6 +74,11 @@ def find_label_columns(tables: Sequence[Table]) -> list[str]:
         raise UserError(
             f"{tables[0].origin} has no column of 0 and 1 alone, and {len(names)} others "
             f"({', '.join(names[:5])}); name those with the labels by task.columns=[NAME]"
+        )
+    if flags and (others := [name for name in names if name not in flags]):
+        warn(
+            f"not labels, for they hold other than 1 and 0: {', '.join(others[:8])} "
+            "(task.columns=[NAME] chooses)"
         )
     return flags or names
 
